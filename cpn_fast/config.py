@@ -1,0 +1,224 @@
+"""Settings of a training run: frozen dataclasses from which the command line is built, and the presets."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+MethodName = Literal["cam", "seam", "seam_prcm", "cpn"]
+PresetName = Literal["default", "paper", "released"]
+BackboneName = Literal["resnet38", "resnet50", "mobilenet_v2", "resnet38_tiny"]
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """Every open reading of the method (shared/spec section 2 to 5 of the paper's description) as a typed option.
+
+    Attributes:
+        map_norm: CAM normalisation, "minmax" (the ancestors') or "max" (eq. 16).
+        pair_norm: a hidden view is normalised by its "own" maximum, or by one at least that of the full image ("shared").
+        tcp: use the triplet complementary-pair loss (eq. 14).
+        cpcr: use the cross-regularisation loss (eq. 15).
+        prcm: form of the pixel-region correlation: "softmax", "released", or "none" (PCM alone).
+        pcm: use PCM; False leaves the CAM unrefined (then cpcr and the refined part of tcp are off).
+        ohem: fraction of elements kept by OHEM in cpcr / ECR; 1 keeps all.
+        ohem_pool: elements OHEM picks from: "present" (background and present classes) or "all".
+        cpcr_target: "winner", "dense" or "released".
+        refined_pair_gradient: let the gradient flow into the pair in the refined term of tcp.
+        loss_resolution: "cam" grid or "input" (maps upsampled to the input).
+        min_pool_weight: weight of the min-pooling loss (released: 1).
+        p_hidden: probability with which a patch is hidden in I_h.
+        seam_scale: scale of SEAM's second view.
+        dropout: channel dropout before the classifier.
+    """
+
+    map_norm: Literal["minmax", "max"] = "minmax"
+    pair_norm: Literal["own", "shared"] = "own"
+    tcp: bool = True
+    cpcr: bool = True
+    pcm: bool = True
+    prcm: Literal["softmax", "released", "none"] = "softmax"
+    ohem: float = 0.2
+    ohem_pool: Literal["present", "all"] = "present"
+    cpcr_target: Literal["winner", "dense", "released"] = "winner"
+    refined_pair_gradient: bool = False
+    loss_resolution: Literal["cam", "input"] = "cam"
+    min_pool_weight: float = 0.0
+    p_hidden: float = 0.5
+    seam_scale: float = 0.3
+    dropout: float = 0.5
+
+
+@dataclass(frozen=True)
+class PatchOptions:
+    """How an image falls into patches.
+
+    Attributes:
+        kind: "superpixel" (SLIC) or "grid".
+        segments: S_N, the number of superpixels that one crop sees.
+        compactness: SLIC compactness.
+        grid_sides: K_S in pixels of a 448 crop; a side is drawn per image and scaled with the crop.
+        cache_dir: where superpixel maps are kept; None = `~/.cache/cpn_fast/superpixels`.
+    """
+
+    kind: Literal["superpixel", "grid"] = "superpixel"
+    segments: int = 200
+    compactness: float = 10.0
+    grid_sides: tuple[int, ...] = (56, 112)
+    cache_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """Augmentation of the training crops, in this order: resize, flip, colour jitter, crop.
+
+    Attributes:
+        crop: side of the square crop in pixels.
+        resize: range of the long side in pixels; None = crop * (448..768) / 448.
+        flip: flip horizontally with probability 0.5.
+        jitter: brightness, contrast, saturation, hue ranges.
+    """
+
+    crop: int = 448
+    resize: tuple[int, int] | None = None
+    flip: bool = True
+    jitter: tuple[float, float, float, float] = (0.3, 0.3, 0.3, 0.1)
+
+    def resize_range(self) -> tuple[int, int]:
+        """The range of the long side in pixels."""
+        return self.resize or (self.crop, round(self.crop * 768 / 448))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Everything here is written to the run folder's config.json.
+
+    Attributes:
+        data: source, e.g. `voc:PATH`, `folder:PATH`, `coco:PATH`, `demo:` or a bare path.
+        output: run folder.
+        split: split to train on.
+        val_split: split with masks for the curves of mIoU; None = the source's `val` where it exists.
+        method: which method.
+        preset: bundle of method options that the given options then override.
+        backbone: which backbone.
+        weights: backbone weights (.params, .pth, .safetensors); None trains from scratch.
+        epochs: passes over the data; None = the backbone's recipe.
+        max_steps: stop after this many steps (the schedule still spans the epochs).
+        batch_size: images per step over all devices.
+        lr: base learning rate; None = the backbone's recipe.
+        momentum: SGD momentum; None = the backbone's recipe or the preset's.
+        weight_decay: SGD weight decay.
+        poly_power: power of the polynomial schedule.
+        head_lr_factor: learning rate of new layers, times the base rate.
+        seed: of everything random.
+        workers: data-loading processes.
+        hidden_colour: what a hidden pixel shows: ImageNet's mean, or the training set's.
+        compile: torch.compile network and loss.
+        precision: Lightning Fabric precision.
+        channels_last: memory format; None = on (measured faster on CPU and GPU).
+        tf32: TF32 matrix products on a GPU.
+        accelerator: Fabric accelerator.
+        devices: processes (CPU) or GPUs.
+        checkpoint_every: steps between checkpoints.
+        log_every: steps between progress lines and TensorBoard scalars (metrics.jsonl has every step).
+        eval_every: epochs between mIoU points on val_images; 0 = never.
+        val_images: images of the fixed validation subset for curves.
+        resume: continue from the run folder's last checkpoint.
+    """
+
+    data: str
+    output: Path
+    split: str = "train"
+    val_split: str | None = None
+    method: MethodName = "cpn"
+    preset: PresetName = "default"
+    backbone: BackboneName = "resnet38"
+    weights: Path | None = None
+    epochs: int | None = None
+    max_steps: int | None = None
+    batch_size: int = 8
+    lr: float | None = None
+    momentum: float | None = None
+    weight_decay: float = 5e-4
+    poly_power: float = 0.9
+    head_lr_factor: float = 10.0
+    seed: int = 0
+    workers: int = 2
+    hidden_colour: Literal["imagenet", "dataset"] = "imagenet"
+    compile: bool = False
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    channels_last: bool = True
+    tf32: bool = True
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = 1
+    checkpoint_every: int = 500
+    log_every: int = 10
+    eval_every: int = 1
+    val_images: int = 64
+    resume: bool = False
+    options: MethodOptions = field(default_factory=MethodOptions)
+    patch: PatchOptions = field(default_factory=PatchOptions)
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+
+
+PRESETS: dict[str, dict[str, object]] = {
+    "default": {},
+    "paper": {
+        "options.map_norm": "max",
+        "options.cpcr_target": "dense",
+        "options.ohem_pool": "all",
+        "momentum": 0.9,
+        "patch.segments": 200,
+    },
+    "released": {
+        "options.map_norm": "minmax",
+        "options.cpcr_target": "released",
+        "options.ohem_pool": "all",
+        "options.refined_pair_gradient": True,
+        "options.prcm": "released",
+        "options.min_pool_weight": 1.0,
+        "options.loss_resolution": "input",
+        "patch.segments": 300,
+        "momentum": 5e-4,
+    },
+}
+"""Method presets as data: dotted field of TrainConfig -> value."""
+
+RECIPES: dict[str, dict[str, object]] = {
+    "resnet38": {"lr": 0.01, "momentum": 0.9, "epochs": 8},
+    "resnet50": {"lr": 0.01, "momentum": 0.9, "epochs": 8},
+    "mobilenet_v2": {"lr": 0.003, "momentum": 0.9, "epochs": 16},
+    "resnet38_tiny": {"lr": 0.01, "momentum": 0.9, "epochs": 20},
+}
+"""Learning rate, momentum and epochs per backbone, used where the command line names none."""
+
+
+def replace_dotted(config: TrainConfig, values: dict[str, object]) -> TrainConfig:
+    """Return `config` with dotted fields (`options.map_norm`, `momentum`) replaced.
+
+    Raises:
+        ValueError: for a field that does not exist.
+    """
+    for dotted, value in values.items():
+        head, _, rest = dotted.partition(".")
+        if head not in {f.name for f in dataclasses.fields(config)}:
+            raise ValueError(f"config has no field {dotted!r}")
+        if rest:
+            value = dataclasses.replace(getattr(config, head), **{rest: value})
+        config = dataclasses.replace(config, **{head: value})
+    return config
+
+
+def preset_defaults(preset: str) -> dict[str, object]:
+    """Dotted fields that a preset sets. Raises ValueError for an unknown preset."""
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
+    return dict(PRESETS[preset])
+
+
+def with_recipe(config: TrainConfig) -> TrainConfig:
+    """Fill lr, momentum and epochs that are None from the backbone's recipe."""
+    recipe = RECIPES[config.backbone]
+    return replace_dotted(config, {k: v for k, v in recipe.items() if getattr(config, k) is None})

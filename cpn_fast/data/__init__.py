@@ -1,0 +1,1 @@
+"""Where samples come from: sources, augmentation, the superpixel cache and the training batches."""

@@ -1,0 +1,98 @@
+"""The types that every source and every stage share: Record, Sample, Batch, Source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VOID = 255
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a split, before anything is read.
+
+    Attributes:
+        id: unique within the source; relative path without suffix for folders.
+        image_path: the image file.
+        labels: sorted foreground class indices 0..K-1 (background not counted); None where the image has no label.
+        mask_path: the ground-truth mask file, None where there is none (or where the source makes masks itself).
+    """
+
+    id: str
+    image_path: Path
+    labels: tuple[int, ...] | None
+    mask_path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image that has been read.
+
+    Attributes:
+        record: where it came from.
+        image: uint8 [H, W, 3] RGB.
+        labels: float32 [K], 1 where the class is in the image; None without labels.
+        mask: uint8 [H, W], 0 background, 1..K classes, 255 void; None without ground truth.
+    """
+
+    record: Record
+    image: np.ndarray
+    labels: np.ndarray | None
+    mask: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training step's input.
+
+    Attributes:
+        ids: the B sample ids.
+        images: uint8 [B, H, W, 3] RGB, augmented crops.
+        patches: int32 [B, H, W] patch of every pixel, -1 = crop padding.
+        keys: int64 [B], the random key of (seed, epoch, sample id) from which hidden patches are drawn.
+        labels: float32 [B, K].
+    """
+
+    ids: tuple[str, ...]
+    images: Tensor
+    patches: Tensor
+    keys: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Move every tensor to `device` without waiting for it."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{
+            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in values.items()
+        })
+
+
+class Source(Protocol):
+    """A data set: classes, splits, and how to read one record."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The K foreground class names, background excluded."""
+
+    @property
+    def spec(self) -> str:
+        """What `open_source` was given, e.g. `voc:data/VOC2012`."""
+
+    def splits(self) -> tuple[str, ...]:
+        """The split names that `records` knows."""
+
+    def records(self, split: str) -> Sequence[Record]:
+        """The split's records in a stable order. Raises DataError for an unknown split, naming those that exist."""
+
+    def read(self, record: Record, with_mask: bool = False) -> Sample:
+        """Read image (and mask). Raises DataError naming the file."""

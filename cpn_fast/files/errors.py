@@ -1,0 +1,10 @@
+"""The error that a user can act on."""
+
+from __future__ import annotations
+
+
+class DataError(ValueError):
+    """Bad input: names the file, line or key, what was found, what was expected and what to do.
+
+    The command line prints its message in one line and exits with status 2.
+    """

@@ -1,0 +1,1 @@
+"""Networks: backbones, weights, CamNet with its refinement heads, and the labelling module."""

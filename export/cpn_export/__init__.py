@@ -1,0 +1,1 @@
+"""ONNX export, and a labelling runtime that needs no torch."""
