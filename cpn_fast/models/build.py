@@ -1,0 +1,35 @@
+"""From settings to a network."""
+
+from __future__ import annotations
+
+from cpn_fast.config import TrainConfig
+from cpn_fast.models.backbones import create_backbone
+from cpn_fast.models.cam import CamNet, Refinement
+from cpn_fast.models.pretrained import load_backbone_weights
+
+
+def refinement_of(config: TrainConfig) -> Refinement:
+    """The refinement heads that a method needs: none for `cam`, PCM for `seam`, PCM + PRCM for `seam_prcm`."""
+    options = config.options
+    if config.method == "cam" or not options.pcm:
+        return "none"
+    if config.method == "seam" or options.prcm == "none":
+        return "pcm"
+    return "prcm_released" if options.prcm == "released" else "prcm"
+
+
+def create_model(config: TrainConfig, num_classes: int, load_weights: bool = True) -> CamNet:
+    """The untrained CamNet of a run, with backbone weights where `config.weights` names a file.
+
+    Args:
+        config: the run's settings.
+        num_classes: K foreground classes.
+        load_weights: False when a checkpoint replaces every weight anyway.
+
+    Raises:
+        DataError: if the weights do not fit the backbone.
+    """
+    backbone = create_backbone(config.backbone, frozen=True)
+    if load_weights and config.weights is not None:
+        load_backbone_weights(backbone, config.weights)
+    return CamNet(backbone, num_classes, refinement_of(config), config.options.dropout)

@@ -1,0 +1,107 @@
+"""CamNet: backbone, class activation maps, and the refinement heads that turn CAM into RCAM."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from cpn_kernels.cam_norm import normalise_cam, winner_mask, with_background
+from cpn_kernels.pixel_correlation import pixel_correlation
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cpn_fast.models.backbones import Backbone
+from cpn_fast.models.pcm import EMBEDDING_CHANNELS, FEATURE_CHANNELS, feature_heads, pixel_features
+from cpn_fast.models.prcm import pixel_region_correlation
+
+Refinement = Literal["none", "pcm", "prcm", "prcm_released"]
+
+
+class CamOutput(NamedTuple):
+    """What one pass over M views gives.
+
+    Attributes:
+        cam: float [M, K, h, w], the un-normalised maps A (logits per position).
+        scores: float [M, K], image logits s = GAP(A).
+        features: float [M, 195, h, w], pixel features X for the refinement; empty [M, 0, h, w] without refinement.
+    """
+
+    cam: Tensor
+    scores: Tensor
+    features: Tensor
+
+
+class CamNet(nn.Module):
+    """A classifier whose last maps are CAMs, with PCM and PRCM on top (paper sections 3.1 and 3.3).
+
+    Args:
+        backbone: gives (mid, high, final) maps.
+        num_classes: K foreground classes.
+        refinement: "none", "pcm", "prcm" (PCM + PRCM) or "prcm_released".
+        dropout: channel dropout before the classifier.
+    """
+
+    def __init__(
+        self, backbone: Backbone, num_classes: int, refinement: Refinement = "prcm", dropout: float = 0.5
+    ) -> None:
+        super().__init__()
+        if refinement not in ("none", "pcm", "prcm", "prcm_released"):
+            raise ValueError(f"unknown refinement {refinement!r}; known: none, pcm, prcm, prcm_released")
+        mid_channels, high_channels, final_channels = backbone.channels
+        self.num_classes = num_classes
+        self.refinement = refinement
+        self.backbone = backbone
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(final_channels, num_classes, 1, bias=False)
+        nn.init.xavier_uniform_(self.classifier.weight)
+        if refinement != "none":
+            self.f_mid, self.f_high, self.f9 = feature_heads(mid_channels, high_channels)
+        if refinement.startswith("prcm"):
+            self.phi = nn.Linear(FEATURE_CHANNELS, EMBEDDING_CHANNELS, bias=False)
+            with torch.no_grad():
+                self.phi.weight.copy_(self.f9.weight.flatten(1))
+
+    def forward(self, views: Tensor) -> CamOutput:
+        """Maps, image logits and pixel features of normalised views, float [M, 3, H, W]."""
+        mid, high, final = self.backbone(views)
+        cam = self.classifier(self.dropout(final))
+        size = (cam.shape[2], cam.shape[3])
+        if self.refinement == "none":
+            features = cam.new_empty(cam.shape[0], 0, *size)
+        else:
+            features = pixel_features(views, mid, high, self.f_mid, self.f_high, size)
+        return CamOutput(cam, cam.mean(dim=(2, 3)), features)
+
+    def refine(
+        self,
+        cam: Tensor,  # [M, K, h, w]
+        features: Tensor,  # [M, 195, h, w]
+        labels: Tensor,  # [M, K]
+        map_norm: str = "minmax",
+        floor: Tensor | None = None,  # [M, K]
+    ) -> Tensor:  # [M, K, h, w]
+        """RCAM before normalisation: the foreground of Y_pcm + Y_prcm (eq. 9 to 12).
+
+        `cam` is detached, so the gradient reaches the refinement heads only. `floor` is the least maximum by which a
+        class is normalised (`pair_norm="shared"`).
+
+        Raises:
+            RuntimeError: if the network has no refinement heads.
+        """
+        if self.refinement == "none":
+            raise RuntimeError("this network has no refinement heads: build it with refinement='pcm' or 'prcm'")
+        maps = with_background(normalise_cam(cam.detach().float(), labels, map_norm=map_norm, floor=floor))
+        winners = (maps * winner_mask(maps)).flatten(2)
+        embedding = self.f9(features).flatten(2)
+        refined = pixel_correlation(embedding, winners)
+        if self.refinement != "pcm":
+            present = F.pad(labels, (1, 0), value=1.0) > 0
+            form = "released" if self.refinement == "prcm_released" else "softmax"
+            refined = refined + pixel_region_correlation(
+                winners, features.flatten(2).float(), embedding.float(), self.phi.weight, present, form
+            )
+        return refined[:, 1:].unflatten(2, cam.shape[2:])
+
+    def new_parameters(self) -> list[nn.Parameter]:
+        """The parameters that do not belong to the backbone (higher learning rate)."""
+        return [p for name, p in self.named_parameters() if not name.startswith("backbone.")]

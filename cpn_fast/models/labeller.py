@@ -1,0 +1,148 @@
+"""The labelling module: images to multi-scale RCAM and masks; eager labelling and the ONNX graph share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from cpn_kernels.cam_norm import normalise_cam
+from cpn_kernels.cp_triplet import normalise_images
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cpn_fast.models.cam import CamNet
+
+SCALES = (0.5, 1.0, 1.5, 2.0)
+
+
+class Labelled(NamedTuple):
+    """What the labeller says of B images.
+
+    Attributes:
+        cam: float [B, K, H, W] normalised foreground CAM in [0, 1).
+        rcam: the same for RCAM (the CAM again where the network has no refinement).
+        scores: float [B, K] class probabilities.
+        mask: uint8 [B, H, W], 0 background, 1..K classes.
+    """
+
+    cam: Tensor
+    rcam: Tensor
+    scores: Tensor
+    mask: Tensor
+
+
+class ScaleMaps(NamedTuple):
+    """Un-normalised foreground maps of one scale (flip already summed), float [B, K, H, W]."""
+
+    cam: Tensor
+    rcam: Tensor
+
+
+def scaled_size(length: int, scale: float) -> int:
+    """`length * scale` in pixels, rounded half up in integers, so that eager and exported graphs agree."""
+    return (length * round(scale * 100) + 50) // 100
+
+
+def standing_labels(scores: Tensor, threshold: float) -> Tensor:
+    """Labels [B, K] from class probabilities: those above `threshold`, at least the best one."""
+    best = F.one_hot(scores.argmax(dim=1), scores.shape[1]).bool()
+    return (best | (scores > threshold)).to(scores.dtype)
+
+
+def normalised(maps: Tensor, labels: Tensor, map_norm: str) -> Tensor:
+    """Summed maps to [0, 1) by the rule of the CAM, absent classes zero."""
+    return normalise_cam(maps, labels, map_norm=map_norm)
+
+
+def mask_of(maps: Tensor, beta: float) -> Tensor:
+    """uint8 [B, H, W]: argmax over background (constant `beta`) and the K foreground maps [B, K, H, W]."""
+    background = torch.full_like(maps[:, :1], beta)
+    return torch.cat([background, maps], dim=1).argmax(dim=1).to(torch.uint8)
+
+
+class Labeller(nn.Module):
+    """Multi-scale, flipped inference of a CamNet (paper section 4.1).
+
+    Args:
+        net: a trained network; it is put into eval mode.
+        scales: scale factors of the image.
+        flip: also run the mirrored image.
+        beta: background score of the mask, in [0, 1].
+        threshold: class probability above which a class stands in where an image has no labels.
+        map_norm: normalisation of the run.
+    """
+
+    def __init__(
+        self,
+        net: CamNet,
+        scales: Sequence[float] = SCALES,
+        flip: bool = True,
+        beta: float = 0.25,
+        threshold: float = 0.5,
+        map_norm: str = "minmax",
+    ) -> None:
+        super().__init__()
+        self.net = net.eval()
+        self.scales, self.flip, self.beta = tuple(scales), flip, beta
+        self.threshold, self.map_norm = threshold, map_norm
+
+    def _passes(self, views: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """CAM, image logits and pixel features per scale; with flip the batch is [views, mirrored views]."""
+        outputs = []
+        height, width = views.shape[2], views.shape[3]
+        for scale in self.scales:
+            size = (scaled_size(height, scale), scaled_size(width, scale))
+            scaled = views if scale == 1 else F.interpolate(views, size=size, mode="bilinear", align_corners=False)
+            outputs.append(tuple(self.net(torch.cat([scaled, scaled.flip(3)]) if self.flip else scaled)))
+        return outputs
+
+    def _unflipped(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        """Upsample to the image and sum the two halves of the batch, the second mirrored back."""
+        maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+        if not self.flip:
+            return maps
+        straight, mirrored = maps.chunk(2)
+        return straight + mirrored.flip(3)
+
+    def scale_maps(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Iterator[ScaleMaps]]:
+        """The parts of `forward`, for scoring each scale beside their sum in one pass.
+
+        Args:
+            images: uint8 [B, H, W, 3] RGB.
+            labels: float [B, K]; a row of -1 means that the network's own scores stand in.
+
+        Returns:
+            class probabilities [B, K], the labels in force [B, K], and an iterator of maps, one item per scale.
+        """
+        views = normalise_images(images)
+        size = (views.shape[2], views.shape[3])
+        passes = self._passes(views)
+        logits = torch.stack([scores for _, scores, _ in passes]).mean(dim=0)
+        if self.flip:
+            logits = torch.stack(logits.chunk(2)).mean(dim=0)
+        scores = torch.sigmoid(logits)
+        in_force = torch.where(labels.amin(dim=1, keepdim=True) < 0, standing_labels(scores, self.threshold), labels)
+        repeated = in_force.repeat(2, 1) if self.flip else in_force
+
+        def maps() -> Iterator[ScaleMaps]:
+            for cam, _, features in passes:
+                coarse = F.relu(cam)
+                full = self._unflipped(coarse, size)
+                if self.net.refinement == "none":
+                    yield ScaleMaps(full, full)
+                else:
+                    refined = self.net.refine(cam, features, repeated, self.map_norm)
+                    yield ScaleMaps(full, self._unflipped(refined, size))
+
+        return scores, in_force, maps()
+
+    def forward(self, images: Tensor, labels: Tensor) -> Labelled:
+        """Label uint8 images [B, H, W, 3] with labels float [B, K] (a row of -1: own scores stand in)."""
+        scores, in_force, maps = self.scale_maps(images, labels)
+        first = next(maps)
+        cam, rcam = first.cam, first.rcam
+        for item in maps:
+            cam, rcam = cam + item.cam, rcam + item.rcam
+        cam, rcam = (normalised(m, in_force, self.map_norm) for m in (cam, rcam))
+        return Labelled(cam, rcam, scores, mask_of(rcam, self.beta))
