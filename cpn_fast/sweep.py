@@ -21,7 +21,7 @@ class SweepPoint:
 
     Attributes:
         beta: the background score, 0..1.
-        miou: mean IoU over background and foreground classes, 0..1; a class in neither masks nor predictions is left out.
+        miou: mean IoU over background and foreground classes, 0..1; a class neither true nor predicted is left out.
         background: IoU of background, NaN where it is in neither.
         foreground: mean IoU of the foreground classes.
         per_class: IoU of background and the K classes; None for a class in neither masks nor predictions.
@@ -103,7 +103,7 @@ def check_mask(mask: NDArray[np.uint8], shape: tuple[int, ...], num_classes: int
     if mask.shape != shape:
         raise DataError(
             f"{name}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels but the prediction is "
-            f"{shape[1]} x {shape[0]}; expected equal sizes: check that mask and image belong together and were not resized"
+            f"{shape[1]} x {shape[0]}; expected equal sizes: check that both belong to one image and were not resized"
         )
     wrong = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[num_classes + 1 : VOID])
     if len(wrong):
