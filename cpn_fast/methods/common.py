@@ -1,0 +1,69 @@
+"""What the methods share: classification loss, normalised maps for watching, ER and ECR, min pooling."""
+
+from __future__ import annotations
+
+import torch
+from cpn_kernels.cam_norm import normalise_cam
+from cpn_kernels.cp_loss import ohem_mean
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def classification_loss(scores: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+    """Multilabel soft margin loss, a mean over each image's valid views, then over images (eq. 13).
+
+    Args:
+        scores: float [V, B, K] image logits of V views.
+        labels: float [B, K] in {0, 1}.
+        valid: bool or float [V, B]; a view in which nothing is visible counts for nothing.
+    """
+    targets = labels.expand_as(scores)
+    per_view = F.binary_cross_entropy_with_logits(scores.float(), targets.float(), reduction="none").mean(dim=2)
+    weights = valid.to(per_view.dtype)
+    return ((per_view * weights).sum(dim=0) / weights.sum(dim=0).clamp(min=1)).mean()
+
+
+def to_grid(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of [B, C, h, w] maps to the grid `size`, corners aligned."""
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
+
+
+def watch(raw: Tensor, labels: Tensor, map_norm: str) -> Tensor:
+    """Detached normalised foreground maps [B, K, h, w] for statistics and pictures."""
+    with torch.no_grad():
+        return normalise_cam(raw.detach().float(), labels, map_norm=map_norm)
+
+
+def winner_one_hot(maps: Tensor) -> Tensor:
+    """One-hot of each position's largest class, times its value: SEAM's max_onehot of maps [B, C, h, w]."""
+    return maps * F.one_hot(maps.argmax(dim=1), maps.shape[1]).permute(0, 3, 1, 2).to(maps.dtype)
+
+
+def present_pool(labels: Tensor, pool: str) -> Tensor | None:
+    """bool [B, C] of the classes from which OHEM picks: background and present ones, or None for all."""
+    return F.pad(labels, (1, 0), value=1.0) > 0 if pool == "present" else None
+
+
+def equivariant_cross_loss(maps: Tensor, refined: Tensor, labels: Tensor, ohem: float, pool: str) -> Tensor:
+    """ECR: |one-hot winner of a view's CAM (detached) - the other view's RCAM|, hardest share per image.
+
+    Args:
+        maps: float [B, C, h, w] normalised CAM with background, the target.
+        refined: float [B, C, h, w] normalised RCAM with background.
+        labels: float [B, K].
+        ohem: share of elements kept.
+        pool: "present" or "all".
+    """
+    return ohem_mean((winner_one_hot(maps.detach()) - refined).abs(), present_pool(labels, pool), ohem)
+
+
+def min_pool_loss(refined: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the lowest 25% of per-position class maxima of the un-normalised, label-masked RCAM.
+
+    Args:
+        refined: float [M, K, h, w], un-normalised foreground RCAM.
+        labels: float [M, K].
+    """
+    strongest = (refined * labels[:, :, None, None]).amax(dim=1).flatten(1)
+    count = max(1, strongest.shape[1] // 4)
+    return F.relu(torch.topk(strongest, count, dim=1, largest=False).values).mean(dim=1).mean()

@@ -1,0 +1,74 @@
+"""`cpn`: the triplet of an image and its complementary patch pair (the paper's method)."""
+
+from __future__ import annotations
+
+import torch
+from cpn_kernels.cp_loss import cp_loss
+from cpn_kernels.cp_triplet import cp_triplet
+from torch import Tensor, nn
+
+from cpn_fast.config import MethodOptions
+from cpn_fast.methods.common import classification_loss, min_pool_loss, watch
+from cpn_fast.models.cam import CamNet
+
+
+class CpnMethod(nn.Module):
+    """Three views through shared weights as one batch; L_cls + L_tcp + L_cpcr (eq. 17).
+
+    Args:
+        net: the network; without refinement heads only L_cls and the first term of L_tcp remain.
+        options: the open readings.
+        colour: RGB in [0, 1] that a hidden pixel shows; None = the ImageNet mean.
+    """
+
+    def __init__(self, net: CamNet, options: MethodOptions, colour: tuple[float, float, float] | None = None) -> None:
+        super().__init__()
+        self.net, self.options, self.colour = net, options, colour
+
+    def refined(self, cam: Tensor, features: Tensor, labels: Tensor) -> Tensor | None:
+        """RCAM [3B, K, h, w] of the triplet, None without refinement heads."""
+        if self.net.refinement == "none":
+            return None
+        floor = None
+        if self.options.pair_norm == "shared":
+            floor = torch.relu(cam.detach()).amax(dim=(2, 3))[: labels.shape[0]].repeat(3, 1)
+        return self.net.refine(cam, features, labels.repeat(3, 1), self.options.map_norm, floor)
+
+    def forward(self, images: Tensor, patches: Tensor, keys: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Losses of uint8 images [B, H, W, 3] with patches int32 [B, H, W] and keys int64 [B]."""
+        options, batch = self.options, labels.shape[0]
+        views, visible = cp_triplet(images, patches, keys, options.p_hidden, mean=self.colour)
+        out = self.net(views)
+        valid = torch.stack([torch.ones_like(visible), visible > 0, visible < 1])
+        cls = classification_loss(out.scores.unflatten(0, (3, batch)), labels, valid)
+        rcam = self.refined(out.cam, out.features, labels)
+        tcp, cpcr = cp_loss(
+            out.cam,
+            rcam,
+            labels,
+            visible,
+            map_norm=options.map_norm,
+            pair_norm=options.pair_norm,
+            tcp=options.tcp,
+            cpcr=options.cpcr,
+            ohem=options.ohem,
+            ohem_pool=options.ohem_pool,
+            cpcr_target=options.cpcr_target,
+            refined_pair_gradient=options.refined_pair_gradient,
+            size=(images.shape[1], images.shape[2]) if options.loss_resolution == "input" else None,
+        )
+        loss = cls + tcp + cpcr
+        parts = {"cls": cls, "tcp": tcp, "cpcr": cpcr}
+        if options.min_pool_weight > 0 and rcam is not None:
+            parts["min_pool"] = min_pool_loss(rcam, labels.repeat(3, 1))
+            loss = loss + options.min_pool_weight * parts["min_pool"]
+        result = {
+            "loss": loss,
+            **{name: value.detach() for name, value in parts.items()},
+            "scores": out.scores[:batch].detach(),
+            "visible": visible,
+            "cam": watch(torch.relu(out.cam[:batch]), labels, options.map_norm),
+        }
+        if rcam is not None:
+            result["rcam"] = watch(rcam[:batch], labels, options.map_norm)
+        return result
