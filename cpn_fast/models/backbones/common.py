@@ -1,0 +1,98 @@
+"""What all backbones share: the base class with its freezing rule, and convolution and batch norm in one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Features = tuple[Tensor, Tensor, Tensor]
+"""mid, high, final."""
+
+
+class Backbone(nn.Module):
+    """Base class of the backbones: `forward(x)` gives the feature maps `mid`, `high` and `final`.
+
+    Attributes:
+        channels: channel counts of mid, high, final.
+        strides: input pixels per feature pixel of mid, high, final; `strides[2]` is the CAM stride.
+        frozen: whether the CAM-training rule holds: the early stages named by the backbone and the affine of every
+            batch norm have `requires_grad` False, and every batch norm stays in eval mode, also under `train()`.
+    """
+
+    channels: tuple[int, int, int]
+    strides: tuple[int, int, int]
+    frozen: bool = False
+
+    def forward(self, x: Tensor) -> Features:
+        """Map images to features.
+
+        Args:
+            x: float [B, 3, H, W], normalised by ImageNet's mean and standard deviation.
+
+        Returns:
+            mid, high and final: [B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])].
+        """
+        raise NotImplementedError
+
+    def early_stages(self) -> Sequence[nn.Module]:
+        """The modules that CAM training freezes besides the batch norms."""
+        return ()
+
+    def batch_norms(self) -> list[nn.BatchNorm2d]:
+        """Every batch norm of the backbone."""
+        return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    def initialise(self, frozen: bool) -> None:
+        """Kaiming initialisation, then the freezing rule if `frozen`. Subclasses call it once they are built."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.frozen = frozen
+        if frozen:
+            for stage in (*self.early_stages(), *self.batch_norms()):
+                stage.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set the training mode; frozen batch norms stay in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            for norm in self.batch_norms():
+                norm.eval()
+        return self
+
+
+def norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """An eval-mode batch norm as `x * scale + shift`: float [channels] each."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+    """Batch norm of a convolution without bias; in eval mode as one convolution.
+
+    An eval-mode norm is linear, so its scale goes into the weight (differentiably) and its shift into the bias. That
+    saves a pass over the activations and keeping them for the backward pass.
+
+    Args:
+        x: [B, in, H, W].
+        conv: convolution without bias.
+        norm: batch norm over the convolution's outputs.
+
+    Returns:
+        [B, out, H', W'], equal to `norm(conv(x))` up to float rounding. Safe to modify in place.
+    """
+    if norm.training:
+        return norm(conv(x))
+    scale, shift = norm_affine(norm)
+    weight = conv.weight * scale.view(-1, 1, 1, 1)
+    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def norm_relu(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    """ReLU of a batch norm: [B, channels, H, W] -> the same shape. `x` is left as it is."""
+    return F.relu(norm(x), inplace=True)
