@@ -1,0 +1,132 @@
+"""Plain torch form of the complementary-pair losses: the law for every other backend. Nothing here waits for the host."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cpn_kernels.cam_norm import MapNorm, channel_peak, normalise_cam, winner_mask, with_background
+
+Triplet = tuple[Tensor, Tensor, Tensor]
+
+
+def ohem_mean(errors: Tensor, pool_mask: Tensor | None, fraction: float) -> Tensor:
+    """Online hard example mining: per image the mean of its largest errors, then the mean over images.
+
+    Per image, the k largest of the n elements in the pool count, k = max(1, floor(fraction * n)).
+
+    Args:
+        errors: >= 0, float [B, C, h, w].
+        pool_mask: channels that belong to the pool, [B, C], nonzero = in; None = all of them. At least one per image.
+        fraction: share of the pool that counts, in (0, 1].
+
+    Returns:
+        Scalar.
+    """
+    batch, channels, height, width = errors.shape
+    if pool_mask is None:
+        if fraction == 1:
+            return errors.mean()
+        kept = max(1, math.floor(fraction * channels * height * width))
+        return errors.flatten(1).topk(kept, dim=1, sorted=False).values.mean()
+    pool = pool_mask > 0
+    pool_elements = pool.sum(dim=1) * (height * width)
+    pooled = pool[:, :, None, None]
+    if fraction == 1:
+        sums = torch.where(pooled, errors, torch.zeros_like(errors)).sum(dim=(1, 2, 3))
+        return (sums / pool_elements).mean()
+    # Pools differ in size from image to image: sort as many as the largest could need, and weigh by rank.
+    most = max(1, math.floor(fraction * channels * height * width))
+    hardest = torch.where(pooled, errors, torch.full_like(errors, -1)).flatten(1).topk(most, dim=1).values
+    kept_elements = (pool_elements.double() * fraction).floor().clamp(min=1)
+    counts = torch.arange(most, device=errors.device) < kept_elements[:, None]
+    sums = torch.where(counts, hardest, torch.zeros_like(hardest)).sum(dim=1)
+    return (sums / kept_elements.to(errors.dtype)).mean()
+
+
+def normalised_triplet(
+    raw_triplet: Tensor, labels: Tensor, map_norm: MapNorm, pair_norm: str, size: tuple[int, int] | None
+) -> Triplet:
+    """Normalised foreground maps of I, I_h and I_hbar, each [B, K, H, W], in at least single precision."""
+    raw_triplet = raw_triplet if raw_triplet.dtype == torch.float64 else raw_triplet.float()
+    if size is not None:
+        raw_triplet = F.interpolate(raw_triplet, size, mode="bilinear", align_corners=True)
+    full, hidden, complement = raw_triplet.chunk(3)
+    floor = channel_peak(full.detach()) if pair_norm == "shared" else None
+    return (
+        normalise_cam(full, labels, map_norm),
+        normalise_cam(hidden, labels, map_norm, floor),
+        normalise_cam(complement, labels, map_norm, floor),
+    )
+
+
+def triplet_error(maps: Triplet, visible: Tensor, pair_gradient: bool) -> Tensor:
+    """One term of eq. 14: mean |(lambda Y_h + lambda_bar Y_hbar) - Y_o| over images, classes and positions."""
+    full, hidden, complement = maps
+    pair = visible * hidden + (1 - visible) * complement
+    return ((pair if pair_gradient else pair.detach()) - full).abs().mean()
+
+
+def cross_target(full: Tensor, part: Tensor, share: Tensor, target: str) -> Tensor:
+    """Target of one term of eq. 15 for the refined maps of the other view: what `part` does not explain of `full`.
+
+    Args:
+        full: foreground maps Y_o of I, [B, K, h, w].
+        part: foreground maps of one hidden view.
+        share: visible share of that view, [B, 1, 1, 1].
+        target: "winner", "dense" or "released".
+
+    Returns:
+        [B, K + 1, h, w], without gradient.
+    """
+    full, part = full.detach(), part.detach()
+    if target == "released":
+        scaled = with_background(full - share * part)
+        return scaled * winner_mask(scaled)
+    full, part = with_background(full), with_background(part)
+    if target == "dense":
+        return full - share * part
+    mask = winner_mask(full)
+    rest = mask * full - share * (mask * part)
+    return torch.minimum(rest.clamp(min=0), 1 - share)
+
+
+def cp_loss(
+    cam_triplet: Tensor,
+    rcam_triplet: Tensor | None,
+    labels: Tensor,
+    visible: Tensor,
+    *,
+    map_norm: MapNorm,
+    pair_norm: str,
+    tcp: bool,
+    cpcr: bool,
+    ohem: float,
+    ohem_pool: str,
+    cpcr_target: str,
+    refined_pair_gradient: bool,
+    size: tuple[int, int] | None,
+) -> tuple[Tensor, Tensor]:
+    """(L_tcp, L_cpcr); see the public function."""
+    cam = normalised_triplet(cam_triplet, labels, map_norm, pair_norm, size)
+    share = visible.to(cam[0].dtype)[:, None, None, None]
+    zero = torch.zeros((), dtype=cam[0].dtype, device=cam_triplet.device)
+    tcp_loss = triplet_error(cam, share, pair_gradient=False) if tcp else zero
+    if rcam_triplet is None:
+        return tcp_loss, zero
+    refined = normalised_triplet(rcam_triplet, labels, map_norm, pair_norm, size)
+    if tcp:
+        tcp_loss = tcp_loss + triplet_error(refined, share, refined_pair_gradient)
+    if not cpcr:
+        return tcp_loss, zero
+    pool = F.pad(labels, (1, 0), value=1) if ohem_pool == "present" else None
+    cpcr_loss = zero
+    # Each hidden view's unrefined map explains its share of Y_o; the rest is the other view's to refine.
+    for part, other, part_share in ((cam[1], refined[2], share), (cam[2], refined[1], 1 - share)):
+        target = cross_target(cam[0], part, part_share, cpcr_target)
+        errors = (target - (1 - part_share) * with_background(other)).abs()
+        cpcr_loss = cpcr_loss + ohem_mean(errors, pool, ohem)
+    return tcp_loss, cpcr_loss
