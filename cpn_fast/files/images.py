@@ -1,0 +1,167 @@
+"""Read any image file as uint8 RGB, or say clearly why it cannot be read."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from cpn_fast.files.errors import DataError
+
+DEFAULT_MAX_PIXELS = 80_000_000
+"""Largest image that is read, in pixels (240 MB as RGB); just below the size at which Pillow itself starts to warn."""
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+"""File name endings, in lower case, by which `list_images` knows an image. A file named directly needs none of them."""
+
+# A closed list: Pillow also opens EPS, for which it would start Ghostscript on a stranger's file.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_ORIENTATION_TAG = 0x0112
+_ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPPING = frozenset({5, 6, 7, 8})
+
+
+def read_image(path: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+    """Read an image of any mode as RGB, upright.
+
+    The format is taken from the content, not from the name. EXIF orientation is applied; transparent pixels are laid
+    over white; 16-bit values keep their high byte; of an animation the first frame counts.
+
+    Args:
+        path: the image file.
+        max_pixels: largest width x height that is decoded.
+
+    Returns:
+        uint8 [H, W, 3], RGB, C-contiguous.
+
+    Raises:
+        DataError: if the file is missing, empty, truncated, no image, of an unsupported mode or over `max_pixels`.
+    """
+    with open_image(path, max_pixels) as image:
+        orientation = _orientation(image)
+        rgb = _to_rgb(image, Path(path))
+        if orientation in _ORIENTATIONS:
+            rgb = rgb.transpose(_ORIENTATIONS[orientation])
+        return np.array(rgb, dtype=np.uint8)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height in pixels of the upright image, from its header alone.
+
+    Raises:
+        DataError: if the file is missing, empty or no image.
+    """
+    with open_image(path, None) as image:
+        width, height = image.size
+        return (height, width) if _orientation(image) in _SWAPPING else (width, height)
+
+
+def list_images(root: str | Path) -> list[Path]:
+    """All image files (by suffix) under `root`, recursively and sorted; hidden files and folders are passed over.
+
+    Raises:
+        DataError: if `root` is not a folder that can be listed.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; expected a folder of images")
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot list the folder ({error.strerror}); check its permissions")
+
+    found: list[Path] = []
+    for folder, subfolders, names in os.walk(root, onerror=fail, followlinks=False):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        found += [
+            Path(folder, name)
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+        ]
+    return sorted(found)
+
+
+@contextmanager
+def open_image(path: str | Path, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Iterator[Image.Image]:
+    """Open with Pillow and turn whatever goes wrong, also while decoding in the block, into a `DataError`."""
+    path = Path(path)
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            if max_pixels is not None:
+                _check_pixels(image, path, max_pixels)
+            yield image
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; expected an image") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: is a folder; expected an image file") from None
+    except PermissionError:
+        raise DataError(f"{path}: no permission to read it; change its mode or owner") from None
+    except UnidentifiedImageError:
+        raise DataError(_unidentified(path)) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{path}: {error}; make the image smaller") from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, MemoryError) as error:
+        # Pillow's decoders raise all of these for damaged files.
+        raise DataError(
+            f"{path}: cannot decode the image ({error}); the file is damaged or truncated, fetch it again or remove it"
+        ) from error
+
+
+def _check_pixels(image: Image.Image, path: Path, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise DataError(
+            f"{path}: {width} x {height} = {width * height:,} pixels, over the limit of {max_pixels:,}; "
+            "make the image smaller or raise the limit (--max-pixels)"
+        )
+
+
+def _unidentified(path: Path) -> str:
+    size = path.stat().st_size
+    if size == 0:
+        return f"{path}: the file is empty (0 bytes); expected an image, fetch it again or remove it"
+    with path.open("rb") as file:
+        start = file.read(16)
+    return (
+        f"{path}: not an image: it starts with {start!r} and none of {', '.join(_FORMATS)} begins so; "
+        "convert it or remove it"
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error, KeyError, IndexError):
+        return 1  # damaged metadata must not cost the photograph
+    return value if isinstance(value, int) else 1
+
+
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
+        # Pillow's own conversion would clip everything above 255 to white.
+        high_byte = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(high_byte).convert("RGB")
+    if mode in ("I", "F"):
+        raise DataError(
+            f"{path}: pixels of mode {mode!r} (32 bit) have no stated range; save the image with 8 or 16 bits a channel"
+        )
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")

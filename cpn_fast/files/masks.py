@@ -1,0 +1,165 @@
+"""Palette PNG masks as PASCAL VOC has them: 0 background, 1..K classes, 255 void."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cpn_fast.files.atomic import atomic_write_bytes, atomic_write_text
+from cpn_fast.files.errors import DataError
+from cpn_fast.files.images import DEFAULT_MAX_PIXELS, open_image
+from cpn_fast.files.text import read_lines
+
+VOID = 255
+"""Pixels of this value are neither scored nor trained on."""
+
+MAX_CLASSES = 254
+"""Most foreground classes that an 8-bit mask can hold: 256 values less background (0) and void (255)."""
+
+
+@functools.cache
+def _voc_palette() -> np.ndarray:
+    index = np.arange(256)
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    palette.setflags(write=False)
+    return palette
+
+
+def voc_palette() -> np.ndarray:
+    """The VOC colour of every mask value, uint8 [256, 3], read-only (the VOC development kit's `VOClabelcolormap`)."""
+    return _voc_palette()
+
+
+def read_mask(path: str | Path, num_classes: int | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+    """Read a mask's values (not its colours).
+
+    Args:
+        path: palette or 8-bit grey image.
+        num_classes: number K of foreground classes; values other than 0..K and 255 are an error. None: no check.
+        max_pixels: largest width x height that is decoded.
+
+    Returns:
+        uint8 [H, W].
+
+    Raises:
+        DataError: if the file cannot be read, is no palette or grey image, or holds an unknown value.
+    """
+    path = Path(path)
+    with open_image(path, max_pixels) as image:
+        if image.mode not in ("P", "L", "1"):
+            raise DataError(
+                f"{path}: a mask of mode {image.mode!r}; expected a palette or 8-bit grey PNG whose values are class "
+                "indices (0 background, 255 void); convert colours to indices"
+            )
+        mask = np.array(image, dtype=np.uint8)
+    if num_classes is not None:
+        check_mask_values(mask, num_classes, str(path))
+    return mask
+
+
+def check_mask_values(mask: np.ndarray, num_classes: int, where: str) -> None:
+    """Raise DataError, beginning with `where`, if a value of `mask` is not 0..num_classes or 255."""
+    values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+    unknown = [int(value) for value in values if num_classes < value < VOID]
+    if unknown:
+        raise DataError(
+            f"{where}: mask values {unknown[:8]} are no class; expected 0 (background), 1..{num_classes} or 255 (void); "
+            "is the list of classes complete?"
+        )
+
+
+def write_mask(path: str | Path, mask: np.ndarray, palette: np.ndarray | None = None) -> None:
+    """Write a palette PNG in one step.
+
+    Args:
+        path: where to.
+        mask: uint8 [H, W].
+        palette: uint8 [256, 3]; None = VOC's.
+
+    Raises:
+        ValueError: if mask or palette has another type or shape.
+    """
+    palette = voc_palette() if palette is None else palette
+    if mask.dtype != np.uint8 or mask.ndim != 2:
+        raise ValueError(f"{path}: expected a uint8 [H, W] mask, got {mask.dtype} {list(mask.shape)}")
+    if palette.dtype != np.uint8 or palette.shape != (256, 3):
+        raise ValueError(f"{path}: expected a uint8 [256, 3] palette, got {palette.dtype} {list(palette.shape)}")
+    image = Image.fromarray(np.ascontiguousarray(mask))
+    image.putpalette(palette.tobytes())
+    data = io.BytesIO()
+    image.save(data, format="PNG")
+    atomic_write_bytes(path, data.getvalue())
+
+
+def write_labelmap(path: str | Path, classes: Sequence[str], palette: np.ndarray | None = None) -> None:
+    """Write `labelmap.txt`: `name:r,g,b::` a line, background first, so that the line number gives the mask value.
+
+    Args:
+        path: where to.
+        classes: the K foreground class names.
+        palette: uint8 [256, 3]; None = VOC's.
+
+    Raises:
+        DataError: for more than 254 classes.
+    """
+    check_class_count(classes, str(path))
+    palette = voc_palette() if palette is None else palette
+    rows = [f"{name}:{','.join(map(str, palette[value]))}::" for value, name in enumerate(("background", *classes))]
+    atomic_write_text(path, "\n".join(["# label:color_rgb:parts:actions", *rows]) + "\n")
+
+
+def read_labelmap(path: str | Path) -> tuple[str, ...]:
+    """The foreground class names of a `labelmap.txt`.
+
+    Raises:
+        DataError: if the file is missing, or a line is not `name:r,g,b::`, or the first class is not background.
+    """
+    lines = read_lines(Path(path), "a labelmap")
+    names = []
+    for number, line in lines:
+        if line.startswith("#"):
+            continue
+        parts = line.rsplit(":", 3)  # from the right: a class name may hold a colon
+        if len(parts) != 4:
+            raise DataError(f"{path}, line {number}: found {line!r}, expected `name:r,g,b::`")
+        names.append(parts[0])
+    if not names or names[0] != "background":
+        raise DataError(f"{path}: the first label is {names[:1]}, expected background (mask value 0)")
+    return tuple(names[1:])
+
+
+def read_classes(path: str | Path) -> tuple[str, ...]:
+    """The foreground class names of a `classes.txt`, one a line in the order of mask values 1..K.
+
+    Raises:
+        DataError: if the file is missing or empty, a name comes twice or is background, or there are more than 254.
+    """
+    lines = read_lines(Path(path), "a list of class names")
+    first_line: dict[str, int] = {}
+    for number, name in lines:
+        if name in first_line:
+            raise DataError(f"{path}, line {number}: class {name!r} is already on line {first_line[name]}; remove one")
+        if name == "background":
+            raise DataError(f"{path}, line {number}: background is mask value 0 without being listed; remove the line")
+        first_line[name] = number
+    if not first_line:
+        raise DataError(f"{path}: no class names; expected one a line")
+    check_class_count(tuple(first_line), str(path))
+    return tuple(first_line)
+
+
+def check_class_count(classes: Sequence[str], where: str) -> None:
+    """Raise DataError, beginning with `where`, if there are more classes than a mask can hold."""
+    if len(classes) > MAX_CLASSES:
+        raise DataError(
+            f"{where}: {len(classes)} classes, at most {MAX_CLASSES} fit in an 8-bit mask (0 is background, 255 void); "
+            "merge or drop classes"
+        )
