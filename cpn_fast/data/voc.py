@@ -163,8 +163,8 @@ def find_voc_root(path: Path) -> Path:
             return root
     missing = [n for n in ("JPEGImages", "ImageSets/Segmentation") if not (path / n).is_dir()]
     raise DataError(
-        f"{path}: not in VOC layout: no folder {' and '.join(missing)}; expected JPEGImages/ID.jpg, Annotations/ID.xml, "
-        "ImageSets/Segmentation/SPLIT.txt and, for scoring, SegmentationClass/ID.png"
+        f"{path}: not in VOC layout: no folder {' and '.join(missing)}; expected JPEGImages/ID.jpg, "
+        "Annotations/ID.xml, ImageSets/Segmentation/SPLIT.txt and, for scoring, SegmentationClass/ID.png"
     )
 
 

@@ -71,8 +71,8 @@ def check_mask_values(mask: np.ndarray, num_classes: int, where: str) -> None:
     unknown = [int(value) for value in values if num_classes < value < VOID]
     if unknown:
         raise DataError(
-            f"{where}: mask values {unknown[:8]} are no class; expected 0 (background), 1..{num_classes} or 255 (void); "
-            "is the list of classes complete?"
+            f"{where}: mask values {unknown[:8]} are no class; expected 0 (background), 1..{num_classes} or 255 "
+            "(void); is the list of classes complete?"
         )
 
 
