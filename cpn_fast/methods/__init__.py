@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from cpn_fast.config import TrainConfig
@@ -18,22 +19,23 @@ METHODS: dict[str, type[CamMethod] | type[SeamMethod] | type[CpnMethod]] = {
 }
 
 
-def create_method(
-    config: TrainConfig, net: CamNet, colour: tuple[float, float, float] | None = None
-) -> nn.Module:
+def create_method(config: TrainConfig, net: CamNet, colour: tuple[float, float, float] | None = None) -> nn.Module:
     """The module that turns a batch into losses.
 
     Args:
         config: `method` and `options` are used.
         net: its network.
-        colour: RGB in [0, 1] of hidden pixels, the training set's mean with `--hidden-colour dataset`.
+        colour: RGB in [0, 1] of hidden pixels, set as the network's `mean`: the training set's with
+            `--hidden-colour dataset`; None leaves it (ImageNet's, or what its weights brought).
 
     Returns:
         A module; `module(images, patches, keys, labels)` (the fields of a Batch) gives a dict of tensors: `loss` with
         gradient; detached parts `cls`, `tcp`, `cpcr`, `er`, `ecr`, `min_pool` that apply; `scores` [B, K] logits; and
         normalised foreground maps `cam`, `rcam` [B, K, h, w] for watching.
     """
-    return METHODS[config.method](net, config.options, colour)
+    if colour is not None:
+        net.mean.copy_(torch.tensor(colour))
+    return METHODS[config.method](net, config.options)
 
 
 __all__ = ["METHODS", "CamMethod", "CpnMethod", "SeamMethod", "create_method"]

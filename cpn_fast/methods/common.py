@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from cpn_kernels.cam_norm import normalise_cam
-from cpn_kernels.cp_loss import ohem_mean
 from torch import Tensor
 from torch.nn import functional as F
+
+from cpn_kernels.cam_norm import normalise_cam, winner_mask
+from cpn_kernels.cp_loss import ohem_mean
 
 
 def classification_loss(scores: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
@@ -34,18 +35,15 @@ def watch(raw: Tensor, labels: Tensor, map_norm: str) -> Tensor:
         return normalise_cam(raw.detach().float(), labels, map_norm=map_norm)
 
 
-def winner_one_hot(maps: Tensor) -> Tensor:
-    """One-hot of each position's largest class, times its value: SEAM's max_onehot of maps [B, C, h, w]."""
-    return maps * F.one_hot(maps.argmax(dim=1), maps.shape[1]).permute(0, 3, 1, 2).to(maps.dtype)
-
-
 def present_pool(labels: Tensor, pool: str) -> Tensor | None:
     """bool [B, C] of the classes from which OHEM picks: background and present ones, or None for all."""
     return F.pad(labels, (1, 0), value=1.0) > 0 if pool == "present" else None
 
 
 def equivariant_cross_loss(maps: Tensor, refined: Tensor, labels: Tensor, ohem: float, pool: str) -> Tensor:
-    """ECR: |one-hot winner of a view's CAM (detached) - the other view's RCAM|, hardest share per image.
+    """ECR: |winner of a view's CAM (detached) - the other view's RCAM|, hardest share per image.
+
+    The winner map keeps the background and each position's strongest foreground class, as SEAM's max_onehot does.
 
     Args:
         maps: float [B, C, h, w] normalised CAM with background, the target.
@@ -54,7 +52,8 @@ def equivariant_cross_loss(maps: Tensor, refined: Tensor, labels: Tensor, ohem: 
         ohem: share of elements kept.
         pool: "present" or "all".
     """
-    return ohem_mean((winner_one_hot(maps.detach()) - refined).abs(), present_pool(labels, pool), ohem)
+    target = (maps * winner_mask(maps)).detach()
+    return ohem_mean((target - refined).abs(), present_pool(labels, pool), ohem)
 
 
 def min_pool_loss(refined: Tensor, labels: Tensor) -> Tensor:

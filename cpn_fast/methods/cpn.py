@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
-from cpn_kernels.cp_loss import cp_loss
-from cpn_kernels.cp_triplet import cp_triplet
 from torch import Tensor, nn
 
 from cpn_fast.config import MethodOptions
 from cpn_fast.methods.common import classification_loss, min_pool_loss, watch
 from cpn_fast.models.cam import CamNet
+from cpn_kernels.cam_norm import channel_peak
+from cpn_kernels.cp_loss import cp_loss
+from cpn_kernels.cp_triplet import cp_triplet
 
 
 class CpnMethod(nn.Module):
@@ -18,12 +19,11 @@ class CpnMethod(nn.Module):
     Args:
         net: the network; without refinement heads only L_cls and the first term of L_tcp remain.
         options: the open readings.
-        colour: RGB in [0, 1] that a hidden pixel shows; None = the ImageNet mean.
     """
 
-    def __init__(self, net: CamNet, options: MethodOptions, colour: tuple[float, float, float] | None = None) -> None:
+    def __init__(self, net: CamNet, options: MethodOptions) -> None:
         super().__init__()
-        self.net, self.options, self.colour = net, options, colour
+        self.net, self.options = net, options
 
     def refined(self, cam: Tensor, features: Tensor, labels: Tensor) -> Tensor | None:
         """RCAM [3B, K, h, w] of the triplet, None without refinement heads."""
@@ -31,13 +31,13 @@ class CpnMethod(nn.Module):
             return None
         floor = None
         if self.options.pair_norm == "shared":
-            floor = torch.relu(cam.detach()).amax(dim=(2, 3))[: labels.shape[0]].repeat(3, 1)
+            floor = channel_peak(cam.detach()[: labels.shape[0]]).repeat(3, 1)
         return self.net.refine(cam, features, labels.repeat(3, 1), self.options.map_norm, floor)
 
     def forward(self, images: Tensor, patches: Tensor, keys: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Losses of uint8 images [B, H, W, 3] with patches int32 [B, H, W] and keys int64 [B]."""
         options, batch = self.options, labels.shape[0]
-        views, visible = cp_triplet(images, patches, keys, options.p_hidden, mean=self.colour)
+        views, visible = cp_triplet(images, patches, keys, options.p_hidden, mean=self.net.mean)
         out = self.net(views)
         valid = torch.stack([torch.ones_like(visible), visible > 0, visible < 1])
         cls = classification_loss(out.scores.unflatten(0, (3, batch)), labels, valid)
@@ -67,7 +67,7 @@ class CpnMethod(nn.Module):
             **{name: value.detach() for name, value in parts.items()},
             "scores": out.scores[:batch].detach(),
             "visible": visible,
-            "cam": watch(torch.relu(out.cam[:batch]), labels, options.map_norm),
+            "cam": watch(out.cam[:batch], labels, options.map_norm),
         }
         if rcam is not None:
             result["rcam"] = watch(rcam[:batch], labels, options.map_norm)

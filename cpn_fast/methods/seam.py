@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import torch
-from cpn_kernels.cam_norm import normalise_cam, with_background
-from cpn_kernels.cp_triplet import normalise_images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,25 +15,27 @@ from cpn_fast.methods.common import (
     watch,
 )
 from cpn_fast.models.cam import CamNet
+from cpn_kernels.cam_norm import normalise_cam, with_background
+from cpn_kernels.cp_triplet import normalise_images
 
 
 class SeamMethod(nn.Module):
     """Two views, I and I at `seam_scale`; classification, ER and ECR losses."""
 
-    def __init__(self, net: CamNet, options: MethodOptions, colour: tuple[float, float, float] | None = None) -> None:
+    def __init__(self, net: CamNet, options: MethodOptions) -> None:
         super().__init__()
         self.net, self.options = net, options
 
     def forward(self, images: Tensor, patches: Tensor, keys: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Losses of uint8 images [B, H, W, 3]; `patches` and `keys` are not used."""
         options = self.options
-        large = normalise_images(images)
+        large = normalise_images(images, self.net.mean)
         small = F.interpolate(large, scale_factor=options.seam_scale, mode="bilinear", align_corners=True)
         out = [self.net(large), self.net(small)]
         grid = (out[1].cam.shape[2], out[1].cam.shape[3])
         refined = [self.net.refine(o.cam, o.features, labels, options.map_norm) for o in out]
 
-        cams = [normalise_cam(torch.relu(o.cam.float()), labels, map_norm=options.map_norm) for o in out]
+        cams = [normalise_cam(o.cam.float(), labels, map_norm=options.map_norm) for o in out]
         rcams = [normalise_cam(r.float(), labels, map_norm=options.map_norm) for r in refined]
         cams_grid = [to_grid(cams[0], grid), cams[1]]
         rcams_grid = [to_grid(rcams[0], grid), rcams[1]]
@@ -56,6 +56,6 @@ class SeamMethod(nn.Module):
             "loss": loss,
             **{name: value.detach() for name, value in parts.items()},
             "scores": out[0].scores.detach(),
-            "cam": watch(torch.relu(out[0].cam), labels, options.map_norm),
+            "cam": watch(out[0].cam, labels, options.map_norm),
             "rcam": watch(refined[0], labels, options.map_norm),
         }

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-from cpn_kernels.cam_norm import normalise_cam, winner_mask, with_background
-from cpn_kernels.pixel_correlation import pixel_correlation
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cpn_fast.models.backbones import Backbone
 from cpn_fast.models.pcm import EMBEDDING_CHANNELS, FEATURE_CHANNELS, feature_heads, pixel_features
 from cpn_fast.models.prcm import pixel_region_correlation
+from cpn_kernels.cam_norm import normalise_cam, winner_mask, with_background
+from cpn_kernels.cp_triplet import IMAGENET_MEAN
+from cpn_kernels.pixel_correlation import pixel_correlation
 
 Refinement = Literal["none", "pcm", "prcm", "prcm_released"]
 
@@ -39,7 +40,12 @@ class CamNet(nn.Module):
         num_classes: K foreground classes.
         refinement: "none", "pcm", "prcm" (PCM + PRCM) or "prcm_released".
         dropout: channel dropout before the classifier.
+
+    The buffer `mean`, float [3] in [0, 1], is the RGB colour that is 0 after normalisation, hence what a hidden pixel
+    shows; it travels with the weights so that labelling normalises as training did.
     """
+
+    mean: Tensor
 
     def __init__(
         self, backbone: Backbone, num_classes: int, refinement: Refinement = "prcm", dropout: float = 0.5
@@ -50,6 +56,7 @@ class CamNet(nn.Module):
         mid_channels, high_channels, final_channels = backbone.channels
         self.num_classes = num_classes
         self.refinement = refinement
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN))
         self.backbone = backbone
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(final_channels, num_classes, 1, bias=False)

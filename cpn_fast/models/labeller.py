@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from cpn_kernels.cam_norm import normalise_cam
-from cpn_kernels.cp_triplet import normalise_images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cpn_fast.models.cam import CamNet
+from cpn_kernels.cam_norm import normalise_cam
+from cpn_kernels.cp_triplet import normalise_images
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
 
@@ -102,7 +102,8 @@ class Labeller(nn.Module):
         maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
         if not self.flip:
             return maps
-        straight, mirrored = maps.chunk(2)
+        # Not chunk(): under export it would fix the batch size to the example's.
+        straight, mirrored = maps.unflatten(0, (2, -1)).unbind()
         return straight + mirrored.flip(3)
 
     def scale_maps(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Iterator[ScaleMaps]]:
@@ -115,12 +116,12 @@ class Labeller(nn.Module):
         Returns:
             class probabilities [B, K], the labels in force [B, K], and an iterator of maps, one item per scale.
         """
-        views = normalise_images(images)
+        views = normalise_images(images, self.net.mean)
         size = (views.shape[2], views.shape[3])
         passes = self._passes(views)
         logits = torch.stack([scores for _, scores, _ in passes]).mean(dim=0)
         if self.flip:
-            logits = torch.stack(logits.chunk(2)).mean(dim=0)
+            logits = logits.unflatten(0, (2, -1)).mean(dim=0)
         scores = torch.sigmoid(logits)
         in_force = torch.where(labels.amin(dim=1, keepdim=True) < 0, standing_labels(scores, self.threshold), labels)
         repeated = in_force.repeat(2, 1) if self.flip else in_force
