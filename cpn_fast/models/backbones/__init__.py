@@ -8,11 +8,13 @@ from functools import partial
 from cpn_fast.models.backbones.common import Backbone
 from cpn_fast.models.backbones.mobilenet_v2 import MobileNetV2
 from cpn_fast.models.backbones.resnet38 import ResNet38
+from cpn_fast.models.backbones.resnet50 import ResNet50
 
 __all__ = ["BACKBONES", "Backbone", "create_backbone"]
 
 BACKBONES: dict[str, Callable[[bool], Backbone]] = {
     "resnet38": ResNet38,
+    "resnet50": ResNet50,
     "mobilenet_v2": MobileNetV2,
     "mobilenet_v2_stride8": partial(MobileNetV2, stride=8),
     "resnet38_tiny": partial(ResNet38, divisor=8),
