@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.masks import VOID, check_mask_values
 
-VOID = 255
 BETAS: NDArray[np.float32] = (np.arange(101) / 100).astype(np.float32)
 """The swept background scores 0, 0.01, ..., 1, in float32 as the maps are."""
 
@@ -70,15 +70,17 @@ def iou_point(confusion: NDArray[np.int64], beta: float = math.nan) -> SweepPoin
     """IoU of background and classes from a confusion matrix.
 
     Args:
-        confusion: int64 [C, C], rows the true class, columns the predicted one.
+        confusion: int64 [C, C] or [C, C + 1], rows the true class, columns the predicted one; a last extra column holds
+            pixels that the prediction left void, which are missed by their class and claimed by none.
         beta: the background score it belongs to, NaN for masks that were read.
 
     Returns:
         the IoU values; those of classes in neither rows nor columns are None and count in no mean.
     """
+    classes = len(confusion)
     inside = np.diag(confusion).astype(np.float64)
-    union = confusion.sum(0) + confusion.sum(1) - inside
-    iou = np.divide(inside, union, out=np.full(len(inside), np.nan), where=union > 0)
+    union = confusion[:, :classes].sum(0) + confusion.sum(1) - inside
+    iou = np.divide(inside, union, out=np.full(classes, np.nan), where=union > 0)
 
     def mean(values: NDArray[np.float64]) -> float:
         known = values[~np.isnan(values)]
@@ -105,13 +107,7 @@ def check_mask(mask: NDArray[np.uint8], shape: tuple[int, ...], num_classes: int
             f"{name}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels but the prediction is "
             f"{shape[1]} x {shape[0]}; expected equal sizes: check that both belong to one image and were not resized"
         )
-    wrong = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[num_classes + 1 : VOID])
-    if len(wrong):
-        values = ", ".join(str(v + num_classes + 1) for v in wrong[:5])
-        raise DataError(
-            f"{name}: the mask holds value {values}; expected 0 (background), 1..{num_classes} (classes) or "
-            "255 (void): check the class list of the data"
-        )
+    check_mask_values(mask, num_classes, name)
 
 
 class BetaSweep:

@@ -123,7 +123,7 @@ def test_no_mask_at_all_is_an_error():
     ("maps", "mask", "match"),
     [
         (np.zeros((2, 4, 6), np.float32), np.zeros((6, 4), np.uint8), r"cat\.jpg: the mask is 4 x 6 .* 6 x 4"),
-        (np.zeros((2, 4, 6), np.float32), np.full((4, 6), 3, np.uint8), r"cat\.jpg: the mask holds value 3"),
+        (np.zeros((2, 4, 6), np.float32), np.full((4, 6), 3, np.uint8), r"cat\.jpg: mask values \[3\]"),
         (np.full((2, 4, 6), np.nan, np.float32), np.zeros((4, 6), np.uint8), r"cat\.jpg: .*NaN"),
         (np.zeros((3, 4, 6), np.float32), np.zeros((4, 6), np.uint8), r"cat\.jpg: got 3 maps, expected 2"),
     ],
