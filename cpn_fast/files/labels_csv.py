@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -131,7 +132,7 @@ def read_label_table(path: str | Path, classes: Sequence[str] | None = None) -> 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """(line number, column -> stripped cell) of every line that is not blank."""
     text = read_text(path, "a CSV with the columns image,labels[,split][,mask]")
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [cell.strip().lower() for cell in next(reader, [])]
         _check_header(header, path)

@@ -25,4 +25,4 @@ def read_text(path: Path, what: str) -> str:
 def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
     """The lines that are not blank, stripped, each with its number from 1. Raises DataError as `read_text` does."""
     text = read_text(path, what)
-    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    return [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
