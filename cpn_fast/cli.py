@@ -1,4 +1,4 @@
-"""The command line: `cpn COMMAND ...`. The one place that sees every part, and imports each only when it is asked for."""
+"""The command line, `cpn COMMAND ...`: the one place that sees every part; imports each only when it is asked for."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ COMMANDS: dict[str, Command] = {
     "export": Command("write a run as an ONNX model", "cpn_export.to_onnx", "ExportConfig", "run_export"),
     "report": Command("write one HTML page about a run", "cpn_fast.report", "ReportConfig", "run_report"),
     "demo": Command("the whole pipeline on generated data", "cpn_fast.demo", "DemoConfig", "run_demo"),
-    "check-data": Command("read a data set once and list its problems", "cpn_fast.data.check", "CheckConfig", "run_check"),
+    "check-data": Command(
+        "read a data set once and list its problems", "cpn_fast.data.check", "CheckConfig", "run_check"
+    ),
 }
 """A new subcommand is one more line here."""
 
