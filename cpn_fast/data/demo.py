@@ -5,29 +5,23 @@ Splits: `train` and `val` with masks, and `pretrain`, disjoint images with image
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from PIL import Image
 
 from cpn_fast.data.demo_scenes import CLASSES, Scene, SceneObject, paint_scene
+from cpn_fast.data.parallel import folder_lock, parallel_map
 from cpn_fast.data.random import generator
+from cpn_fast.data.voc import VocSource
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.images import DEFAULT_MAX_PIXELS
 from cpn_fast.files.masks import voc_palette
-
-if TYPE_CHECKING:
-    from cpn_fast.data.types import Record, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +69,7 @@ def generate_demo(
     root = Path(root) if root is not None else default_root()
     settings = {"version": VERSION, "seed": seed, "train": train, "val": val, "pretrain": pretrain}
     root.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(root.parent):
+    with folder_lock(root.parent):
         if not _is_missing(root, settings):
             return root
         logger.info("generating %d demo scenes in %s", train + val + pretrain, root)
@@ -84,17 +78,6 @@ def generate_demo(
         _write_set(partial_root, settings, processes)
         partial_root.replace(root)
     return root
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` against other processes; the lock ends with the process, however it ends."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _is_missing(root: Path, settings: dict[str, int]) -> bool:
@@ -130,14 +113,8 @@ def _write_set(root: Path, settings: dict[str, int], processes: int | None) -> N
         (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
         ids += names
     write = partial(_write_scene, root, settings["seed"])
-    processes = processes or len(os.sched_getaffinity(0))
-    if processes == 1 or len(ids) < 64:
-        for name in ids:
-            write(name)
-    else:
-        # fork: the painters need numpy and Pillow only, and a caller's main module need not be importable.
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
-            list(pool.map(write, ids, chunksize=32))
+    for _ in parallel_map(write, ids, processes, chunk=32):
+        pass
     (root / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
     (root / MARKER).write_text(json.dumps(settings), encoding="utf-8")
 
@@ -160,7 +137,7 @@ def _annotation(name: str, scene: Scene) -> ElementTree.ElementTree:
     height, width, depth = scene.image.shape
     for key, value in (("width", width), ("height", height), ("depth", depth)):
         ElementTree.SubElement(size, key).text = str(value)
-    ElementTree.SubElement(top, "segmented").text = "1"
+    ElementTree.SubElement(top, "segmented").text = "0" if name.startswith("pretrain") else "1"
     for item in scene.objects:
         _add_object(top, item)
     return ElementTree.ElementTree(top)
@@ -177,44 +154,22 @@ def _add_object(top: ElementTree.Element, item: SceneObject) -> None:
             ElementTree.SubElement(frame, key).text = str(value + 1)
 
 
-class DemoSource:
+class DemoSource(VocSource):
     """The generated set as a source; generates it when it is missing.
+
+    A set with other sizes or another seed, written by `generate_demo`, is as good as the default one.
 
     Args:
         root: folder of the set; None = `default_root()`.
+        max_pixels: largest image that is read.
 
     Raises:
         DataError: where `root` holds something else.
     """
 
-    def __init__(self, root: Path | None = None) -> None:
-        from cpn_fast.data.voc import VocSource
-
-        self._spec = "demo:" if root is None else f"demo:{root}"
+    def __init__(self, root: Path | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+        spec = "demo:" if root is None else f"demo:{root}"
         folder = Path(root) if root is not None else default_root()
-        # A set with other sizes or another seed, written by generate_demo, is as good a source as the default one.
-        known = folder.is_dir() and (folder / MARKER).is_file() and _read_marker(folder).get("version") == VERSION
-        self.root = folder if known else generate_demo(folder)
-        self._voc = VocSource(self.root)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The foreground class names."""
-        return self._voc.classes
-
-    @property
-    def spec(self) -> str:
-        """What opens this source again."""
-        return self._spec
-
-    def splits(self) -> tuple[str, ...]:
-        """`train`, `val` and `pretrain`."""
-        return self._voc.splits()
-
-    def records(self, split: str) -> Sequence[Record]:
-        """The split's records in the order of their numbers. Raises DataError for an unknown split."""
-        return self._voc.records(split)
-
-    def read(self, record: Record, with_mask: bool = False) -> Sample:
-        """Read the image (and the mask). Raises DataError naming the file."""
-        return self._voc.read(record, with_mask)
+        if not (folder / MARKER).is_file() or _read_marker(folder).get("version") != VERSION:
+            generate_demo(folder)
+        super().__init__(folder, spec, max_pixels)

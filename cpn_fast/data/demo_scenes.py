@@ -274,9 +274,7 @@ def _find_place(
     return None
 
 
-def _leaves_bodies(
-    hidden: tuple[np.ndarray, np.ndarray], owner: np.ndarray, badge: np.ndarray, limit: float
-) -> bool:
+def _leaves_bodies(hidden: tuple[np.ndarray, np.ndarray], owner: np.ndarray, badge: np.ndarray, limit: float) -> bool:
     """Whether hiding `hidden` (owners, pixels) stays below `limit` pixels and keeps every badge below its share."""
     touched = [(index, count) for index, count in zip(*hidden, strict=True) if index >= 0]
     if sum(count for _, count in touched) > limit:

@@ -10,13 +10,15 @@ import numpy as np
 def _digest(seed: int, epoch: int, sample_id: str, purpose: str, size: int) -> bytes:
     # Length prefixes keep ("ab", "c") and ("a", "bc") apart.
     name, use = sample_id.encode(), purpose.encode()
-    message = b"".join((
-        seed.to_bytes(16, "little", signed=True),
-        epoch.to_bytes(16, "little", signed=True),
-        len(name).to_bytes(8, "little"),
-        name,
-        use,
-    ))
+    message = b"".join(
+        (
+            seed.to_bytes(16, "little", signed=True),
+            epoch.to_bytes(16, "little", signed=True),
+            len(name).to_bytes(8, "little"),
+            name,
+            use,
+        )
+    )
     return hashlib.blake2b(message, digest_size=size).digest()
 
 

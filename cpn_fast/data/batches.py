@@ -1,0 +1,208 @@
+"""Training batches by step number: the same whatever the number of workers or processes, from any step on."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cpn_fast.config import TrainConfig
+from cpn_fast.data.augment import IMAGENET_MEAN_PIXEL, Geometry, augment, grid_patches
+from cpn_fast.data.random import generator, key64
+from cpn_fast.data.superpixel_cache import SuperpixelCache
+from cpn_fast.data.types import Batch, Record, Source
+from cpn_fast.files.errors import DataError
+
+GRACE_SECONDS = 30
+
+
+def steps_per_epoch(num_records: int, batch_size: int) -> int:
+    """Steps of one epoch: whole batches only, at least one.
+
+    What is left of an epoch's permutation when the last whole batch is drawn is not shown in that epoch.
+
+    Args:
+        num_records: images of the split.
+        batch_size: images per step over all processes.
+    """
+    return max(1, num_records // batch_size)
+
+
+def mean_colour(source: Source, records: Sequence[Record]) -> tuple[float, float, float]:
+    """Mean RGB of all pixels of all images, in [0, 1] (what the paper hides patches with)."""
+    total, pixels = np.zeros(3), 0
+    for record in records:
+        image = source.read(record).image
+        total += image.sum((0, 1), dtype=np.float64)
+        pixels += image.shape[0] * image.shape[1]
+    red, green, blue = (total / max(pixels, 1) / 255.0).tolist()
+    return red, green, blue
+
+
+class BatchStream:
+    """Batches of steps start_step .. total_steps - 1, as CPU tensors.
+
+    A step's batch depends on the config's seed, the step number and the records alone. An epoch is a fresh
+    permutation; with fewer records than a batch holds, they are shown again with other augmentations.
+
+    Args:
+        source: reads the images.
+        records: the split's records in their stable order, each with image labels.
+        config: seed, batch size, augmentation, patches, workers.
+        start_step: first step.
+        total_steps: one past the last step.
+        rank: this process; it gets its contiguous part of every global batch.
+        world_size: number of processes.
+        cache: prepared superpixels; None = made and prepared here where the method needs them.
+        fill: colour of crop padding, uint8 RGB.
+
+    Raises:
+        DataError: for no records, records without labels, or a batch that the processes cannot share evenly.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        records: Sequence[Record],
+        config: TrainConfig,
+        start_step: int,
+        total_steps: int,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        cache: SuperpixelCache | None = None,
+        fill: tuple[int, int, int] = IMAGENET_MEAN_PIXEL,
+    ) -> None:
+        _check(source, records, config, world_size)
+        if cache is None and needs_superpixels(config):
+            cache = SuperpixelCache(source, records, config.patch, config.augment)
+            cache.prepare(progress=rank == 0)
+        self._crops = _Crops(source, list(records), config, cache, fill)
+        self._steps = _Steps(start_step, total_steps, config.batch_size, rank, world_size)
+        self._workers = config.workers
+
+    def __len__(self) -> int:
+        """Steps that are left."""
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One pass from start_step on."""
+        loader = DataLoader(
+            self._crops,
+            batch_sampler=self._steps,
+            num_workers=self._workers,
+            collate_fn=_collate,
+            worker_init_fn=_start_worker,
+            pin_memory=torch.cuda.is_available(),
+            # The loader seeds its workers from a generator: its own one, for torch's global one belongs to the model.
+            generator=torch.Generator(),
+        )
+        for ids, tensors in loader:
+            yield Batch(tuple(ids), **tensors)
+
+
+def needs_superpixels(config: TrainConfig) -> bool:
+    """Whether the method hides superpixels; the other methods and grid patches need no cache."""
+    return config.method == "cpn" and config.patch.kind == "superpixel"
+
+
+def _check(source: Source, records: Sequence[Record], config: TrainConfig, world_size: int) -> None:
+    if not records:
+        raise DataError(f"{source.spec}: no images to train on")
+    if config.batch_size < 1 or config.batch_size % world_size:
+        raise DataError(
+            f"batch size {config.batch_size} cannot be shared by {world_size} processes; choose a multiple of {world_size}"
+        )
+    bare = [record for record in records if record.labels is None]
+    if bare:
+        raise DataError(
+            f"{bare[0].image_path}: no image labels ({len(bare)} of {len(records)} images have none); training needs "
+            "them: add labels or leave these images out of the split"
+        )
+
+
+class _Steps(Sampler[list[tuple[int, int]]]):
+    """Batch sampler: lists of (step, slot in the global batch) of this rank."""
+
+    def __init__(self, start: int, stop: int, batch_size: int, rank: int, world_size: int) -> None:
+        share = batch_size // world_size
+        self._range = range(start, stop)
+        self._slots = range(rank * share, (rank + 1) * share)
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in self._range:
+            yield [(step, slot) for slot in self._slots]
+
+
+class _Crops(Dataset[tuple[str, dict[str, torch.Tensor]]]):
+    """Augmented crops by (step, slot)."""
+
+    def __init__(
+        self,
+        source: Source,
+        records: list[Record],
+        config: TrainConfig,
+        cache: SuperpixelCache | None,
+        fill: tuple[int, int, int],
+    ) -> None:
+        self._source = source
+        self._records = records
+        self._config = config
+        self._cache = cache
+        self._fill = fill
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: tuple[int, int]) -> tuple[str, dict[str, torch.Tensor]]:
+        step, slot = index
+        config, count = self._config, len(self._records)
+        epoch, within = divmod(step, steps_per_epoch(count, config.batch_size))
+        repeat, place = divmod(within * config.batch_size + slot, count)
+        record = self._records[_permutation(config.seed, epoch, count)[place]]
+        # A record shown twice in an epoch (fewer records than a batch) needs other numbers the second time.
+        suffix = f"-{repeat}" if repeat else ""
+        sample = self._source.read(record)
+        rng = generator(config.seed, epoch, record.id, f"augment{suffix}")
+        crop, geometry = augment(sample.image, config.augment, rng, self._fill)
+        tensors = {
+            "images": torch.from_numpy(crop),
+            "patches": torch.from_numpy(self._patches(record, geometry, epoch, suffix)),
+            "keys": torch.tensor(key64(config.seed, epoch, record.id, f"hide{suffix}")),
+            "labels": torch.from_numpy(sample.labels),
+        }
+        return record.id, tensors
+
+    def _patches(self, record: Record, geometry: Geometry, epoch: int, suffix: str) -> np.ndarray:
+        config = self._config
+        if self._cache is not None:
+            return geometry.apply_map(self._cache.get(record, geometry.share_seen))
+        if config.method == "cpn":
+            rng = generator(config.seed, epoch, record.id, f"grid{suffix}")
+            return grid_patches(geometry, config.patch.grid_sides, rng)
+        return geometry.apply_map(np.zeros((1, 1), np.int32))
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    return generator(seed, epoch, "", "order").permutation(count)
+
+
+def _collate(crops: list[tuple[str, dict[str, torch.Tensor]]]) -> tuple[list[str], dict[str, torch.Tensor]]:
+    names = [name for name, _ in crops]
+    return names, {key: torch.stack([tensors[key] for _, tensors in crops]) for key in crops[0][1]}
+
+
+def _start_worker(worker: int) -> None:
+    """One thread per worker; a signal to the whole group leaves the parent time for its checkpoint."""
+    del worker
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))

@@ -1,0 +1,269 @@
+"""Superpixel maps of a split, computed once and kept on disk; three densities per image."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import math
+import os
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from cpn_kernels.superpixels import superpixels
+from PIL import Image
+from rich.progress import MofNCompleteColumn, Progress
+
+from cpn_fast.config import AugmentOptions, PatchOptions
+from cpn_fast.data.augment import scaled_size
+from cpn_fast.data.parallel import folder_lock, parallel_map
+from cpn_fast.data.types import Record, Source
+from cpn_fast.files.atomic import atomic_write_bytes
+from cpn_fast.files.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+LEVELS = 3
+BACKEND = "skimage"
+FORMAT = 1
+"""Changes with the files' layout or the meaning of their parameters."""
+
+
+@dataclass(frozen=True)
+class CacheSummary:
+    """What `SuperpixelCache.prepare` found and did.
+
+    Attributes:
+        computed: images whose maps were computed now.
+        reused: images whose maps were on disk.
+        asked: segments asked for per level, mean over the images; coarse to fine.
+        actual: segments that SLIC made per level, mean over the images.
+        actual_range: smallest and largest actual count per level.
+        seconds: wall time.
+    """
+
+    computed: int
+    reused: int
+    asked: tuple[float, ...]
+    actual: tuple[float, ...]
+    actual_range: tuple[tuple[int, int], ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One image in the cache: its file, and per level the share of the image and the segments asked for and made."""
+
+    path: Path
+    shares: tuple[float, ...]
+    asked: tuple[int, ...]
+    actual: tuple[int, ...]
+    computed: bool
+
+
+def default_cache_dir() -> Path:
+    """Where maps are kept: `$CPN_CACHE/superpixels`, else `~/.cache/cpn_fast/superpixels`."""
+    cache = os.environ.get("CPN_CACHE")
+    return (Path(cache) if cache else Path.home() / ".cache" / "cpn_fast") / "superpixels"
+
+
+def level_shares(height: int, width: int, options: AugmentOptions) -> tuple[float, ...]:
+    """Share of an image that a crop sees at the smallest, the (geometric) middle and the largest resize.
+
+    Args:
+        height: image height in pixels.
+        width: image width in pixels.
+        options: crop side and resize range.
+
+    Returns:
+        Three falling numbers in (0, 1].
+    """
+    low, high = options.resize_range()
+    shares = []
+    for level in range(LEVELS):
+        long_side = round(low * (high / low) ** (level / (LEVELS - 1)))
+        rows, columns = scaled_size(height, width, long_side)
+        shares.append(min(rows, options.crop) * min(columns, options.crop) / (rows * columns))
+    return tuple(shares)
+
+
+class SuperpixelCache:
+    """SLIC maps of every image at three densities, so that a crop of any scale sees about S_N segments.
+
+    A level asks for S_N divided by the share of the image that a crop sees. Maps lie over the whole image, reduced to
+    the largest size that training shows. Files are keyed by the image file's bytes and all parameters, so a changed
+    image or setting never meets an old map, and one folder serves every data set.
+
+    Args:
+        source: reads the images.
+        records: the images.
+        patch: S_N, compactness and the folder.
+        augment: crop side and resize range.
+    """
+
+    def __init__(self, source: Source, records: Sequence[Record], patch: PatchOptions, augment: AugmentOptions) -> None:
+        self.source = source
+        self.records = list(records)
+        self.patch = patch
+        self.augment = augment
+        self.folder = Path(patch.cache_dir) if patch.cache_dir is not None else default_cache_dir()
+        self._entries: dict[str, _Entry] = {}
+
+    def prepare(self, progress: bool = True, processes: int | None = None) -> CacheSummary:
+        """Compute what is missing, in parallel processes; several calls at once wait for one another.
+
+        Args:
+            progress: show a bar on the terminal.
+            processes: how many compute; None = one per core.
+
+        Returns:
+            Counts of images and of segments.
+
+        Raises:
+            DataError: for the first image that cannot be read, or a damaged or unwritable cache folder.
+        """
+        start = time.perf_counter()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"{self.folder}: cannot make the superpixel cache ({error.strerror}); set CPN_CACHE"
+            ) from error
+        work = partial(_prepare_one, self.source, self.folder, self.patch, self.augment)
+        with folder_lock(self.folder):
+            with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), disable=not progress) as bar:
+                results = parallel_map(work, self.records, processes)
+                for name, entry in bar.track(results, len(self.records), description="superpixels"):
+                    self._entries[name] = entry
+        summary = _summarise(list(self._entries.values()), time.perf_counter() - start)
+        logger.info(
+            "superpixels: %d computed, %d on disk, segments asked %s, made %s",
+            summary.computed,
+            summary.reused,
+            [round(n) for n in summary.asked],
+            [round(n) for n in summary.actual],
+        )
+        return summary
+
+    def get(self, record: Record, share_seen: float) -> np.ndarray:
+        """The map whose density suits a crop.
+
+        Args:
+            record: one of the records that were prepared.
+            share_seen: share of the image that the crop shows, in (0, 1] (`Geometry.share_seen`).
+
+        Returns:
+            uint16 (int32 past 65,535 segments) [h, w] over the whole image, segments 0..n-1.
+
+        Raises:
+            DataError: for a record that was not prepared or a file that went missing.
+        """
+        entry = self._entries.get(record.id)
+        if entry is None:
+            raise DataError(
+                f"{record.image_path}: no superpixels for {record.id!r}; call prepare() on its records first"
+            )
+        level = int(np.argmin([abs(math.log(share / share_seen)) for share in entry.shares]))
+        try:
+            with np.load(entry.path, allow_pickle=False) as stored:
+                return np.asarray(stored[f"level{level}"])
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise DataError(
+                f"{entry.path}: cached superpixels cannot be read ({error}); start the run again"
+            ) from error
+
+    def segment_counts(self, record: Record) -> tuple[int, ...]:
+        """Segments that SLIC made of a prepared record, per level, coarse to fine."""
+        return self._entries[record.id].actual
+
+
+def _prepare_one(
+    source: Source, folder: Path, patch: PatchOptions, augment: AugmentOptions, record: Record
+) -> tuple[str, _Entry]:
+    try:
+        content = record.image_path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{record.image_path}: cannot be read ({error.strerror})") from error
+    parameters = (
+        FORMAT,
+        BACKEND,
+        LEVELS,
+        patch.segments,
+        float(patch.compactness),
+        augment.crop,
+        augment.resize_range(),
+    )
+    key = hashlib.blake2b(content, digest_size=16, person=b"superpixels", salt=_salt(parameters)).hexdigest()
+    path = folder / key[:2] / f"{key}.npz"
+    entry = _read_entry(path)
+    return record.id, entry or _compute(source, path, patch, augment, record)
+
+
+def _salt(parameters: tuple[object, ...]) -> bytes:
+    return hashlib.blake2b(repr(parameters).encode(), digest_size=16).digest()
+
+
+def _read_entry(path: Path) -> _Entry | None:
+    """The entry of a file that is whole; None where there is none or it is damaged (it is then computed again)."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if any(f"level{level}" not in stored for level in range(LEVELS)):
+                return None
+            shares, asked, actual = (stored[name].tolist() for name in ("shares", "asked", "actual"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        logger.warning("%s: damaged (%s), computed again", path, error)
+        return None
+    return _Entry(path, tuple(shares), tuple(asked), tuple(actual), computed=False)
+
+
+def _compute(source: Source, path: Path, patch: PatchOptions, augment: AugmentOptions, record: Record) -> _Entry:
+    image = source.read(record).image
+    shares = level_shares(image.shape[0], image.shape[1], augment)
+    image = _reduced(image, augment.resize_range()[1])
+    pixels = image.shape[0] * image.shape[1]
+    asked = tuple(min(pixels, max(1, round(patch.segments / share))) for share in shares)
+    maps: dict[int, np.ndarray] = {}
+    for segments in sorted(set(asked)):
+        labels = superpixels(torch.from_numpy(image)[None], segments, patch.compactness, backend=BACKEND)[0].numpy()
+        maps[segments] = labels.astype(np.uint16) if int(labels.max()) < 2**16 else labels
+    actual = tuple(int(maps[segments].max()) + 1 for segments in asked)
+    buffer = io.BytesIO()
+    arrays = {f"level{level}": maps[segments] for level, segments in enumerate(asked)}
+    np.savez_compressed(buffer, shares=np.array(shares), asked=np.array(asked), actual=np.array(actual), **arrays)
+    try:
+        atomic_write_bytes(path, buffer.getvalue())
+    except OSError as error:
+        raise DataError(f"{path}: cannot write cached superpixels ({error.strerror}); set CPN_CACHE") from error
+    return _Entry(path, shares, asked, actual, computed=True)
+
+
+def _reduced(image: np.ndarray, long_side: int) -> np.ndarray:
+    """The image at no more than the size that training shows: a finer map could not be seen, only waited for."""
+    height, width = image.shape[:2]
+    if max(height, width) <= long_side:
+        return np.ascontiguousarray(image)
+    rows, columns = scaled_size(height, width, long_side)
+    return np.array(Image.fromarray(image).resize((columns, rows), Image.Resampling.BICUBIC))
+
+
+def _summarise(entries: list[_Entry], seconds: float) -> CacheSummary:
+    asked = np.array([entry.asked for entry in entries]).reshape(-1, LEVELS)
+    actual = np.array([entry.actual for entry in entries]).reshape(-1, LEVELS)
+    computed = sum(entry.computed for entry in entries)
+    columns = actual.T if len(entries) else np.zeros((LEVELS, 1), int)
+    return CacheSummary(
+        computed=computed,
+        reused=len(entries) - computed,
+        asked=tuple(asked.mean(0).tolist()) if len(entries) else (0.0,) * LEVELS,
+        actual=tuple(actual.mean(0).tolist()) if len(entries) else (0.0,) * LEVELS,
+        actual_range=tuple((int(column.min()), int(column.max())) for column in columns),
+        seconds=seconds,
+    )
