@@ -32,15 +32,20 @@ class PlainBlock(nn.Module):
         self.conv_branch2a = _conv(inputs, middle, 3, stride, first_dilation or dilation)
         self.bn_branch2b1 = nn.BatchNorm2d(middle)
         self.conv_branch2b1 = _conv(middle, outputs, 3, 1, dilation)
-        self.conv_branch1 = _conv(inputs, outputs, 1, stride) if inputs != outputs or stride != 1 else None
+        self.conv_branch1 = _conv(inputs, outputs, 1) if inputs != outputs or stride != 1 else None
+        self.stride = stride
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[B, inputs, H, W] -> the block's output [B, outputs, H / stride, W / stride], its first BN-ReLU."""
         first = norm_relu(x, self.bn_branch2a)
         branch = F.relu(conv_norm(first, self.conv_branch2a, self.bn_branch2b1), inplace=True)
         branch = self.conv_branch2b1(branch)
-        shortcut = x if self.conv_branch1 is None else self.conv_branch1(first)
-        return branch.add_(shortcut), first
+        if self.conv_branch1 is None:
+            return branch.add_(x), first
+        # A strided 1x1 convolution reads these positions only. Slicing gives the same result and avoids the CPU
+        # backward of torch 2.13, which writes out of bounds for 8 channels in channels_last.
+        step = self.stride
+        return branch.add_(self.conv_branch1(first[:, :, ::step, ::step])), first
 
 
 class BottleneckBlock(nn.Module):
