@@ -1,0 +1,177 @@
+"""Validation curves: mIoU of CAM and RCAM and the classifier's mAP on a fixed subset, and pictures of a few images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cpn_fast.config import TrainConfig
+from cpn_fast.data.types import Record, Sample, Source
+from cpn_fast.files.masks import voc_palette
+from cpn_fast.models.cam import CamNet
+from cpn_fast.models.labeller import Labeller
+from cpn_fast.sweep import BetaSweep
+
+log = logging.getLogger(__name__)
+
+PICTURES = 4
+PICTURE_SIDE = 320
+
+
+def average_precision(scores: NDArray[np.floating], truth: NDArray[np.bool_]) -> float:
+    """Average precision of one class: sum over thresholds of recall gained times precision; ties share a threshold.
+
+    Args:
+        scores: float [N], higher = more likely.
+        truth: bool [N], at least one True.
+
+    Returns:
+        0..1.
+    """
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(truth[order])
+    last = np.append(np.diff(scores[order]) != 0, True)  # a threshold lies behind the last of equal scores
+    precision = hits[last] / (np.flatnonzero(last) + 1)
+    return float(np.sum(np.diff(hits[last], prepend=0) / hits[-1] * precision))
+
+
+def classifier_scores(probabilities: NDArray[np.floating], truth: NDArray[np.bool_]) -> dict[str, float | None]:
+    """How well image labels are found.
+
+    Args:
+        probabilities: float [N, K] in 0..1.
+        truth: bool [N, K].
+
+    Returns:
+        `map`, the mean average precision over classes that occur, and `f1` at threshold 0.5 over all decisions
+        (micro); None where no label occurs.
+    """
+    present = np.flatnonzero(truth.any(axis=0))
+    if not len(present):
+        return {"map": None, "f1": None}
+    found = probabilities > 0.5
+    hits = (found & truth).sum()
+    return {
+        "map": float(np.mean([average_precision(probabilities[:, k], truth[:, k]) for k in present])),
+        "f1": float(2 * hits / (found.sum() + truth.sum())),
+    }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One point of the curves.
+
+    Attributes:
+        values: `cam_miou`, `cam_beta`, `rcam_miou`, `rcam_beta` (None without masks), `map`, `f1`, `images`.
+        pictures: uint8 [H, W, 3] by sample id: image, CAM, RCAM and, where there is one, the mask side by side.
+    """
+
+    values: dict[str, Any]
+    pictures: dict[str, NDArray[np.uint8]]
+
+
+class Curves:
+    """A fixed validation subset, read once and kept in memory.
+
+    Args:
+        source: the data.
+        records: the subset, images with labels.
+        config: `augment.crop` is the long side in pixels, `options.map_norm` the normalisation.
+    """
+
+    def __init__(self, source: Source, records: Sequence[Record], config: TrainConfig) -> None:
+        self.num_classes = len(source.classes)
+        self.map_norm = config.options.map_norm
+        self._samples = [_resized(source.read(record, with_mask=True), config.augment.crop) for record in records]
+
+    @torch.no_grad()
+    def evaluate(self, net: CamNet, device: torch.device) -> Evaluation:
+        """Score the network at a single scale. Its training mode is as before afterwards."""
+        was_training = [module for module in net.modules() if module.training]
+        labeller = Labeller(net, scales=(1.0,), flip=False, map_norm=self.map_norm)
+        sweeps = {"cam": BetaSweep(self.num_classes), "rcam": BetaSweep(self.num_classes)}
+        scores, pictures = [], {}
+        for index, sample in enumerate(self._samples):
+            images = torch.from_numpy(sample.image)[None].to(device)
+            labels = torch.from_numpy(np.asarray(sample.labels, dtype=np.float32))[None].to(device)
+            out = labeller(images, labels)
+            maps = {"cam": out.cam[0].float().cpu().numpy(), "rcam": out.rcam[0].float().cpu().numpy()}
+            scores.append(out.scores[0].float().cpu().numpy())
+            for name, sweep in sweeps.items():
+                sweep.update(maps[name], sample.mask, sample.record.id)
+            if index < PICTURES:
+                pictures[sample.record.id] = picture(sample, maps["cam"], maps["rcam"])
+        for module in was_training:
+            module.training = True
+        truth = np.stack([np.asarray(sample.labels) > 0 for sample in self._samples])
+        values: dict[str, Any] = {"images": len(self._samples), **classifier_scores(np.stack(scores), truth)}
+        for name, sweep in sweeps.items():
+            best = sweep.best() if sweep.images else None
+            values |= {f"{name}_miou": best and best.miou, f"{name}_beta": best and best.beta}
+        return Evaluation(values, pictures)
+
+
+def create_curves(source: Source, config: TrainConfig, train_records: Sequence[Record]) -> Curves | None:
+    """The curves of a run: `val_images` images spread evenly over the validation split, those with masks if any.
+
+    Without a validation split they are training images.
+
+    Args:
+        source: the data.
+        config: `val_split`, `val_images` and `eval_every` are used.
+        train_records: the training split.
+
+    Raises:
+        DataError: if `config.val_split` is no split.
+    """
+    if config.eval_every <= 0 or config.val_images <= 0:
+        return None
+    split = config.val_split or ("val" if "val" in source.splits() else None)
+    records = [r for r in (source.records(split) if split else train_records) if r.labels is not None]
+    records = [r for r in records if r.mask_path is not None] or records
+    if not records:
+        log.warning("no validation curves: no image of %s has labels; name another split with --val-split", split)
+        return None
+    if not split:
+        log.warning("no validation split: the curves are of training images")
+    chosen = np.unique(np.linspace(0, len(records) - 1, min(config.val_images, len(records))).round().astype(int))
+    return Curves(source, [records[i] for i in chosen], config)
+
+
+def _resized(sample: Sample, long_side: int) -> Sample:
+    height, width = sample.image.shape[:2]
+    factor = long_side / max(height, width)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    image = cv2.resize(sample.image, size, interpolation=interpolation)
+    mask = sample.mask if sample.mask is None else cv2.resize(sample.mask, size, interpolation=cv2.INTER_NEAREST)
+    return Sample(sample.record, np.ascontiguousarray(image), sample.labels, mask)
+
+
+def picture(sample: Sample, cam: NDArray[np.floating], rcam: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Image, CAM, RCAM (each pixel's highest class as a heat map over the image) and mask, side by side.
+
+    Args:
+        sample: image uint8 [H, W, 3] and, if there is one, mask [H, W].
+        cam: float [K, H, W] in 0..1.
+        rcam: the same.
+
+    Returns:
+        uint8 [h, 3w or 4w, 3] with max(h, w) at most 320.
+    """
+    tiles = [sample.image]
+    for maps in (cam, rcam):
+        heat = cv2.applyColorMap((maps.max(axis=0).clip(0, 1) * 255).astype(np.uint8), cv2.COLORMAP_JET)
+        tiles.append(cv2.addWeighted(sample.image, 0.5, cv2.cvtColor(heat, cv2.COLOR_BGR2RGB), 0.5, 0))
+    if sample.mask is not None:
+        tiles.append(voc_palette()[sample.mask])
+    factor = min(1.0, PICTURE_SIDE / max(sample.image.shape[:2]))
+    size = (max(1, round(sample.image.shape[1] * factor)), max(1, round(sample.image.shape[0] * factor)))
+    return np.concatenate([cv2.resize(tile, size, interpolation=cv2.INTER_AREA) for tile in tiles], axis=1)

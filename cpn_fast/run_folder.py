@@ -1,0 +1,239 @@
+"""The folder of a training run: settings, step records, checkpoint and weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+
+from cpn_fast.config import TrainConfig, with_recipe
+from cpn_fast.files.atomic import atomic_write_bytes, atomic_write_text
+from cpn_fast.files.errors import DataError
+
+if TYPE_CHECKING:
+    from cpn_fast.models.cam import CamNet
+
+DEFAULT_BETA = 0.25
+"""Background score of a run that was never scored against masks."""
+
+FREE_ON_RESUME = frozenset({
+    "output", "resume", "max_steps", "workers", "checkpoint_every", "log_every", "eval_every", "val_images", "val_split",
+    "patch.cache_dir",
+})  # fmt: skip
+"""Settings that may change on resume: none of them touches what a step computes."""
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as JSON-ready values; paths become strings, tuples lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def config_from_dict(kind: type, values: Mapping[str, Any], where: str) -> Any:
+    """The inverse of `config_to_dict`; a field that `values` lacks takes its default.
+
+    Args:
+        kind: the dataclass.
+        values: what `config_to_dict` gave.
+        where: what to call the values in an error.
+
+    Raises:
+        DataError: for a key that is no field, e.g. one that another version wrote.
+    """
+    hints = get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise DataError(f"{where}: unknown setting {', '.join(unknown)}; expected fields of {kind.__name__}")
+    return kind(**{name: _typed(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    if get_origin(hint) in (Union, UnionType):
+        if value is None:
+            return None
+        hint = next(option for option in get_args(hint) if option is not NoneType)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return config_from_dict(hint, value, where)
+    if get_origin(hint) is tuple:
+        return tuple(value)
+    return Path(value) if hint is Path else value
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return result
+
+
+def check_same_settings(stored: TrainConfig, given: TrainConfig, where: Path) -> None:
+    """Refuse to resume with settings that would change the computation.
+
+    Raises:
+        DataError: naming every field that differs, with both values.
+    """
+    old, new = (flat(config_to_dict(with_recipe(config))) for config in (stored, given))
+    different = [
+        f"{name} (run: {old[name]!r}, now: {new[name]!r})"
+        for name in old
+        if name not in FREE_ON_RESUME and old[name] != new[name]
+    ]
+    if different:
+        raise DataError(
+            f"{where}: cannot resume with other settings: {', '.join(different)}; give the run's own, or start a new "
+            "run in another --output"
+        )
+
+
+class RunFolder:
+    """A run on disk.
+
+    Args:
+        path: the folder; it need not exist yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_path = self.path / "config.json"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.checkpoint_path = self.path / "checkpoints" / "last.ckpt"
+        self.model_path = self.path / "model.safetensors"
+        self.tensorboard_path = self.path / "tensorboard"
+        self.scores_path = self.path / "metrics.json"
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self.config_path.is_file()
+
+    def create(self, config: TrainConfig, classes: Sequence[str]) -> None:
+        """Write config.json (settings, classes, versions), making the folder."""
+        content = {
+            "format": 1,
+            "config": config_to_dict(config),
+            "classes": list(classes),
+            "versions": _versions(),
+        }
+        atomic_write_text(self.config_path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def _stored(self) -> dict[str, Any]:
+        try:
+            return json.loads(self.config_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(f"{self.path}: no run here (config.json is missing); train one with `cpn train`") from None
+        except ValueError as error:
+            raise DataError(f"{self.config_path}: not JSON ({error}); expected what `cpn train` wrote") from error
+
+    @property
+    def config(self) -> TrainConfig:
+        """The run's settings. Raises DataError where there is no run."""
+        return config_from_dict(TrainConfig, self._stored()["config"], str(self.config_path))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The K foreground class names. Raises DataError where there is no run."""
+        return tuple(self._stored()["classes"])
+
+    @property
+    def beta(self) -> float:
+        """The best background score that `cpn evaluate` found (metrics.json), else `DEFAULT_BETA`."""
+        if not self.scores_path.is_file():
+            return DEFAULT_BETA
+        try:
+            return float(json.loads(self.scores_path.read_text(encoding="utf-8"))["beta"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{self.scores_path}: key beta: {error!r}; expected a number in 0..1: run `cpn evaluate` again"
+            ) from error
+
+    def save_model(self, net: CamNet, step: int) -> None:
+        """Write the weights to model.safetensors, with classes, step and version as metadata."""
+        from safetensors.torch import save
+
+        weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+        config = self.config
+        metadata = {
+            "format": "pt",
+            "cpn_fast": _versions()["cpn-fast"],
+            "step": str(step),
+            "method": config.method,
+            "backbone": config.backbone,
+            "classes": json.dumps(self.classes, ensure_ascii=False),
+        }
+        atomic_write_bytes(self.model_path, save(weights, metadata=metadata))
+
+    def load_model(self, device: str = "cpu") -> CamNet:
+        """The run's network in eval mode: model.safetensors, or the last checkpoint of a run that hasn't ended.
+
+        Raises:
+            DataError: if the run has neither, or the weights do not fit the settings.
+        """
+        from safetensors.torch import load_file
+
+        from cpn_fast.checkpoint import load_checkpoint
+        from cpn_fast.models import create_model
+
+        if self.model_path.is_file():
+            source, weights = self.model_path, load_file(self.model_path)
+        elif self.checkpoint_path.is_file():
+            source, weights = self.checkpoint_path, load_checkpoint(self.checkpoint_path)["model"]
+        else:
+            self._stored()
+            raise DataError(f"{self.path}: the run has no weights yet; expected model.safetensors: let it train on")
+        net = create_model(self.config, len(self.classes), load_weights=False)
+        try:
+            net.load_state_dict(weights)
+        except RuntimeError as error:
+            raise DataError(f"{source}: does not fit the settings in {self.config_path}: {error}") from error
+        return net.to(device).eval()
+
+    def records(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl, of one kind ("step", "eval", "maps") or all; a torn last line is left out."""
+        found = [record for record in map(_parsed, self._lines()) if record is not None]
+        return [record for record in found if kind is None or record["kind"] == kind]
+
+    def _lines(self) -> list[str]:
+        return self.metrics_path.read_text(encoding="utf-8").splitlines() if self.metrics_path.is_file() else []
+
+    def truncate_records(self, step: int) -> None:
+        """Drop the records of steps after `step`, which a resumed run will write again."""
+        kept = [record for record in self.records() if record["step"] <= step]
+        atomic_write_text(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def remove_unfinished(self) -> None:
+        """Remove what a killed process left half-written, and weights that training on will make stale."""
+        for folder in (self.path, self.checkpoint_path.parent):
+            for leftover in folder.glob(".tmp-*") if folder.is_dir() else ():
+                leftover.unlink()
+        self.model_path.unlink(missing_ok=True)
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and "kind" in record and "step" in record else None
+
+
+def _versions() -> dict[str, str]:
+    def of(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    packages = ("cpn-fast", "torch", "lightning", "numpy", "Pillow", "opencv-python-headless", "scikit-image")
+    return {"python": platform.python_version(), **{package: of(package) for package in packages}}

@@ -1,0 +1,39 @@
+"""Settings of the process that runs networks: the C allocator and TF32."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+# glibc's mallopt parameters (malloc.h) and the largest values that fit its int argument comfortably.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_KEEP = 1 << 30
+_TOP_PAD = 64 << 20
+
+
+def tune_allocator() -> bool:
+    """Make glibc keep freed blocks, so that each training step reuses the last one's pages.
+
+    By default glibc gives large blocks back at once and every step faults all its pages in again: measured 1.5 to 2
+    times slower on the CPU. Memory that was used once stays with the process.
+
+    Returns:
+        True where glibc took the settings, False on other platforms, where nothing changes.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # musl has no mallopt
+        return False
+    mallopt.argtypes, mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
+    settings = ((_M_MMAP_THRESHOLD, _KEEP), (_M_TRIM_THRESHOLD, _KEEP), (_M_TOP_PAD, _TOP_PAD))
+    return all([mallopt(parameter, value) == 1 for parameter, value in settings])
+
+
+def set_tf32(enabled: bool) -> None:
+    """Allow or forbid TF32 in matrix products and convolutions on a GPU (10 bits of mantissa, much faster)."""
+    import torch
+
+    torch.set_float32_matmul_precision("high" if enabled else "highest")
+    torch.backends.cudnn.allow_tf32 = enabled
