@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -145,6 +146,32 @@ def open_labeller(
     set_tf32(True)
     net = run.load_model(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Labeller(net, scales, flip, beta, threshold, run.config.options.map_norm).to(device)
+
+
+def check_counts(**counts: int) -> None:
+    """Raise DataError for an option that counts something and is below 1; keywords are the options' names."""
+    for name, value in counts.items():
+        if value < 1:
+            raise DataError(f"--{name.replace('_', '-')} {value}: expected at least 1")
+
+
+def map_of(labeller: Labeller, wanted: Literal["auto", "rcam", "cam"] = "auto") -> MapName:
+    """The map that masks are made of: RCAM where the network has refinement heads, else CAM.
+
+    Raises:
+        DataError: if RCAM is wanted of a network without refinement.
+    """
+    refined = labeller.net.refinement != "none"
+    if wanted == "rcam" and not refined:
+        raise DataError("--maps rcam: this run has no refinement heads, so no RCAM; use --maps cam")
+    return ("rcam" if refined else "cam") if wanted == "auto" else wanted
+
+
+def weights_digest(run: RunFolder) -> str:
+    """SHA-256 of the weights that `run.load_model` loads, as hexadecimal."""
+    path = run.model_path if run.model_path.is_file() else run.checkpoint_path
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,11 @@ def read_soft_maps(path: str | Path) -> SoftMaps:
             classes, maps, size = arrays["classes"], arrays["maps"], arrays["size"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
-            f"{path}: cannot read class maps ({error}); expected what `cpn label --soft-maps` wrote: label the image again"
+            f"{path}: cannot read class maps ({error}); expected what `cpn label --soft-maps` wrote: label it again"
         ) from error
     if classes.ndim != 1 or maps.ndim != 3 or len(classes) != len(maps) or maps.dtype != np.uint8 or size.shape != (2,):
         raise DataError(
-            f"{path}: found maps {maps.dtype} {list(maps.shape)} of {classes.size} classes; expected uint8 [P, h, w] of "
-            "P classes: label the image again"
+            f"{path}: found maps {maps.dtype} {list(maps.shape)} of {classes.size} classes; expected uint8 [P, h, w] "
+            "of P classes: label the image again"
         )
     return SoftMaps(classes, maps.astype(np.float32) / 255, (int(size[0]), int(size[1])))

@@ -1,0 +1,337 @@
+"""`cpn label`: pseudo masks of a split from a trained run, in VOC layout."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+from cpn_fast.contact_sheet import SheetItem, write_contact_sheet
+from cpn_fast.data.open import open_source
+from cpn_fast.data.types import Record, Source
+from cpn_fast.files.atomic import atomic_write_text
+from cpn_fast.files.errors import DataError
+from cpn_fast.files.images import image_size
+from cpn_fast.files.manifest import Manifest
+from cpn_fast.files.masks import read_mask, write_labelmap
+from cpn_fast.files.shard import take_shard
+from cpn_fast.inference import (
+    ClassMapping,
+    Failure,
+    InferenceOptions,
+    MapName,
+    Prediction,
+    map_of,
+    open_labeller,
+    predictions,
+    weights_digest,
+)
+from cpn_fast.mask_writer import MASK_FOLDER, MaskWriter, mask_path, soft_path
+from cpn_fast.models.labeller import SCALES
+from cpn_fast.run_folder import RunFolder
+from cpn_fast.terminal import duration, item_progress
+
+SHEET_NAME = "contact_sheet.png"
+
+# Bytes per pixel on disk, generous: masks of coco_mini came to 0.02, soft maps to 0.1 per class with 1.5 classes.
+_MASK_BYTES, _SOFT_BYTES = 0.04, 0.3
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """Write pseudo masks with a trained run.
+
+    Attributes:
+        run: run folder of the trained network.
+        data: source of the images, e.g. `voc:PATH`, `folder:PATH`, `coco:PATH`, `demo:` or a bare path.
+        output: folder for SegmentationClass/ID.png, labelmap.txt, manifest.jsonl and the contact sheet.
+        split: split to label.
+        scales: the image is run at each of these scales and the maps are summed.
+        flip: also run the mirrored image.
+        beta: background score of the mask, 0..1; None = the best that `cpn evaluate` found for the run, else 0.25.
+        void_band: pixels whose best foreground score lies within become void (255).
+        maps: which maps make the mask; auto = RCAM where the run has refinement, else CAM.
+        max_side: longer images are reduced to this long side in pixels first, and the mask enlarged back.
+        threshold: class probability above which a class stands in for missing image labels (the best one always does).
+        use_labels: False ignores image labels.
+        soft_maps: also write the class maps, compact, to SoftMaps/ID.npz.
+        shard: `i/n` labels the i-th of n parts.
+        overwrite: label everything again, also with other settings.
+        batch_size: images of equal size that go through the network together.
+        workers: threads that read images, and as many that write masks.
+        device: where the network runs; auto = a GPU where there is one.
+        sheet: number of least confident masks on the contact sheet; 0 = none.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    data: str
+    output: Path
+    split: str = "train"
+    scales: tuple[float, ...] = SCALES
+    flip: bool = True
+    beta: float | None = None
+    void_band: tuple[float, float] | None = None
+    maps: Literal["auto", "rcam", "cam"] = "auto"
+    max_side: int = 1024
+    threshold: float = 0.5
+    use_labels: bool = True
+    soft_maps: bool = False
+    shard: str | None = None
+    overwrite: bool = False
+    batch_size: int = 1
+    workers: int = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    sheet: int = 24
+
+
+@dataclass(frozen=True)
+class LabelSummary:
+    """What a labelling did.
+
+    Attributes:
+        written: images labelled now.
+        skipped: images that were done already.
+        failed: images that could not be read; the manifest says why.
+        from_scores: of those written, images without labels, for which the network's own scores stood in.
+        output: the folder.
+    """
+
+    written: int
+    skipped: int
+    failed: int
+    from_scores: int
+    output: Path
+
+
+def run_label(config: LabelConfig) -> LabelSummary:
+    """Label a split.
+
+    Args:
+        config: what to label, and how.
+
+    Returns:
+        how many images were labelled, skipped, failed.
+
+    Raises:
+        DataError: for a run, source or option that does not fit, an output folder that was labelled with other
+            settings, a full disk, or if no image at all could be read.
+    """
+    console = Console()
+    _check_options(config)
+    run, source = RunFolder(config.run), open_source(config.data)
+    beta = run.beta if config.beta is None else config.beta
+    labeller = open_labeller(run, config.scales, config.flip, config.device, beta, config.threshold)
+    name = map_of(labeller, config.maps)
+    classes = run.classes
+    mapping = ClassMapping.between(source.classes, classes)
+    every = source.records(config.split)
+    records = take_shard(every, config.shard)
+    _prepare_output(config, _settings(config, run, beta, name))
+    write_labelmap(config.output / "labelmap.txt", classes)
+    with Manifest(config.output / "manifest.jsonl") as manifest:
+        done = _done(config, manifest)
+        todo = [record for record in records if record.id not in done]
+        _say_plan(console, config, source, todo, len(records) - len(todo), beta, name)
+        options = InferenceOptions(config.max_side, config.batch_size, config.workers, use_labels=config.use_labels)
+        stream = predictions(labeller, source, todo, mapping, options)
+        writer = MaskWriter(config.output, classes, name, beta, config.void_band, config.soft_maps)
+        entries = list(_label_all(console, stream, writer, manifest, len(todo), config))
+        sheet = _write_sheet(config, source, every, manifest) if config.sheet else None
+    summary = _summary(config, entries, len(records) - len(todo))
+    _say_result(console, config, summary, entries, sheet)
+    return summary
+
+
+def _check_options(config: LabelConfig) -> None:
+    if config.void_band is not None and not 0 <= config.void_band[0] <= config.void_band[1] <= 1:
+        raise DataError(f"--void-band {config.void_band[0]} {config.void_band[1]}: expected lo <= hi, both in 0..1")
+    for option, value in (
+        ("max-side", config.max_side),
+        ("batch-size", config.batch_size),
+        ("workers", config.workers),
+    ):
+        if value < 1:
+            raise DataError(f"--{option} {value}: expected at least 1")
+
+
+def _settings(config: LabelConfig, run: RunFolder, beta: float, name: MapName) -> dict[str, Any]:
+    """Everything that decides what a mask looks like."""
+    return {
+        "weights_sha256": weights_digest(run),
+        "classes": list(run.classes),
+        "maps": name,
+        "beta": beta,
+        "scales": list(config.scales),
+        "flip": config.flip,
+        "void_band": None if config.void_band is None else list(config.void_band),
+        "max_side": config.max_side,
+        "threshold": config.threshold,
+        "use_labels": config.use_labels,
+    }
+
+
+def _prepare_output(config: LabelConfig, settings: dict[str, Any]) -> None:
+    """Record the settings in the output folder, or refuse to mix masks of two settings there."""
+    path = config.output / "settings.json"
+    if config.overwrite:
+        (config.output / "manifest.jsonl").unlink(missing_ok=True)
+    elif path.exists():
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{path}: not JSON ({error}); use --overwrite to label everything again") from error
+        different = [
+            f"{key} (there: {stored.get(key)!r}, now: {value!r})"
+            for key, value in settings.items()
+            if stored.get(key) != value
+        ]
+        if different:
+            raise DataError(
+                f"{config.output} was labelled with other settings: {', '.join(different)}; give the same ones, "
+                "another --output, or --overwrite to label everything again"
+            )
+    atomic_write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+def _done(config: LabelConfig, manifest: Manifest) -> set[str]:
+    """Ids whose files are all there."""
+    return {
+        image_id
+        for image_id in manifest.done()
+        if mask_path(config.output, image_id).is_file()
+        and (not config.soft_maps or soft_path(config.output, image_id).is_file())
+    }
+
+
+def _say_plan(
+    console: Console, config: LabelConfig, source: Source, todo: Sequence[Record], skipped: int, beta: float, name: str
+) -> None:
+    """What will be done and the disk it takes; refuses where that is more than there is."""
+    console.print(
+        f"[bold]{len(todo)}[/] images of {source.spec} ({config.split}) to label, {skipped} done already; "
+        f"{name.upper()}, scales {' '.join(f'{s:g}' for s in config.scales)}, flip {config.flip}, beta {beta:g}",
+        highlight=False,
+    )
+    if not todo:
+        return
+    pixels = _mean_pixels(todo)
+    each = pixels * (_MASK_BYTES + (_SOFT_BYTES if config.soft_maps else 0)) + 1000
+    need, free = each * len(todo), shutil.disk_usage(config.output).free
+    console.print(
+        f"disk: about {need / 1e6:.1f} MB, {free / 1e9:.1f} GB free at {config.output}", highlight=False, soft_wrap=True
+    )
+    if need > free:
+        raise DataError(
+            f"{config.output}: the masks need about {need / 1e9:.1f} GB but {free / 1e9:.1f} GB are free; free some or "
+            "give another --output"
+        )
+
+
+def _mean_pixels(records: Sequence[Record]) -> float:
+    """Mean width x height over a few records, from their headers; 0.25 million where none can be read."""
+    found = []
+    for record in records[:: max(1, len(records) // 16)]:
+        try:
+            width, height = image_size(record.image_path)
+        except DataError:
+            continue
+        found.append(width * height)
+    return float(np.mean(found)) if found else 250_000.0
+
+
+def _label_all(
+    console: Console,
+    stream: Iterator[Prediction | Failure],
+    writer: MaskWriter,
+    manifest: Manifest,
+    total: int,
+    config: LabelConfig,
+) -> Iterator[dict[str, Any]]:
+    """Label, write in threads, and yield the manifest's entries; the first images give the time estimate."""
+    start = time.monotonic()
+    head = list(itertools.islice(stream, min(total, config.batch_size)))
+    if total:
+        expected = (time.monotonic() - start) / len(head) * total
+        console.print(f"time: about {duration(expected)}, by the first {len(head)}", highlight=False, soft_wrap=True)
+    pending: deque[Future[dict[str, Any]]] = deque()
+
+    def finish(limit: int) -> Iterator[dict[str, Any]]:
+        while len(pending) > limit:
+            entry = pending.popleft().result()
+            manifest.append(entry)
+            yield entry
+
+    with item_progress(console, "label", total) as advance, ThreadPoolExecutor(config.workers) as pool:
+        for item in itertools.chain(head, stream):
+            if isinstance(item, Failure):
+                entry = {
+                    "id": item.record.id, "status": "error", "image": str(item.record.image_path), "error": item.error,
+                }  # fmt: skip
+                manifest.append(entry)
+                yield entry
+            else:
+                pending.append(pool.submit(writer, item))
+            yield from finish(limit=2 * config.workers)
+            advance(1)
+        yield from finish(limit=0)
+
+
+def _write_sheet(config: LabelConfig, source: Source, records: Sequence[Record], manifest: Manifest) -> Path | None:
+    """The contact sheet of the least confident masks of this split, those of earlier calls included."""
+    known = {record.id: record for record in records}
+    entries = [e for e in manifest.entries().values() if e["status"] == "ok" and e["id"] in known]
+    entries.sort(key=lambda entry: (entry["confidence"], entry["id"]))
+    items = []
+    for entry in entries[: config.sheet]:
+        try:
+            image = source.read(known[entry["id"]]).image
+            mask = read_mask(mask_path(config.output, entry["id"]))
+        except DataError:
+            continue  # gone since it was labelled; the sheet is a convenience
+        title = f"{entry['id']}\n{entry['confidence']:.2f}  {', '.join(entry['labels'])}"
+        items.append(SheetItem(image, mask, title))
+    if not items:
+        return None
+    path = config.output / SHEET_NAME
+    write_contact_sheet(path, items)
+    return path
+
+
+def _summary(config: LabelConfig, entries: Sequence[dict[str, Any]], skipped: int) -> LabelSummary:
+    ok = [entry for entry in entries if entry["status"] == "ok"]
+    from_scores = sum(entry["labels_from"] == "scores" for entry in ok)
+    return LabelSummary(len(ok), skipped, len(entries) - len(ok), from_scores, config.output)
+
+
+def _say_result(
+    console: Console, config: LabelConfig, summary: LabelSummary, entries: Sequence[dict[str, Any]], sheet: Path | None
+) -> None:
+    console.print(f"{summary.written} masks written to {config.output / MASK_FOLDER}", highlight=False, soft_wrap=True)
+    if summary.from_scores:
+        console.print(
+            f"[yellow]{summary.from_scores} without image labels: classes with a score above {config.threshold:g} (at "
+            "least the best one) stood in[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
+    failed = [entry for entry in entries if entry["status"] != "ok"]
+    if failed:
+        console.print(
+            f"[red]{len(failed)} could not be read[/], see {config.output / 'manifest.jsonl'}; the first: ", end=""
+        )
+        console.print(failed[0]["error"], markup=False, highlight=False, soft_wrap=True)
+    if sheet is not None:
+        console.print(f"least confident masks: {sheet}", highlight=False, soft_wrap=True)
+    if failed and not summary.written and not summary.skipped:
+        raise DataError(f"none of the {len(failed)} images could be read; the first: {failed[0]['error']}")
