@@ -37,10 +37,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class Scan:
-    """A split as it stands on disk: the records that can be used, and what is wrong with the rest."""
+    """A split as it stands on disk.
+
+    Attributes:
+        records: the images that can be used.
+        problems: what is wrong with the rest.
+        notes: what is no fault but may not be meant.
+    """
 
     records: tuple[Record, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class FileSource(ABC):
@@ -111,11 +118,8 @@ class FileSource(ABC):
         """
         image = read_image(record.image_path, self.max_pixels)
         mask = self.read_mask(record) if with_mask else None
-        if mask is not None and mask.shape != image.shape[:2]:
-            raise DataError(
-                f"{record.mask_path or record.image_path}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels, its "
-                f"image {record.image_path} {image.shape[1]} x {image.shape[0]} (after EXIF rotation); make them equal"
-            )
+        if mask is not None:
+            check_same_size(record, image, mask)
         return Sample(record, image, label_vector(record.labels, len(self.classes)), mask)
 
     def read_mask(self, record: Record) -> np.ndarray | None:
@@ -123,6 +127,15 @@ class FileSource(ABC):
         if record.mask_path is None:
             return None
         return read_mask(record.mask_path, len(self.classes), self.max_pixels)
+
+
+def check_same_size(record: Record, image: np.ndarray, mask: np.ndarray) -> None:
+    """Raise DataError unless mask [H, W] and image [H, W, 3] have the same size."""
+    if mask.shape != image.shape[:2]:
+        raise DataError(
+            f"{record.mask_path or record.image_path}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels, its "
+            f"image {record.image_path} {image.shape[1]} x {image.shape[0]} (after EXIF rotation); make them equal"
+        )
 
 
 def label_vector(labels: tuple[int, ...] | None, num_classes: int) -> np.ndarray | None:

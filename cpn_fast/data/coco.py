@@ -13,7 +13,7 @@ import numpy as np
 from cpn_fast.data.base import FileSource, Problem, Scan
 from cpn_fast.data.types import VOID, Record
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.images import DEFAULT_MAX_PIXELS
+from cpn_fast.files.images import DEFAULT_MAX_PIXELS, list_images
 from cpn_fast.files.masks import check_class_count
 from cpn_fast.files.text import read_text
 
@@ -91,7 +91,17 @@ class CocoSource(FileSource):
             else:
                 records[key] = Record(key, folder / name, tuple(sorted(labels[image_id])))
                 self._file_of[folder / name] = path
-        return Scan(tuple(records[key] for key in sorted(records)), tuple(problems))
+        return Scan(
+            tuple(records[key] for key in sorted(records)), tuple(problems), self._unlisted(folder, path, names)
+        )
+
+    def _unlisted(self, folder: Path, path: Path, names: dict[Any, str]) -> tuple[str, ...]:
+        """A note on the images of a split's own folder that its JSON leaves out."""
+        if folder.name != path.stem.removeprefix(_PREFIX):
+            return ()  # a folder that the splits share
+        known = {folder / name for name in names.values()}
+        others = [image for image in list_images(folder) if image not in known]
+        return (f"{len(others)} images in {folder} are not in {path.name}, e.g. {others[0].name}",) if others else ()
 
     def read_mask(self, record: Record) -> np.ndarray | None:
         """The class mask drawn from the image's annotations, uint8 [H, W].

@@ -69,7 +69,14 @@ class FolderSource(FileSource):
 
     def _scan(self, split: str) -> Scan:
         # A row that matches no image may belong to any split, so every split has the whole folder's problems.
-        return Scan(tuple(self._sorted_out()[split]), tuple(self._problems))
+        records = tuple(self._sorted_out()[split])
+        unlabelled = [record.id for record in records if record.labels is None]
+        notes: tuple[str, ...] = ()
+        if self._table is not None and unlabelled:
+            notes = (
+                f"{split}: {len(unlabelled)} images have no labels in {self._table.path.name}, e.g. {unlabelled[0]}",
+            )
+        return Scan(records, tuple(self._problems), notes)
 
     def _sorted_out(self) -> dict[str, list[Record]]:
         """Records by split, worked out once; fills `_problems`."""

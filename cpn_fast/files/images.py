@@ -102,7 +102,12 @@ def list_images(root: str | Path) -> list[Path]:
         raise DataError(f"{error.filename}: cannot list the folder ({error.strerror}); check its permissions")
 
     found: list[Path] = []
-    for folder, subfolders, names in os.walk(root, onerror=fail, followlinks=False):
+    visited: set[str] = set()  # a link to a folder is followed, since data often lies elsewhere; a loop of links is not
+    for folder, subfolders, names in os.walk(root, onerror=fail, followlinks=True):
+        if (real := os.path.realpath(folder)) in visited:
+            subfolders.clear()
+            continue
+        visited.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         found += [
             Path(folder, name)
