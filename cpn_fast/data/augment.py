@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from PIL import Image, ImageEnhance
 
 from cpn_fast.config import AugmentOptions
+
+# Loader processes are forked, and OpenCV's own thread pool would not survive that.
+cv2.setNumThreads(1)
 
 IMAGENET_MEAN_PIXEL = (124, 116, 104)
 """ImageNet's mean colour as uint8 RGB: what the padding of a crop shows."""
@@ -143,9 +147,10 @@ def colour_jitter(image: np.ndarray, ranges: tuple[float, float, float, float], 
 
 
 def _shift_hue(picture: Image.Image, turns: float) -> Image.Image:
-    hsv = np.array(picture.convert("HSV"))
+    # OpenCV's conversion keeps 256 hues like Pillow's, at a tenth of the time.
+    hsv = cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2HSV_FULL)
     hsv[..., 0] += np.uint8(round(turns * 256) % 256)
-    return Image.fromarray(hsv, mode="HSV").convert("RGB")
+    return Image.fromarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL))
 
 
 def augment(

@@ -14,7 +14,7 @@ from cpn_fast.config import TrainConfig
 from cpn_fast.data.augment import IMAGENET_MEAN_PIXEL, Geometry, augment, grid_patches
 from cpn_fast.data.random import generator, key64
 from cpn_fast.data.superpixel_cache import SuperpixelCache
-from cpn_fast.data.types import Batch, Record, Source
+from cpn_fast.data.types import Batch, Record, Sample, Source
 from cpn_fast.files.errors import DataError
 
 GRACE_SECONDS = 30
@@ -115,7 +115,8 @@ def _check(source: Source, records: Sequence[Record], config: TrainConfig, world
         raise DataError(f"{source.spec}: no images to train on")
     if config.batch_size < 1 or config.batch_size % world_size:
         raise DataError(
-            f"batch size {config.batch_size} cannot be shared by {world_size} processes; choose a multiple of {world_size}"
+            f"batch size {config.batch_size} cannot be shared by {world_size} processes; "
+            f"choose a multiple of {world_size}"
         )
     bare = [record for record in records if record.labels is None]
     if bare:
@@ -176,7 +177,7 @@ class _Crops(Dataset[tuple[str, dict[str, torch.Tensor]]]):
             "images": torch.from_numpy(crop),
             "patches": torch.from_numpy(self._patches(record, geometry, epoch, suffix)),
             "keys": torch.tensor(key64(config.seed, epoch, record.id, f"hide{suffix}")),
-            "labels": torch.from_numpy(sample.labels),
+            "labels": torch.from_numpy(_labels(record, sample)),
         }
         return record.id, tensors
 
@@ -188,6 +189,12 @@ class _Crops(Dataset[tuple[str, dict[str, torch.Tensor]]]):
             rng = generator(config.seed, epoch, record.id, f"grid{suffix}")
             return grid_patches(geometry, config.patch.grid_sides, rng)
         return geometry.apply_map(np.zeros((1, 1), np.int32))
+
+
+def _labels(record: Record, sample: Sample) -> np.ndarray:
+    if sample.labels is None:
+        raise DataError(f"{record.image_path}: no image labels; training needs them")
+    return sample.labels
 
 
 @lru_cache(maxsize=2)

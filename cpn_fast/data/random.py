@@ -1,4 +1,4 @@
-"""Counted randomness: every random decision derives from (seed, epoch, sample id, purpose), never from a shared stream."""
+"""Counted randomness: every decision derives from (seed, epoch, sample id, purpose), never from a shared stream."""
 
 from __future__ import annotations
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from cpn_kernels.superpixels import superpixels
 from PIL import Image
 from rich.progress import MofNCompleteColumn, Progress
 
@@ -26,11 +26,12 @@ from cpn_fast.data.parallel import folder_lock, parallel_map
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.atomic import atomic_write_bytes
 from cpn_fast.files.errors import DataError
+from cpn_kernels.superpixels import superpixels
 
 logger = logging.getLogger(__name__)
 
 LEVELS = 3
-BACKEND = "skimage"
+BACKEND: Literal["skimage"] = "skimage"
 FORMAT = 1
 """Changes with the files' layout or the meaning of their parameters."""
 
@@ -136,11 +137,11 @@ class SuperpixelCache:
                 f"{self.folder}: cannot make the superpixel cache ({error.strerror}); set CPN_CACHE"
             ) from error
         work = partial(_prepare_one, self.source, self.folder, self.patch, self.augment)
-        with folder_lock(self.folder):
-            with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), disable=not progress) as bar:
-                results = parallel_map(work, self.records, processes)
-                for name, entry in bar.track(results, len(self.records), description="superpixels"):
-                    self._entries[name] = entry
+        bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), disable=not progress)
+        with folder_lock(self.folder), bar:
+            results = parallel_map(work, self.records, processes)
+            for name, entry in bar.track(results, len(self.records), description="superpixels"):
+                self._entries[name] = entry
         summary = _summarise(list(self._entries.values()), time.perf_counter() - start)
         logger.info(
             "superpixels: %d computed, %d on disk, segments asked %s, made %s",
@@ -236,7 +237,7 @@ def _compute(source: Source, path: Path, patch: PatchOptions, augment: AugmentOp
         maps[segments] = labels.astype(np.uint16) if int(labels.max()) < 2**16 else labels
     actual = tuple(int(maps[segments].max()) + 1 for segments in asked)
     buffer = io.BytesIO()
-    arrays = {f"level{level}": maps[segments] for level, segments in enumerate(asked)}
+    arrays: dict[str, Any] = {f"level{level}": maps[segments] for level, segments in enumerate(asked)}
     np.savez_compressed(buffer, shares=np.array(shares), asked=np.array(asked), actual=np.array(actual), **arrays)
     try:
         atomic_write_bytes(path, buffer.getvalue())
