@@ -1,0 +1,201 @@
+"""`cpn demo`: the whole pipeline on generated images, as the commands that a person would type."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from cpn_fast import cli
+from cpn_fast.demo_pretrain import PretrainSettings, pretrain_backbone
+from cpn_fast.files.atomic import atomic_write_text
+from cpn_fast.files.errors import DataError
+from cpn_fast.files.masks import read_mask
+
+log = logging.getLogger(__name__)
+
+METHODS = ("cam", "cpn")
+PRETRAIN = PretrainSettings()
+RECIPE = ("--backbone", "resnet38_tiny", "--epochs", "12", "--batch-size", "16", "--crop", "128", "--lr", "0.01")
+"""Chosen on `cam` alone, then used for every method."""
+METHOD_OPTIONS: dict[str, tuple[str, ...]] = {"cam": ("--patch", "grid"), "cpn": ("--patch", "superpixel")}
+SCALES = ("0.5", "1", "1.5", "2")
+LEAST_F1 = 0.9
+"""Below this the backbone knows too little for a comparison of methods to mean anything."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Run the pipeline on generated images: pretrain, train CAM and CPN, score, label, export, label with ONNX, report.
+
+    Attributes:
+        seeds: how many seeds of each method are trained.
+        output: folder of everything the demo writes; what an earlier demo wrote there is removed.
+        data: the demo's images, `demo:` or `demo:PATH`.
+        max_steps: stop each training after so many steps (a quick trial of the pipeline, its masks are worthless).
+    """
+
+    seeds: int = 1
+    output: Path = Path("runs/demo")
+    data: str = "demo:"
+    max_steps: int | None = None
+
+
+@dataclass
+class _Demo:
+    """What one run of the demo has measured so far."""
+
+    config: DemoConfig
+    seconds: dict[str, float] = field(default_factory=dict)
+    miou: dict[str, list[float]] = field(default_factory=lambda: {method: [] for method in METHODS})
+    console: Console = field(default_factory=lambda: Console(stderr=True))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time spent within to `seconds[name]`."""
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 1)
+
+    def call(self, *argv: str | Path) -> Any:
+        """Show a command as a user would type it, and run it in this process."""
+        words = [str(word) for word in argv]
+        self.console.print(f"[bold]$ cpn {' '.join(words)}[/bold]", highlight=False)
+        return cli.run(words[0], words[1:])
+
+
+def run_demo(config: DemoConfig) -> Path:
+    """Run the pipeline.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        The summary's path, OUTPUT/summary.json: mIoU (0..1) of each method per seed, agreement of ONNX with eager
+        masks, and seconds per stage.
+
+    Raises:
+        DataError: for settings that don't fit, or a pretrained classifier that is too weak.
+    """
+    if config.seeds < 1:
+        raise DataError(f"--seeds {config.seeds}: expected at least 1")
+    _remove_earlier(config.output)
+    demo = _Demo(config)
+    started = time.perf_counter()
+    weights = config.output / "backbone.safetensors"
+    with demo.stage("pretrain"):
+        f1 = _pretrain(demo, weights)
+    runs = [_train_and_score(demo, method, seed, weights) for seed in range(config.seeds) for method in METHODS]
+    agreement = _label_twice(demo, runs[-1])
+    with demo.stage("report"):
+        pages = [demo.call("report", run, "--images", "6") for run in runs[-len(METHODS) :]]
+    demo.seconds["total"] = round(time.perf_counter() - started, 1)
+    summary = config.output / "summary.json"
+    content: dict[str, Any] = {method: {"miou": demo.miou[method]} for method in METHODS}
+    content |= {"onnx_agreement": agreement, "classifier_f1": f1, "seconds": demo.seconds}
+    atomic_write_text(summary, json.dumps(content, indent=2) + "\n")
+    _conclude(demo, summary, pages, agreement)
+    return summary
+
+
+def _remove_earlier(output: Path) -> None:
+    """Empty the output folder, but only if a demo wrote it."""
+    if output.is_dir() and any(output.iterdir()):
+        if not (output / "backbone.safetensors").is_file():
+            raise DataError(f"{output}: is not empty and no demo wrote it; name another folder with --output")
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+
+
+def _pretrain(demo: _Demo, weights: Path) -> float:
+    demo.console.print("pretraining the backbone on generated images that no other split shares", highlight=False)
+    f1 = pretrain_backbone(demo.config.data, weights, settings=PRETRAIN)
+    demo.console.print(f"its image labels on val: F1 {f1:.3f}", highlight=False)
+    if f1 < LEAST_F1:
+        raise DataError(f"{weights}: the pretrained classifier reaches F1 {f1:.3f} on val; expected {LEAST_F1} or more")
+    return round(f1, 4)
+
+
+def _train_and_score(demo: _Demo, method: str, seed: int, weights: Path) -> Path:
+    """Train one method from the pretrained backbone and score its maps on the training images, as the paper does."""
+    config = demo.config
+    run = config.output / f"{method}-seed{seed}"
+    steps = () if config.max_steps is None else ("--max-steps", str(config.max_steps))
+    chosen = ("--method", method, "--weights", weights, "--seed", str(seed), "--output", run)
+    with demo.stage(f"train {method}"):
+        demo.call("train", "--data", config.data, *chosen, *RECIPE, *METHOD_OPTIONS[method], *steps)
+    with demo.stage(f"evaluate {method}"):
+        demo.call("evaluate", run, "--data", config.data, "--split", "val", "--scales", *SCALES)
+    demo.miou[method].append(round(json.loads((run / "metrics.json").read_text(encoding="utf-8"))["miou"], 5))
+    return run
+
+
+def _label_twice(demo: _Demo, run: Path) -> float:
+    """Label the val images with torch and with the exported model; the share of pixels on which they agree."""
+    output, data = demo.config.output, demo.config.data
+    model, eager, exported = output / "model.onnx", output / "masks", output / "masks-onnx"
+    with demo.stage("label"):
+        demo.call("label", run, "--data", data, "--split", "val", "--output", eager, "--scales", *SCALES)
+    with demo.stage("export"):
+        demo.call("export", run, "--output", model, "--scales", *SCALES, "--flip")
+    with demo.stage("label onnx"):
+        _label_onnx(demo, model, exported)
+    return round(agreement_of(eager / "SegmentationClass", exported / "SegmentationClass"), 6)
+
+
+def _label_onnx(demo: _Demo, model: Path, output: Path) -> None:
+    from cpn_fast.data.open import open_source
+
+    source = open_source(demo.config.data)
+    records = source.records("val")
+    folder, table = demo.config.output / "images", demo.config.output / "labels.csv"
+    folder.mkdir()
+    lines = ["image,labels"]
+    for record in records:
+        shutil.copy(record.image_path, folder / record.image_path.name)
+        lines.append(f"{record.image_path.name},{';'.join(source.classes[label] for label in record.labels or ())}")
+    atomic_write_text(table, "\n".join(lines) + "\n")
+    from cpn_export.label import main as cpn_label
+
+    words = [str(word) for word in (model, folder, "--image-labels", table, "--output", output)]
+    demo.console.print(f"[bold]$ cpn-label {' '.join(words)}[/bold]", highlight=False)
+    if cpn_label(words) != 0:
+        raise DataError(f"{model}: cpn-label could not label every image; see {output / 'manifest.jsonl'}")
+
+
+def agreement_of(first: Path, second: Path) -> float:
+    """Share of pixels that are equal in the masks of two folders, in 0..1.
+
+    Raises:
+        DataError: if the folders hold different masks, or none.
+    """
+    names = sorted(path.name for path in first.glob("*.png"))
+    if not names or names != sorted(path.name for path in second.glob("*.png")):
+        raise DataError(f"{first} and {second}: expected the same masks in both, and at least one")
+    equal = total = 0
+    for name in names:
+        left, right = read_mask(first / name), read_mask(second / name)
+        if left.shape != right.shape:
+            raise DataError(f"{second / name}: found {right.shape}, expected {left.shape} as in {first / name}")
+        equal += int((left == right).sum())
+        total += left.size
+    return equal / total
+
+
+def _conclude(demo: _Demo, summary: Path, pages: Sequence[Path], agreement: float) -> None:
+    for method, values in demo.miou.items():
+        spread = f" +- {100 * np.std(values, ddof=1):.1f} over {len(values)} seeds" if len(values) > 1 else ""
+        demo.console.print(f"{method}: mIoU {100 * np.mean(values):.1f} %{spread}", highlight=False)
+    demo.console.print(f"ONNX and torch label {100 * agreement:.3f} % of the pixels equally", highlight=False)
+    demo.console.print(f"summary: {summary.resolve()}", highlight=False)
+    for path in pages:
+        demo.console.print(f"report:  {path.resolve()}", highlight=False)
