@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cpn_fast.files.atomic import atomic_path, atomic_write, atomic_write_bytes, atomic_write_text
+from cpn_fast.files.errors import DataError
+from cpn_fast.files.manifest import Manifest
+
+
+def test_atomic_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.bin"
+    atomic_write_bytes(path, b"old")
+    with atomic_write(path) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+    atomic_write_text(path, "ü")
+    assert path.read_bytes() == "ü".encode()
+    assert [p.name for p in path.parent.iterdir()] == ["a.bin"]
+
+
+def test_an_error_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    atomic_write_bytes(path, b"old")
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_killed_writer_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    atomic_write_bytes(path, b"old")
+    code = (
+        "import sys, time; from cpn_fast.files.atomic import atomic_write\n"
+        "with atomic_write(sys.argv[1]) as f: f.write(b'half'); f.flush(); print('in', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None and writer.stdout.readline() == b"in\n"
+        writer.send_signal(signal.SIGKILL)
+    assert path.read_bytes() == b"old"
+
+
+def test_atomic_path_keeps_the_suffix_and_long_names_fit(tmp_path: Path) -> None:
+    path = tmp_path / ("ü" * 125 + ".npz")  # 254 bytes, one below the limit of common file systems
+    with atomic_path(path) as temporary:
+        assert temporary.suffix == ".npz" and temporary.parent == path.parent
+        temporary.write_bytes(b"x")
+    assert path.read_bytes() == b"x"
+
+
+def test_mode_follows_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        atomic_write_bytes(tmp_path / "a", b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_manifest_keeps_the_last_status(tmp_path: Path) -> None:
+    manifest = Manifest(tmp_path / "new" / "manifest.jsonl")
+    assert manifest.done() == set() and not manifest.path.exists()
+    with manifest:
+        manifest.append({"id": "ü b", "status": "ok", "score": 0.5})
+        manifest.append({"id": "c", "status": "error", "message": "two\nlines"})
+        manifest.append({"id": "d", "status": "ok"})
+        manifest.append({"id": "d", "status": "error"})
+    assert len(manifest.path.read_text(encoding="utf-8").splitlines()) == 4
+    assert Manifest(manifest.path).done() == {"ü b"}
+    assert Manifest(manifest.path).entries()["c"]["message"] == "two\nlines"
+
+
+def test_manifest_survives_a_torn_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "manifest.jsonl"
+    path.write_bytes(b'{"id": "a", "status": "ok"}\n{"id": "b", "sta')
+    assert Manifest(path).done() == {"a"}
+    assert "manifest.jsonl, line 2" in caplog.text
+    with Manifest(path) as manifest:
+        manifest.append({"id": "c", "status": "ok"})
+    assert Manifest(path).done() == {"a", "c"}
+    path.write_bytes(path.read_bytes()[:-5] + "ü".encode()[:1])  # torn within a character
+    assert Manifest(path).done() == {"a"}
+
+
+def test_manifest_requires_id_and_status(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="needs a string status"):
+        Manifest(tmp_path / "m").append({"id": "a"})
+    with pytest.raises(DataError, match="needs a string id and status"):
+        Manifest(tmp_path / "m").append({"id": 3})
+
+
+def append_many(path: Path, name: str) -> None:
+    with Manifest(path) as manifest, ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: manifest.append({"id": f"{name}{n}", "status": "ok", "pad": "x" * 500}), range(50)))
+
+
+def test_threads_and_processes_append_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.jsonl"
+    fork = multiprocessing.get_context("fork")
+    writers = [fork.Process(target=append_many, args=(path, name)) for name in "abc"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(30)
+    lines = path.read_text().splitlines()
+    assert len(lines) == 150 and len({json.loads(line)["id"] for line in lines}) == 150
+
+
+def test_appends_are_on_disk_before_the_process_dies(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.jsonl"
+    code = (
+        "import os, signal, sys; from cpn_fast.files.manifest import Manifest\n"
+        "Manifest(sys.argv[1]).append({'id': 'a', 'status': 'ok'}); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", code, str(path)], check=False, timeout=30)
+    assert Manifest(path).done() == {"a"}, f"after {time.monotonic() - start:.1f} s"
