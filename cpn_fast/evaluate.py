@@ -1,0 +1,335 @@
+"""`cpn evaluate`: mIoU of a run's maps, with the best background score, or of masks on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from rich.console import Console
+
+from cpn_fast.curves import classifier_scores
+from cpn_fast.data.open import open_source
+from cpn_fast.data.types import VOID, Record, Source
+from cpn_fast.files.errors import DataError
+from cpn_fast.files.masks import read_labelmap, read_mask
+from cpn_fast.inference import (
+    MULTI,
+    ClassMapping,
+    Failure,
+    InferenceOptions,
+    MapName,
+    Prediction,
+    check_counts,
+    map_of,
+    open_labeller,
+    predictions,
+    scale_name,
+    weights_digest,
+)
+from cpn_fast.mask_writer import MASK_FOLDER
+from cpn_fast.models.labeller import SCALES, Labeller
+from cpn_fast.run_folder import RunFolder
+from cpn_fast.scores import (
+    plot_sweeps,
+    point_values,
+    print_class_table,
+    print_run_table,
+    run_metrics,
+    write_metrics,
+)
+from cpn_fast.sweep import BetaSweep, check_mask, iou_point
+from cpn_fast.terminal import item_progress
+
+METRICS_NAME = "metrics.json"
+PLOT_NAME = "beta_sweep.png"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Score a run's maps or a folder of masks against ground truth.
+
+    Attributes:
+        target: a run folder, or a folder of masks (ID.png, or SegmentationClass/ID.png).
+        data: source with masks, e.g. `voc:PATH`, `coco:PATH`, `folder:PATH`, `demo:` or a bare path.
+        split: split to score.
+        output: folder for metrics.json and the plot; None = the target.
+        scales: each scale is scored alone, and all together.
+        flip: also run the mirrored image.
+        max_side: longer images are reduced to this long side in pixels first, and the result enlarged back.
+        threshold: class probability above which a class stands in for missing image labels (the best one always does).
+        use_labels: False ignores image labels.
+        allow_missing: score a folder of masks also where images with ground truth have no mask in it.
+        batch_size: images of equal size that go through the network together.
+        workers: threads that read images.
+        device: where the network runs; auto = a GPU where there is one.
+    """
+
+    target: Annotated[Path, tyro.conf.Positional]
+    data: str
+    split: str = "train"
+    output: Path | None = None
+    scales: tuple[float, ...] = SCALES
+    flip: bool = True
+    max_side: int = 1024
+    threshold: float = 0.5
+    use_labels: bool = True
+    allow_missing: bool = False
+    batch_size: int = 1
+    workers: int = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Score a run or a folder of masks; writes metrics.json (and, for a run, the plot of mIoU over beta).
+
+    Args:
+        config: what to score, and how.
+
+    Returns:
+        the content of metrics.json; all IoU values in 0..1.
+
+    Raises:
+        DataError: for a target or source that does not fit, an image or mask that cannot be read, a mask of another
+            size than its prediction, or a split without any mask.
+    """
+    check_counts(max_side=config.max_side, batch_size=config.batch_size, workers=config.workers)
+    source = open_source(config.data)
+    records = source.records(config.split)
+    if RunFolder(config.target).exists():
+        return _evaluate_run(config, source, records)
+    return _evaluate_masks(config, source, records)
+
+
+def _evaluate_run(config: EvaluateConfig, source: Source, records: Sequence[Record]) -> dict[str, Any]:
+    run, console = RunFolder(config.target), Console()
+    labeller = open_labeller(run, config.scales, config.flip, config.device, 0.0, config.threshold)
+    headline, classes = map_of(labeller), run.classes
+    tally = Tally.of(labeller, len(classes))
+    options = InferenceOptions(
+        config.max_side, config.batch_size, config.workers,
+        per_scale=True, with_mask=True, use_labels=config.use_labels,
+    )  # fmt: skip
+    mapping = ClassMapping.between(source.classes, classes)
+    stream = predictions(labeller, source, records, mapping, options)
+    with item_progress(console, "evaluate", len(records)) as advance, ThreadPoolExecutor(1) as pool:
+        counted = None
+        for prediction in stream:
+            if isinstance(prediction, Failure):
+                raise DataError(f"{prediction.error}; a score needs every image: mend it or take it off the split")
+            if counted is not None:  # the last image is counted while the network works on this one
+                counted.result()
+            counted = pool.submit(tally.add, prediction)
+            advance(1)
+        if counted is not None:
+            counted.result()
+    _need_masks(config, tally)
+    about = {
+        **_about(config, source, tally.sweeps[headline, MULTI].images, tally.without_mask),
+        "classes": list(classes),
+        "scales": list(config.scales),
+        "flip": config.flip,
+        "max_side": config.max_side,
+        "labels_from_scores": tally.from_scores,
+        "classifier": tally.classifier(),
+        "weights_sha256": weights_digest(run),
+    }
+    metrics = run_metrics(tally.sweeps, headline, classes, about)
+    output = config.output or config.target
+    write_metrics(output / METRICS_NAME, metrics)
+    plot_sweeps(output / PLOT_NAME, metrics, f"{config.target.name} on {source.spec} ({config.split})")
+    print_run_table(console, metrics)
+    print_class_table(console, metrics, f"IoU in %, {headline.upper()} multi-scale at beta {metrics['beta']:.2f}")
+    _say_counts(console, config, about)
+    console.print(f"{output / METRICS_NAME}, {output / PLOT_NAME}", highlight=False, soft_wrap=True)
+    return metrics
+
+
+@dataclass
+class Tally:
+    """Everything counted in the one pass over the data.
+
+    Attributes:
+        sweeps: a beta sweep for each map at each scale and multi-scale.
+        without_mask: images without ground truth.
+        from_scores: scored images without labels, for which the network's own scores stood in.
+        scores: class probabilities [K] of the images that have labels.
+        truth: their labels, bool [K].
+    """
+
+    sweeps: dict[tuple[MapName, str], BetaSweep]
+    without_mask: int = 0
+    from_scores: int = 0
+    scores: list[NDArray[np.float32]] = field(default_factory=list)
+    truth: list[NDArray[np.bool_]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, labeller: Labeller, num_classes: int) -> Tally:
+        """An empty tally for the maps and scales that a labeller gives."""
+        names: tuple[MapName, ...] = ("cam", "rcam") if map_of(labeller) == "rcam" else ("cam",)
+        scales = [*map(scale_name, labeller.scales), MULTI]
+        return cls({(name, scale): BetaSweep(num_classes) for name in names for scale in scales})
+
+    def add(self, prediction: Prediction) -> None:
+        """Count one image. Raises DataError for a mask that does not fit its image."""
+        if prediction.given is not None:
+            self.scores.append(prediction.scores)
+            self.truth.append(prediction.given)
+        if prediction.mask is None:
+            self.without_mask += 1
+            return
+        self.from_scores += prediction.given is None
+        where = str(prediction.record.mask_path or prediction.record.image_path)
+        for (name, scale), sweep in self.sweeps.items():
+            sweep.update_best(*prediction.best(name, scale), prediction.mask, where)
+
+    def classifier(self) -> dict[str, float | None]:
+        """`map` and `f1` of the classifier where images have labels of their own."""
+        if not self.scores:
+            return {"map": None, "f1": None}
+        return classifier_scores(np.stack(self.scores), np.stack(self.truth))
+
+
+def _need_masks(config: EvaluateConfig, tally: Tally) -> None:
+    if any(sweep.images for sweep in tally.sweeps.values()):
+        return
+    average = tally.classifier()["map"]
+    known = "" if average is None else f" (the classifier's mean average precision there is {average:.3f})"
+    raise DataError(
+        f"{config.data}: none of the {tally.without_mask} images of split {config.split!r} has a mask{known}; mIoU "
+        "needs ground truth: give a split that has masks"
+    )
+
+
+def _about(config: EvaluateConfig, source: Source, images: int, without_mask: int) -> dict[str, Any]:
+    return {
+        "target": str(config.target),
+        "data": source.spec,
+        "split": config.split,
+        "images": images,
+        "without_mask": without_mask,
+    }
+
+
+def _say_counts(console: Console, config: EvaluateConfig, about: dict[str, Any]) -> None:
+    text = f"{about['images']} images scored"
+    if about["without_mask"]:
+        text += f", {about['without_mask']} without ground truth left out"
+    if about.get("labels_from_scores"):
+        text += f"; {about['labels_from_scores']} without image labels: scores above {config.threshold:g} stood in"
+    average = about.get("classifier", {}).get("map")
+    if average is not None:
+        text += f"; classifier mAP {average:.3f}"
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def _evaluate_masks(config: EvaluateConfig, source: Source, records: Sequence[Record]) -> dict[str, Any]:
+    console = Console()
+    folder = _mask_folder(config.target)
+    classes = _classes_of(config.target, source)
+    mapping = ClassMapping.between(source.classes, classes)
+    confusion = np.zeros((len(classes) + 1, len(classes) + 2), dtype=np.int64)
+    missing: list[str] = []
+    without_truth = 0
+    with item_progress(console, "evaluate", len(records)) as advance:
+        for counts in _count_masks(source, records, folder, mapping, config.workers):
+            advance(1)
+            if counts is None:
+                without_truth += 1
+            elif isinstance(counts, Path):
+                missing.append(str(counts))
+            else:
+                confusion += counts
+    _check_found(config, folder, len(records), without_truth, missing)
+    about = {
+        **_about(config, source, len(records) - without_truth - len(missing), without_truth),
+        "classes": list(classes),
+        "missing": len(missing),
+        "void_share": float(confusion[:, -1].sum() / max(1, confusion.sum())),
+    }
+    metrics = {**point_values(iou_point(confusion), classes), "sweep": None, **about}
+    output = config.output or config.target
+    write_metrics(output / METRICS_NAME, metrics)
+    print_class_table(console, metrics, f"IoU in % of the masks in {folder}: mean {100 * metrics['miou']:.1f}")
+    if missing:
+        console.print(f"[yellow]{len(missing)} images with ground truth have no mask and are not scored[/]")
+    _say_counts(console, config, about)
+    console.print(str(output / METRICS_NAME), highlight=False, soft_wrap=True)
+    return metrics
+
+
+def _mask_folder(target: Path) -> Path:
+    for folder in (target / MASK_FOLDER, target):
+        if folder.is_dir() and next(folder.rglob("*.png"), None) is not None:
+            return folder
+    raise DataError(
+        f"{target}: neither a run (config.json) nor a folder of masks ({MASK_FOLDER}/ID.png or ID.png); give the "
+        "folder that `cpn train` or `cpn label` wrote"
+    )
+
+
+def _classes_of(target: Path, source: Source) -> tuple[str, ...]:
+    """The classes of the masks: their labelmap's, else the source's."""
+    labelmap = target / "labelmap.txt"
+    return read_labelmap(labelmap) if labelmap.is_file() else tuple(source.classes)
+
+
+def _count_masks(
+    source: Source, records: Sequence[Record], folder: Path, mapping: ClassMapping, workers: int
+) -> Iterator[NDArray[np.int64] | Path | None]:
+    """Per record: its confusion counts, or the path of the mask that is missing, or None without ground truth."""
+
+    def count(record: Record) -> NDArray[np.int64] | Path | None:
+        truth = source.read(record, with_mask=True).mask
+        if truth is None:
+            return None
+        path = folder / f"{record.id}.png"
+        if not path.is_file():
+            return path
+        predicted = read_mask(path, mapping.num_classes)
+        truth = mapping.mask(truth)
+        check_mask(truth, predicted.shape, mapping.num_classes, f"{record.mask_path or record.image_path} and {path}")
+        return confusion_of(truth, predicted, mapping.num_classes)
+
+    chunk = 16 * workers  # map() would start on everything at once
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(records), chunk):
+            yield from pool.map(count, records[start : start + chunk])
+
+
+def confusion_of(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], num_classes: int) -> NDArray[np.int64]:
+    """Confusion counts of one mask.
+
+    Args:
+        truth: uint8 [H, W]; void pixels (255) are left out.
+        predicted: uint8 [H, W]; its void pixels count in the last column: missed by their class.
+        num_classes: K foreground classes.
+
+    Returns:
+        int64 [K + 1, K + 2], rows the true class.
+    """
+    columns = num_classes + 2
+    valid = truth != VOID
+    claimed = np.where(predicted[valid] == VOID, num_classes + 1, predicted[valid])
+    keys = truth[valid].astype(np.int64) * columns + claimed
+    return np.bincount(keys, minlength=(num_classes + 1) * columns).reshape(num_classes + 1, columns)
+
+
+def _check_found(config: EvaluateConfig, folder: Path, total: int, without_truth: int, missing: Sequence[str]) -> None:
+    with_truth = total - without_truth
+    if not with_truth:
+        raise DataError(
+            f"{config.data}: none of the {total} images of split {config.split!r} has a mask; mIoU needs ground truth: "
+            "give a split that has masks"
+        )
+    if missing and (len(missing) == with_truth or not config.allow_missing):
+        raise DataError(
+            f"{folder}: {len(missing)} of {with_truth} images with ground truth have no mask there, the first "
+            f"{missing[0]}; label them first"
+            + ("" if len(missing) == with_truth else ", or score the rest with --allow-missing")
+        )
