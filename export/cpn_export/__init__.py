@@ -1,1 +1,1 @@
-"""ONNX export, and a labelling runtime that needs no torch."""
+"""ONNX export of a trained CPN, and a labelling runtime that needs no torch."""

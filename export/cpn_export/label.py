@@ -1,0 +1,301 @@
+"""`cpn-label`: pseudo masks from an exported model, without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cpn_export.jobs import Job, find_jobs, with_labels
+from cpn_export.runtime import OnnxLabeller, Provider, label_rows
+from cpn_fast.cli import guarded
+from cpn_fast.files.errors import DataError
+from cpn_fast.files.images import DEFAULT_MAX_PIXELS, read_image
+from cpn_fast.files.manifest import Manifest
+from cpn_fast.files.masks import write_labelmap, write_mask
+from cpn_fast.files.max_side import enlarge, reduce_image
+from cpn_fast.files.shard import take_shard
+
+MASK_FOLDER = "SegmentationClass"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LabelOnnxConfig:
+    """Label images with an exported model.
+
+    Attributes:
+        model: the `.onnx` file that `cpn export` wrote.
+        images: folders of images (searched recursively) or image files.
+        output: folder for SegmentationClass/*.png, labelmap.txt and manifest.jsonl.
+        image_labels: CSV `image,labels`; for images that it does not list the network's scores stand in.
+        provider: where to run.
+        shard: `i/n`, only the i-th of n parts, counted from 1.
+        max_side: longer images are reduced to this long side in pixels first; None = the model's.
+        max_pixels: larger images are not decoded.
+        batch_size: images of equal size that go through together.
+        workers: threads that decode, and as many that write.
+        threads: CPU threads of the network; 0 = all cores.
+    """
+
+    model: tyro.conf.Positional[Path]
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    output: Path
+    image_labels: Path | None = None
+    provider: Provider = "cpu"
+    shard: str | None = None
+    max_side: int | None = None
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    batch_size: int = 4
+    workers: int = 2
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class LabelSummary:
+    """What a call did, in images.
+
+    Attributes:
+        labelled: masks written.
+        skipped: done by an earlier call.
+        failed: recorded as failed in the manifest.
+    """
+
+    labelled: int
+    skipped: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """An image ready for the network: `image` is at most max_side long, `size` is the file's (height, width)."""
+
+    job: Job
+    image: NDArray[np.uint8]
+    size: tuple[int, int]
+
+
+def run_label_onnx(config: LabelOnnxConfig) -> LabelSummary:
+    """Label the images; what an earlier call has done is skipped, a broken image is recorded and passed over.
+
+    Raises:
+        DataError: for a model, provider, label file or option that cannot be used.
+    """
+    _check(config)
+    labeller = OnnxLabeller(config.model, config.provider, config.threads)
+    jobs = find_jobs(config.images)
+    if config.image_labels is not None:
+        jobs = with_labels(jobs, config.image_labels, labeller.info.classes)
+    jobs = take_shard(jobs, config.shard)
+    fingerprint = _fingerprint(config, labeller)
+    with Manifest(config.output / "manifest.jsonl") as manifest:
+        done = _done(manifest, config.output, fingerprint)
+        open_jobs = [job for job in jobs if job.id not in done]
+        palette = np.array(labeller.info.palette, dtype=np.uint8)
+        write_labelmap(config.output / "labelmap.txt", labeller.info.classes, palette)
+        run = _Run(config, labeller, manifest, palette, fingerprint)
+        failed = run.label(open_jobs)
+    summary = LabelSummary(len(open_jobs) - failed, len(jobs) - len(open_jobs), failed)
+    logger.info(
+        "%d images labelled, %d done before, %d failed%s: %s",
+        summary.labelled,
+        summary.skipped,
+        summary.failed,
+        " (see manifest.jsonl)" if failed else "",
+        config.output,
+    )
+    return summary
+
+
+def _check(config: LabelOnnxConfig) -> None:
+    for name in ("max_side", "batch_size", "workers", "max_pixels"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise DataError(f"--{name.replace('_', '-')} is {value}, expected at least 1")
+    if not config.images:
+        raise DataError("no images given; expected a folder or files after the model")
+
+
+def _max_side(config: LabelOnnxConfig, labeller: OnnxLabeller) -> int:
+    return labeller.info.max_side if config.max_side is None else config.max_side
+
+
+def _fingerprint(config: LabelOnnxConfig, labeller: OnnxLabeller) -> str:
+    """What a mask depends on beside its image: the model's content and max_side."""
+    with config.model.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    return f"{content[:16]}-{_max_side(config, labeller)}"
+
+
+def _done(manifest: Manifest, output: Path, fingerprint: str) -> set[str]:
+    """Ids whose mask is there. Raises DataError if it was made by another model: one folder, one model."""
+    done = {name: entry for name, entry in manifest.entries().items() if entry["status"] == "ok"}
+    foreign = [name for name, entry in done.items() if entry.get("model") != fingerprint]
+    if foreign:
+        raise DataError(
+            f"{manifest.path}: {len(foreign)} masks, such as {foreign[0]!r}, are of another model or --max-side; "
+            "choose another --output or remove that folder"
+        )
+    return {name for name in done if _mask_path(output, name).is_file()}
+
+
+def _mask_path(output: Path, name: str) -> Path:
+    return output / MASK_FOLDER / f"{name}.png"
+
+
+class _Run:
+    """Decode in threads, label in batches, write in threads; few enough in flight that memory stays bounded."""
+
+    def __init__(
+        self,
+        config: LabelOnnxConfig,
+        labeller: OnnxLabeller,
+        manifest: Manifest,
+        palette: NDArray[np.uint8],
+        fingerprint: str,
+    ) -> None:
+        self.config, self.labeller, self.manifest = config, labeller, manifest
+        self.palette, self.fingerprint = palette, fingerprint
+        self.max_side = _max_side(config, labeller)
+
+    def label(self, jobs: Sequence[Job]) -> int:
+        """Label the jobs with a progress bar; returns how many failed."""
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeElapsedColumn())
+        with (
+            Progress(TextColumn("labelling"), *columns, TimeRemainingColumn()) as progress,
+            ThreadPoolExecutor(self.config.workers, thread_name_prefix="decode") as readers,
+            ThreadPoolExecutor(self.config.workers, thread_name_prefix="write") as writers,
+        ):
+            task = progress.add_task("labelling", total=len(jobs), rate="")
+            writing: deque[Future[bool]] = deque()
+            failed = 0
+
+            def written(limit: int) -> None:
+                nonlocal failed
+                while len(writing) > limit:
+                    failed += not writing.popleft().result()
+                    speed = progress.tasks[0].speed
+                    progress.update(task, advance=1, rate=f"{speed:.2f} images/s" if speed else "")
+
+            for batch in self._batches(readers, jobs):
+                writing.extend(writers.submit(action, *values) for action, *values in self._infer(batch))
+                written(4 * self.config.workers)
+            written(0)
+        return failed
+
+    def _decode(self, job: Job) -> _Decoded | str:
+        """The image, or what is wrong with the file."""
+        try:
+            image = read_image(job.path, self.config.max_pixels)
+            return _Decoded(job, reduce_image(image, self.max_side), (image.shape[0], image.shape[1]))
+        except (DataError, OSError) as error:
+            return str(error)
+
+    def _batches(self, readers: ThreadPoolExecutor, jobs: Sequence[Job]) -> Iterator[list[_Decoded] | tuple[Job, str]]:
+        """Lists of images of one size, and single jobs whose file cannot be read."""
+        size = self.config.batch_size
+        waiting: dict[tuple[int, ...], list[_Decoded]] = defaultdict(list)
+        for job, item in self._read_ahead(readers, jobs):
+            if isinstance(item, str):
+                yield job, item
+                continue
+            batch = waiting[item.image.shape]
+            batch.append(item)
+            if len(batch) == size:
+                yield waiting.pop(item.image.shape)
+            elif sum(map(len, waiting.values())) >= 8 * size:
+                yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
+        yield from waiting.values()
+
+    def _read_ahead(self, readers: ThreadPoolExecutor, jobs: Sequence[Job]) -> Iterator[tuple[Job, _Decoded | str]]:
+        pending: deque[tuple[Job, Future[_Decoded | str]]] = deque()
+        for job in jobs:
+            pending.append((job, readers.submit(self._decode, job)))
+            if len(pending) > 2 * self.config.workers + self.config.batch_size:
+                ready, future = pending.popleft()
+                yield ready, future.result()
+        while pending:
+            ready, future = pending.popleft()
+            yield ready, future.result()
+
+    def _infer(self, batch: list[_Decoded] | tuple[Job, str]) -> Iterator[tuple[Any, ...]]:
+        """What the writers have to do for a batch: per image a method (True if a mask came out) and its arguments."""
+        if isinstance(batch, tuple):
+            yield (self._record_failure, *batch)
+            return
+        num_classes = len(self.labeller.info.classes)
+        rows = label_rows([item.job.labels for item in batch], num_classes)
+        try:
+            result = self.labeller(np.stack([item.image for item in batch]), rows)
+        except DataError:
+            raise
+        except Exception as error:  # onnxruntime's exceptions share no base class; memory is the usual reason
+            if len(batch) == 1:
+                yield self._record_failure, batch[0].job, f"{batch[0].job.path}: onnxruntime failed: {error}"
+                return
+            for item in batch:
+                yield from self._infer([item])
+            return
+        for item, mask, scores in zip(batch, result.mask, result.scores, strict=True):
+            yield self._write, item, mask, scores
+
+    def _write(self, item: _Decoded, mask: NDArray[np.uint8], scores: NDArray[np.float32]) -> bool:
+        height, width = item.size
+        write_mask(_mask_path(self.config.output, item.job.id), enlarge(mask, height, width), self.palette)
+        info = self.labeller.info
+        if item.job.labels is None:
+            best = int(scores.argmax())
+            present = [c for c in range(len(info.classes)) if c == best or scores[c] > info.threshold]
+        else:
+            present = list(item.job.labels)
+        self.manifest.append(
+            {
+                "id": item.job.id,
+                "status": "ok",
+                "image": str(item.job.path),
+                "height": height,
+                "width": width,
+                "labels": [info.classes[c] for c in present],
+                "labels_from": "scores" if item.job.labels is None else "file",
+                "model": self.fingerprint,
+            }
+        )
+        return True
+
+    def _record_failure(self, job: Job, error: str) -> bool:
+        logger.warning("%s", error)
+        self.manifest.append({"id": job.id, "status": "failed", "image": str(job.path), "error": error})
+        return False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `cpn-label`.
+
+    Args:
+        argv: arguments without the program's name; None = `sys.argv[1:]`.
+
+    Returns:
+        The exit status: 0, 2 for an error that the message explains, 130 after Ctrl-C.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+
+    def action() -> None:
+        run_label_onnx(tyro.cli(LabelOnnxConfig, args=args, prog="cpn-label"))
+
+    return guarded(action)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,89 @@
+"""What an exported model says about itself, kept in the ONNX file's metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from cpn_fast.files.errors import DataError
+
+FORMAT = "cpn-fast labeller"
+FORMAT_VERSION = 1
+PREFIX = "cpn_fast."
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is needed beside the graph to label images.
+
+    Attributes:
+        classes: the K foreground class names; mask value c + 1 is `classes[c]`, 0 is background.
+        palette: 256 RGB colours of the mask values, each 0..255.
+        beta: background score of the mask in the graph, in [0, 1].
+        threshold: class probability above which a class stands in where an image has no labels.
+        max_side: images with a longer side, in pixels, are reduced to it first.
+        scales: scale factors in the graph.
+        flip: the graph also runs the mirrored image.
+        map_norm: normalisation of the maps ("minmax" or "max").
+        run: name of the run that was exported.
+        method: method of that run.
+        backbone: backbone of that run.
+        format_version: version of this layout.
+        cpn_fast_version: version of cpn-fast that exported the model.
+    """
+
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    beta: float
+    threshold: float
+    max_side: int
+    scales: tuple[float, ...]
+    flip: bool
+    map_norm: str
+    run: str
+    method: str
+    backbone: str
+    format_version: int = FORMAT_VERSION
+    cpn_fast_version: str = ""
+
+    def to_metadata(self) -> dict[str, str]:
+        """The flat string map that ONNX keeps: every field as JSON under a common prefix."""
+        entries = {PREFIX + name: json.dumps(value, ensure_ascii=False) for name, value in asdict(self).items()}
+        return {PREFIX + "format": FORMAT, **entries}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], source: str) -> ModelInfo:
+        """Read the map back.
+
+        Args:
+            metadata: the ONNX file's metadata.
+            source: the file's name, for errors.
+
+        Raises:
+            DataError: if the file is not an exported labeller, of another format version, or lacks a key.
+        """
+        if metadata.get(PREFIX + "format") != FORMAT:
+            raise DataError(
+                f"{source}: metadata has no {PREFIX}format = {FORMAT!r}; expected a model from `cpn export`"
+            )
+        version = metadata.get(PREFIX + "format_version")
+        if version != str(FORMAT_VERSION):
+            raise DataError(
+                f"{source}: metadata key {PREFIX}format_version is {version}, expected {FORMAT_VERSION}; "
+                "export the run again with this version of cpn-fast"
+            )
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            try:
+                values[field.name] = json.loads(metadata[PREFIX + field.name])
+            except (KeyError, json.JSONDecodeError) as error:
+                found = metadata.get(PREFIX + field.name)
+                raise DataError(
+                    f"{source}: metadata key {PREFIX}{field.name} is {found!r}, expected JSON; export the run again"
+                ) from error
+        values["classes"] = tuple(values["classes"])
+        values["scales"] = tuple(values["scales"])
+        values["palette"] = tuple((int(r), int(g), int(b)) for r, g, b in values["palette"])
+        return cls(**values)
