@@ -80,7 +80,7 @@ def run_report(config: ReportConfig) -> Path:
     sections += [
         _scores(scores, run.classes),
         _learning(evals, run.config.method != "cam" and run.config.options.pcm),
-        _losses(steps),
+        _training(steps, run.records("maps")),
         page.settings("Settings", settings),
     ]
     subtitle = f"{run.config.method} on {run.config.data}, backbone {run.config.backbone}, seed {run.config.seed}"
@@ -216,7 +216,7 @@ def _learning(evals: Sequence[Mapping[str, Any]], refined: bool) -> str:
     return page.charts("Learning curves", drawn, "On a fixed subset of the validation images, at a single scale.")
 
 
-def _losses(steps: Sequence[Mapping[str, Any]]) -> str:
+def _training(steps: Sequence[Mapping[str, Any]], maps: Sequence[Mapping[str, Any]]) -> str:
     if not steps:
         return page.note("No training records: metrics.jsonl is missing or empty.")
     at = [float(record["step"]) for record in steps]
@@ -226,6 +226,21 @@ def _losses(steps: Sequence[Mapping[str, Any]]) -> str:
 
     drawn = {
         "Losses": line_chart([curve(key) for key in LOSSES if key in steps[-1]], "step", "loss", 0.0),
+        "Share of the image above 0.5 in the maps of present classes": line_chart(
+            [
+                Series(kind.upper(), [float(record["step"]) for record in maps], [_mean_area(r, kind) for r in maps])
+                for kind in ("cam", "rcam")
+            ],
+            "step",
+            "share",
+            0.0,
+        ),
         "Learning rate": line_chart([curve("lr")], "step", "learning rate", 0.0),
     }
     return page.charts("Training", drawn)
+
+
+def _mean_area(record: Mapping[str, Any], kind: str) -> float:
+    """Mean over the classes that were seen; NaN where none was, or the run has no such maps."""
+    seen = [area for area in record.get(kind, {}).get("area", ()) if area is not None]
+    return sum(seen) / len(seen) if seen else math.nan

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from cpn_fast.files.masks import voc_palette
-from cpn_fast.report_pictures import Row
+from cpn_fast.report_pictures import Row, page_palette
 
 COLUMNS = ("image", "ground truth", "CAM", "RCAM", "mask")
 
@@ -24,8 +23,9 @@ p { margin: 4px 0; max-width: 76ch; } .soft { color: var(--soft); }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 10px 16px; min-width: 120px; }
 .tile b { display: block; font-size: 24px; line-height: 1.25; font-variant-numeric: tabular-nums; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 14px; }
-figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px; }
+.charts { columns: 2 440px; column-gap: 14px; }
+figure { margin: 0 0 14px; break-inside: avoid; background: var(--card); border: 1px solid var(--line);
+  border-radius: 10px; padding: 12px; }
 figcaption { font-weight: 600; margin-bottom: 4px; }
 svg { display: block; width: 100%; height: auto; font-size: 12px; }
 svg text { fill: var(--soft); } svg .value { fill: var(--ink); }
@@ -40,8 +40,8 @@ svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; } th { text-align: left; color: var(--soft); font-weight: 500; }
 .rows th, .rows td { padding: 4px 8px 4px 0; vertical-align: top; }
-.rows img { display: block; border-radius: 6px; background: #000; max-width: 224px; height: auto; }
-.rows .name { font-size: 13px; max-width: 150px; overflow-wrap: anywhere; }
+.rows img { display: block; border-radius: 6px; background: #000; max-width: none; }
+.rows .name { font-size: 13px; min-width: 110px; overflow-wrap: anywhere; }
 .chip { display: inline-flex; align-items: center; gap: 6px; margin: 0 12px 4px 0; white-space: nowrap;
   font-size: 13px; }
 .chip i { width: 13px; height: 13px; border-radius: 4px; border: 1px solid var(--line); }
@@ -88,7 +88,7 @@ def charts(heading: str, drawn: Mapping[str, str], explanation: str = "") -> str
 def picture_rows(rows: Sequence[Row], classes: Sequence[str], explanation: str) -> str:
     """The table of pictures, with a legend of the classes that are in it."""
     used = sorted({label for row in rows for label in row.labels})
-    palette = voc_palette()
+    palette = page_palette()
     legend = "".join(_chip(classes[label], palette[label + 1].tolist()) for label in used)
     legend += _chip("background", [0, 0, 0]) + _chip("void", [255, 255, 255])
     columns = [name for name in COLUMNS if any(name in row.pictures for row in rows)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import colorsys
+import functools
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cpn_fast.data.types import VOID, Record, Source
-from cpn_fast.files.masks import read_mask, voc_palette
+from cpn_fast.files.masks import read_mask
 from cpn_fast.inference import ClassMapping, Failure, InferenceOptions, Prediction, open_labeller, predictions
 from cpn_fast.run_folder import RunFolder
 from cpn_fast.sweep import mask_at
 
-SIDE = 224
+SIDE = 200
 """Long side of a picture in pixels."""
 
 
@@ -112,26 +114,40 @@ def heat(image: NDArray[np.uint8], classes: NDArray[np.intp], maps: NDArray[np.f
     if not len(classes):
         return grey.astype(np.uint8)
     score = maps.max(axis=0)[..., None].clip(0, 1)
-    colour = voc_palette()[1 + classes[maps.argmax(axis=0)]]
-    # Colours of the VOC palette may be dark; half white keeps every class visible on the dimmed image.
-    return ((1 - 0.85 * score) * grey + 0.85 * score * (0.7 * colour + 0.3 * 255)).astype(np.uint8)
+    colour = page_palette()[1 + classes[maps.argmax(axis=0)]]
+    return ((1 - 0.85 * score) * grey + 0.85 * score * colour).astype(np.uint8)
+
+
+@functools.cache
+def page_palette() -> NDArray[np.uint8]:
+    """Colours of the page, uint8 [256, 3]: background black, void white, classes by the golden angle of hue.
+
+    VOC's own palette, which the mask files have, tells neighbouring classes apart by shades that an eye can't.
+    """
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for label in range(254):
+        bright = (1.0, 0.75, 0.9)[label % 3]
+        rgb = colorsys.hsv_to_rgb(label * 0.381966 % 1.0, (0.75, 0.9, 0.5)[label // 3 % 3], bright)
+        palette[label + 1] = [round(255 * value) for value in rgb]
+    palette[VOID] = 255
+    return palette
 
 
 def photo_uri(image: NDArray[np.uint8]) -> str:
-    """A photograph uint8 [H, W, 3], reduced to `SIDE`, as a JPEG data URI."""
-    picture = Image.fromarray(image)
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    return _uri(picture, "JPEG", "image/jpeg", quality=85)
+    """A photograph uint8 [H, W, 3], resized to `SIDE`, as a JPEG data URI."""
+    return _uri(_resized(Image.fromarray(image), Image.Resampling.BICUBIC), "JPEG", "image/jpeg", quality=85)
 
 
 def mask_uri(mask: NDArray[np.uint8]) -> str:
-    """A mask uint8 [H, W] in the VOC palette (void white), reduced to `SIDE`, as a PNG data URI."""
-    palette = voc_palette().copy()
-    palette[VOID] = 255
+    """A mask uint8 [H, W] in the page's colours, resized to `SIDE`, as a PNG data URI."""
     picture = Image.fromarray(mask, mode="P")
-    picture.putpalette(palette.tobytes())
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.NEAREST)
-    return _uri(picture, "PNG", "image/png", optimize=True)
+    picture.putpalette(page_palette().tobytes())
+    return _uri(_resized(picture, Image.Resampling.NEAREST), "PNG", "image/png", optimize=True)
+
+
+def _resized(picture: Image.Image, how: Image.Resampling) -> Image.Image:
+    factor = SIDE / max(picture.size)
+    return picture.resize((max(1, round(picture.width * factor)), max(1, round(picture.height * factor))), how)
 
 
 def _uri(picture: Image.Image, kind: str, media_type: str, **options: int | bool) -> str:

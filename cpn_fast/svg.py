@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 560, 260
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 30, 40
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 30, 40
 SERIES_COLOURS = 6
 MAX_POINTS = 300
 ROW = 16
@@ -92,7 +92,9 @@ def line_chart(
         anchor = "end" if at > WIDTH * 0.7 else "start"
         parts.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
         offset = -4 if anchor == "end" else 4
-        parts.append(f'<text x="{at + offset:.1f}" y="{TOP + 10}" text-anchor="{anchor}">{escape(mark[1])}</text>')
+        parts.append(
+            f'<text x="{at + offset:.1f}" y="{HEIGHT - BOTTOM - 6}" text-anchor="{anchor}">{escape(mark[1])}</text>'
+        )
     for index, line in enumerate(lines):
         points = [place(x, y) for x, y in zip(line.x, line.y, strict=True)]
         colour = f"c{index % SERIES_COLOURS}"
