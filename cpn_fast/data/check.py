@@ -204,7 +204,9 @@ def _contradictions(records: dict[Path, Record], found: dict[Path, Inspection]) 
     if not odd:
         return []
     first = f"{records[odd[0]].id} ({found[odd[0]].contradiction})"
-    return [f"{len(odd)} masks show classes that the image's labels lack, e.g. {first}; is the order of classes right?"]
+    return [
+        f"masks with classes that the image's labels lack: {len(odd)}, e.g. {first}; is the order of classes right?"
+    ]
 
 
 def _copies(records: dict[Path, Record], found: dict[Path, Inspection]) -> list[str]:

@@ -101,7 +101,9 @@ class CocoSource(FileSource):
             return ()  # a folder that the splits share
         known = {folder / name for name in names.values()}
         others = [image for image in list_images(folder) if image not in known]
-        return (f"{len(others)} images in {folder} are not in {path.name}, e.g. {others[0].name}",) if others else ()
+        return (
+            (f"images in {folder} that {path.name} leaves out: {len(others)}, e.g. {others[0].name}",) if others else ()
+        )
 
     def read_mask(self, record: Record) -> np.ndarray | None:
         """The class mask drawn from the image's annotations, uint8 [H, W].

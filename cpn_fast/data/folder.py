@@ -49,7 +49,10 @@ class FolderSource(FileSource):
         self._table = read_label_table(table_path, classes) if table_path else None
         self._classes = self._table.classes if self._table else classes or ()
         mask_root = self.root / "masks"
-        self._images = [image for image in list_images(self.root) if mask_root not in image.parents]
+        masks = {self.root / row.mask for row in self._table.rows if row.mask} if self._table else set()
+        self._images = [
+            image for image in list_images(self.root) if mask_root not in image.parents and image not in masks
+        ]
         if not self._images and not self._table:
             raise DataError(f"{path}: no images (by suffix) in it or in its folders")
         images = self.root / "images"
@@ -74,7 +77,7 @@ class FolderSource(FileSource):
         notes: tuple[str, ...] = ()
         if self._table is not None and unlabelled:
             notes = (
-                f"{split}: {len(unlabelled)} images have no labels in {self._table.path.name}, e.g. {unlabelled[0]}",
+                f"{split}: images without labels in {self._table.path.name}: {len(unlabelled)}, e.g. {unlabelled[0]}",
             )
         return Scan(records, tuple(self._problems), notes)
 
