@@ -60,9 +60,7 @@ class _Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K] of uint8 images [B, H, W, 3]."""
-        # Contiguous: oneDNN crashes in the weight gradient of a channels_last 1x1 convolution with 8 input channels and
-        # stride 2 (torch 2.13, AVX-512), which resnet38_tiny has in the part that CAM training freezes.
-        final = self.backbone(normalise_images(images).contiguous())[2]
+        final = self.backbone(normalise_images(images))[2]
         return self.head(final).mean(dim=(2, 3))
 
 
