@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cpn_fast.config import TrainConfig
 from cpn_fast.data.augment import IMAGENET_MEAN_PIXEL, Geometry, augment, grid_patches
+from cpn_fast.data.parallel import parallel_map
 from cpn_fast.data.random import generator, key64
 from cpn_fast.data.superpixel_cache import SuperpixelCache
 from cpn_fast.data.types import Batch, Record, Sample, Source
@@ -33,14 +34,18 @@ def steps_per_epoch(num_records: int, batch_size: int) -> int:
 
 
 def mean_colour(source: Source, records: Sequence[Record]) -> tuple[float, float, float]:
-    """Mean RGB of all pixels of all images, in [0, 1] (what the paper hides patches with)."""
+    """Mean RGB of all pixels of all images, in [0, 1] (what the paper hides patches with); reads in parallel."""
     total, pixels = np.zeros(3), 0
-    for record in records:
-        image = source.read(record).image
-        total += image.sum((0, 1), dtype=np.float64)
-        pixels += image.shape[0] * image.shape[1]
+    for colours, count in parallel_map(partial(_sum_colours, source), records):
+        total += colours
+        pixels += count
     red, green, blue = (total / max(pixels, 1) / 255.0).tolist()
     return red, green, blue
+
+
+def _sum_colours(source: Source, record: Record) -> tuple[np.ndarray, int]:
+    image = source.read(record).image
+    return image.sum((0, 1), dtype=np.float64), image.shape[0] * image.shape[1]
 
 
 class BatchStream:

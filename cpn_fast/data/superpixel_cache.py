@@ -9,9 +9,11 @@ import math
 import os
 import time
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +28,7 @@ from cpn_fast.data.parallel import folder_lock, parallel_map
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.atomic import atomic_write_bytes
 from cpn_fast.files.errors import DataError
-from cpn_kernels.superpixels import superpixels
+from cpn_kernels.superpixels import reference, superpixels
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,10 @@ LEVELS = 3
 BACKEND: Literal["skimage"] = "skimage"
 FORMAT = 1
 """Changes with the files' layout or the meaning of their parameters."""
+
+
+DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+"""What reading a missing, cut or altered npz file raises."""
 
 
 @dataclass(frozen=True)
@@ -174,9 +180,9 @@ class SuperpixelCache:
         try:
             with np.load(entry.path, allow_pickle=False) as stored:
                 return np.asarray(stored[f"level{level}"])
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except DAMAGE as error:
             raise DataError(
-                f"{entry.path}: cached superpixels cannot be read ({error}); start the run again"
+                f"{entry.path}: cached superpixels cannot be read ({error}); delete the file and start again"
             ) from error
 
     def segment_counts(self, record: Record) -> tuple[int, ...]:
@@ -191,23 +197,23 @@ def _prepare_one(
         content = record.image_path.read_bytes()
     except OSError as error:
         raise DataError(f"{record.image_path}: cannot be read ({error.strerror})") from error
-    parameters = (
-        FORMAT,
-        BACKEND,
-        LEVELS,
-        patch.segments,
-        float(patch.compactness),
-        augment.crop,
-        augment.resize_range(),
-    )
-    key = hashlib.blake2b(content, digest_size=16, person=b"superpixels", salt=_salt(parameters)).hexdigest()
+    salt = _parameter_digest(patch, augment)
+    key = hashlib.blake2b(content, digest_size=16, person=b"superpixels", salt=salt).hexdigest()
     path = folder / key[:2] / f"{key}.npz"
     entry = _read_entry(path)
     return record.id, entry or _compute(source, path, patch, augment, record)
 
 
-def _salt(parameters: tuple[object, ...]) -> bytes:
-    return hashlib.blake2b(repr(parameters).encode(), digest_size=16).digest()
+def _parameter_digest(patch: PatchOptions, augment: AugmentOptions) -> bytes:
+    """16 bytes of everything but the image that decides over a map, the algorithm's own text and version included."""
+    options = (patch.segments, float(patch.compactness), augment.crop, augment.resize_range())
+    text = repr((FORMAT, LEVELS, BACKEND, version("scikit-image"), options)).encode()
+    return hashlib.blake2b(text + _algorithm_source(), digest_size=16).digest()
+
+
+@cache
+def _algorithm_source() -> bytes:
+    return Path(reference.__file__).read_bytes()
 
 
 def _read_entry(path: Path) -> _Entry | None:
@@ -219,7 +225,7 @@ def _read_entry(path: Path) -> _Entry | None:
             shares, asked, actual = (stored[name].tolist() for name in ("shares", "asked", "actual"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         logger.warning("%s: damaged (%s), computed again", path, error)
         return None
     return _Entry(path, tuple(shares), tuple(asked), tuple(actual), computed=False)
