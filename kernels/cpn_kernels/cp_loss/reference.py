@@ -1,4 +1,4 @@
-"""Plain torch form of the complementary-pair losses: the law for every other backend. Nothing here waits for the host."""
+"""Plain torch form of the complementary-pair losses: the law for every other backend. It never waits for the host."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ohem_mean(errors: Tensor, pool_mask: Tensor | None, fraction: float) -> Tens
     Returns:
         Scalar.
     """
-    batch, channels, height, width = errors.shape
+    channels, height, width = errors.shape[1:]
     if pool_mask is None:
         if fraction == 1:
             return errors.mean()

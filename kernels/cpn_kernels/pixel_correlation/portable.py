@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
@@ -22,8 +23,9 @@ def pixel_correlation_portable(embedding: Tensor, maps: Tensor, eps: float = 1e-
         float [B, C, N]. Not differentiable: for inference.
     """
     pixels = embedding.shape[2]
+    unit = F.normalize(embedding, dim=1)
     # A block of zero vectors behind the last pixel lets every iteration take whole blocks: they have no affinity.
-    sources = torch.cat([embedding, embedding.new_zeros(embedding.shape[0], embedding.shape[1], block)], dim=2)
+    sources = torch.cat([unit, unit.new_zeros(unit.shape[0], unit.shape[1], block)], dim=2)
     values = torch.cat([maps, maps.new_zeros(maps.shape[0], maps.shape[1], block)], dim=2)
     offsets = torch.arange(block, device=embedding.device)
     count = torch.zeros((), dtype=torch.int64, device=embedding.device) + pixels
@@ -33,7 +35,7 @@ def pixel_correlation_portable(embedding: Tensor, maps: Tensor, eps: float = 1e-
 
     def step(start: Tensor, weighted: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         columns = start + offsets
-        affinity = (sources.index_select(2, columns).transpose(1, 2) @ embedding).relu()
+        affinity = (sources.index_select(2, columns).transpose(1, 2) @ unit).relu()
         weighted = weighted + values.index_select(2, columns) @ affinity
         return start + block, weighted, total + affinity.sum(dim=1, keepdim=True)
 

@@ -2,56 +2,69 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 256
-"""Pixels per block: an affinity block of 256 x N stays near the cache, and memory grows with N, not its square."""
+"""Pixels per block: memory is that of a [B, N, 256] affinity and grows with N, not with its square."""
+
+WHOLE = 1024
+"""Up to this many pixels the whole matrix is small, and keeping it is faster than computing it again."""
 
 
 def pixel_correlation(embedding: Tensor, maps: Tensor, eps: float = 1e-5) -> Tensor:
     """The law, with the whole affinity matrix; see the public function."""
-    affinity = (embedding.transpose(1, 2) @ embedding).relu()
-    return maps @ affinity / (affinity.sum(dim=1, keepdim=True) + eps)
+    unit = F.normalize(embedding, dim=1)
+    affinity = (unit.transpose(1, 2) @ unit).relu()
+    return maps @ affinity / (affinity.sum(dim=1, keepdim=True, dtype=maps.dtype) + eps)
 
 
 class _Blocked(torch.autograd.Function):
-    """Column blocks of the affinity, recomputed in the backward pass instead of kept."""
+    """Column blocks of the affinity, recomputed in the backward pass instead of kept; takes unit vectors."""
 
     @staticmethod
-    def forward(ctx, embedding: Tensor, maps: Tensor, eps: float, block: int) -> Tensor:  # type: ignore[no-untyped-def]
-        outputs, sums = [], []
-        for queries in embedding.split(block, dim=2):
-            affinity = (embedding.transpose(1, 2) @ queries).relu()
-            total = affinity.sum(dim=1, keepdim=True) + eps
+    def forward(ctx: Any, unit: Tensor, maps: Tensor, eps: float, block: int) -> Tensor:
+        outputs, totals = [], []
+        for start in range(0, unit.shape[2], block):
+            affinity = (unit.transpose(1, 2) @ unit[:, :, start : start + block]).relu_()
+            total = affinity.sum(dim=1, keepdim=True, dtype=maps.dtype) + eps
             outputs.append(maps @ affinity / total)
-            sums.append(total)
+            totals.append(total)
         output = torch.cat(outputs, dim=2)
-        ctx.save_for_backward(embedding, maps, output, torch.cat(sums, dim=2))
+        ctx.save_for_backward(unit, maps, output, torch.cat(totals, dim=2))
         ctx.block = block
         return output
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[no-untyped-def]
-        embedding, maps, output, sums = ctx.saved_tensors
-        scaled = gradient / sums
-        # d(affinity_ij) = maps_i . scaled_j - output_j . scaled_j
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        unit, maps, output, totals = ctx.saved_tensors
+        scaled = gradients[0] / totals
+        # dL/dA_ij = maps_i . scaled_j - offset_j. A is symmetric, so g_j receives g_i (dA_ij + dA_ji) in one product,
+        # and that sum is itself one product of these stacks.
         offset = (scaled * output).sum(dim=1, keepdim=True)
-        as_key = torch.zeros_like(embedding)
-        map_gradient = torch.zeros_like(maps)
-        as_query = []
-        for start in range(0, embedding.shape[2], ctx.block):
+        ones = torch.ones_like(offset)
+        left = torch.cat([maps, scaled, offset, ones], dim=1).transpose(1, 2)
+        right = torch.cat([scaled, maps, -ones, -offset], dim=1)
+        unit_parts, map_parts = [], []
+        for start in range(0, unit.shape[2], ctx.block):
             columns = slice(start, start + ctx.block)
-            queries = embedding[:, :, columns]
-            affinity = (embedding.transpose(1, 2) @ queries).relu()
-            map_gradient += scaled[:, :, columns] @ affinity.transpose(1, 2)
-            score_gradient = maps.transpose(1, 2) @ scaled[:, :, columns] - offset[:, :, columns]
-            score_gradient = torch.where(affinity > 0, score_gradient, torch.zeros_like(score_gradient))
-            as_query.append(embedding @ score_gradient)
-            as_key += queries @ score_gradient.transpose(1, 2)
-        return as_key + torch.cat(as_query, dim=2), map_gradient, None, None
+            affinity = (unit.transpose(1, 2) @ unit[:, :, columns]).relu_()
+            if ctx.needs_input_grad[1]:
+                map_parts.append(scaled @ affinity)
+            if ctx.needs_input_grad[0]:
+                both = (left @ right[:, :, columns]).masked_fill_(affinity <= 0, 0)
+                unit_parts.append(unit @ both)
+        return (
+            torch.cat(unit_parts, dim=2) if unit_parts else None,
+            torch.cat(map_parts, dim=2) if map_parts else None,
+            None,
+            None,
+        )
 
 
 def pixel_correlation_blocked(embedding: Tensor, maps: Tensor, eps: float = 1e-5, block: int = BLOCK) -> Tensor:
     """The same sums over column blocks: memory of a block of N, forward and backward."""
-    return _Blocked.apply(embedding, maps, eps, block)
+    return _Blocked.apply(F.normalize(embedding, dim=1), maps, eps, block)
