@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tyro
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console
 
 from cpn_export.jobs import Job, find_jobs, with_labels
 from cpn_export.runtime import OnnxLabeller, Provider, label_rows
@@ -26,6 +26,7 @@ from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.masks import write_labelmap, write_mask
 from cpn_fast.files.max_side import enlarge, reduce_image
 from cpn_fast.files.shard import take_shard
+from cpn_fast.terminal import item_progress
 
 MASK_FOLDER = "SegmentationClass"
 
@@ -70,7 +71,7 @@ class LabelSummary:
     Attributes:
         labelled: masks written.
         skipped: done by an earlier call.
-        failed: recorded as failed in the manifest.
+        failed: recorded as errors in the manifest.
     """
 
     labelled: int
@@ -91,7 +92,7 @@ def run_label_onnx(config: LabelOnnxConfig) -> LabelSummary:
     """Label the images; what an earlier call has done is skipped, a broken image is recorded and passed over.
 
     Raises:
-        DataError: for a model, provider, label file or option that cannot be used.
+        DataError: for a model, provider, label file or option that cannot be used, or if every image is broken.
     """
     _check(config)
     labeller = OnnxLabeller(config.model, config.provider, config.threads)
@@ -116,6 +117,8 @@ def run_label_onnx(config: LabelOnnxConfig) -> LabelSummary:
         " (see manifest.jsonl)" if failed else "",
         config.output,
     )
+    if jobs and failed == len(jobs):
+        raise DataError(f"none of the {failed} images could be labelled; see {manifest.path}")
     return summary
 
 
@@ -172,13 +175,11 @@ class _Run:
 
     def label(self, jobs: Sequence[Job]) -> int:
         """Label the jobs with a progress bar; returns how many failed."""
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeElapsedColumn())
         with (
-            Progress(TextColumn("labelling"), *columns, TimeRemainingColumn()) as progress,
+            item_progress(Console(), "labelling", len(jobs)) as advance,
             ThreadPoolExecutor(self.config.workers, thread_name_prefix="decode") as readers,
             ThreadPoolExecutor(self.config.workers, thread_name_prefix="write") as writers,
         ):
-            task = progress.add_task("labelling", total=len(jobs), rate="")
             writing: deque[Future[bool]] = deque()
             failed = 0
 
@@ -186,8 +187,7 @@ class _Run:
                 nonlocal failed
                 while len(writing) > limit:
                     failed += not writing.popleft().result()
-                    speed = progress.tasks[0].speed
-                    progress.update(task, advance=1, rate=f"{speed:.2f} images/s" if speed else "")
+                    advance(1)
 
             for batch in self._batches(readers, jobs):
                 writing.extend(writers.submit(action, *values) for action, *values in self._infer(batch))
@@ -265,10 +265,11 @@ class _Run:
                 "id": item.job.id,
                 "status": "ok",
                 "image": str(item.job.path),
-                "height": height,
+                "mask": _mask_path(Path(), item.job.id).as_posix(),
                 "width": width,
+                "height": height,
                 "labels": [info.classes[c] for c in present],
-                "labels_from": "scores" if item.job.labels is None else "file",
+                "labels_from": "scores" if item.job.labels is None else "image",
                 "model": self.fingerprint,
             }
         )
@@ -276,7 +277,7 @@ class _Run:
 
     def _record_failure(self, job: Job, error: str) -> bool:
         logger.warning("%s", error)
-        self.manifest.append({"id": job.id, "status": "failed", "image": str(job.path), "error": error})
+        self.manifest.append({"id": job.id, "status": "error", "image": str(job.path), "error": error})
         return False
 
 

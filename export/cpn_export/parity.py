@@ -1,0 +1,362 @@
+"""Does the exported model label as the run does? `python -m cpn_export.parity RUN MODEL.onnx --data DATA`."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from cpn_export.runtime import OnnxLabeller
+from cpn_fast.cli import guarded
+from cpn_fast.data.open import open_source
+from cpn_fast.data.types import Record, Source
+from cpn_fast.files.atomic import atomic_write_text
+from cpn_fast.files.errors import DataError
+from cpn_fast.files.max_side import reduce_image
+from cpn_fast.inference import ClassMapping
+from cpn_fast.models.labeller import Labeller
+from cpn_fast.run_folder import RunFolder
+
+MAP_TOLERANCE = 1e-3
+MAPS_BAR, PIXELS_BAR, FOREGROUND_BAR = 0.999, 0.999, 0.995
+"""Least share of map elements within the tolerance, of all pixels and of foreground pixels labelled equal."""
+
+IMAGES, SPARSE, OWN_SCORES = "images", "images with less foreground", "own scores"
+STRIP_HEIGHT, LARGE_SIDE = 33, 800
+MAX_BATCH = 4
+
+Variant = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class ParityConfig:
+    """Compare a run in eager torch with its ONNX export on real images, and time both.
+
+    Attributes:
+        run: run folder.
+        model: the `.onnx` file exported from it.
+        data: source of the images.
+        split: split to draw from.
+        images: images to compare whose eager mask is at least `min_foreground` foreground.
+        min_foreground: share of foreground pixels that such an image needs.
+        variants: of these, also compared at odd sizes, as thin strips, enlarged, and with the network's own scores.
+        threads: CPU threads of each side; 0 = all cores.
+        output: JSON file for the figures.
+    """
+
+    run: tyro.conf.Positional[Path]
+    model: tyro.conf.Positional[Path]
+    data: str
+    split: str = "train"
+    images: int = 50
+    min_foreground: float = 0.1
+    variants: int = 6
+    threads: int = 0
+    output: Path | None = None
+
+
+@dataclass
+class Agreement:
+    """Counts over images; shares are 1 where nothing was counted.
+
+    Attributes:
+        images: compared.
+        sizes: (height, width) in pixels that occurred.
+        batches: batch sizes that occurred.
+        elements: map elements of the classes in force (those of absent classes are 0 on both sides and would flatter).
+        close: of these, within `MAP_TOLERANCE`.
+        pixels: all pixels.
+        equal: of these, labelled equal.
+        foreground: pixels that either side labels foreground.
+        foreground_equal: of these, labelled equal.
+        largest: largest difference of a map element.
+    """
+
+    images: int = 0
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+    batches: set[int] = field(default_factory=set)
+    elements: int = 0
+    close: int = 0
+    pixels: int = 0
+    equal: int = 0
+    foreground: int = 0
+    foreground_equal: int = 0
+    largest: float = 0.0
+
+    @property
+    def maps_close(self) -> float:
+        """Share of map elements within the tolerance."""
+        return self.close / max(1, self.elements) if self.elements else 1.0
+
+    @property
+    def pixels_equal(self) -> float:
+        """Share of pixels labelled equal."""
+        return self.equal / self.pixels if self.pixels else 1.0
+
+    @property
+    def foreground_pixels_equal(self) -> float:
+        """Share of foreground pixels labelled equal."""
+        return self.foreground_equal / self.foreground if self.foreground else 1.0
+
+    @property
+    def met(self) -> bool:
+        """Whether all three shares reach their bar."""
+        shares = (self.maps_close, self.pixels_equal, self.foreground_pixels_equal)
+        return all(share >= bar for share, bar in zip(shares, (MAPS_BAR, PIXELS_BAR, FOREGROUND_BAR), strict=True))
+
+    def add(self, eager: Outputs, exported: Outputs, batch: int) -> None:
+        """Count what both sides say of some images, which went through in a batch of `batch`."""
+        count, height, width = eager.mask.shape
+        self.images += count
+        self.sizes.add((height, width))
+        self.batches.add(batch)
+        in_force = (eager.rcam.max(axis=(2, 3)) > 0) | (exported.rcam.max(axis=(2, 3)) > 0)
+        difference = np.abs(eager.rcam[in_force] - exported.rcam[in_force])
+        self.elements += difference.size
+        self.close += int((difference <= MAP_TOLERANCE).sum())
+        self.largest = max(self.largest, float(difference.max(initial=0)))
+        same = eager.mask == exported.mask
+        foreground = (eager.mask > 0) | (exported.mask > 0)
+        self.pixels += same.size
+        self.equal += int(same.sum())
+        self.foreground += int(foreground.sum())
+        self.foreground_equal += int((same & foreground).sum())
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """One side's answer: rcam float32 [B, K, H, W], scores float32 [B, K], mask uint8 [B, H, W]."""
+
+    rcam: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    mask: NDArray[np.uint8]
+
+    def of(self, index: int) -> Outputs:
+        """The answer for one image of the batch, as a batch of one."""
+        one = slice(index, index + 1)
+        return Outputs(self.rcam[one], self.scores[one], self.mask[one])
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """What was found.
+
+    Attributes:
+        groups: agreement by kind of input; "images" are those with enough foreground, at their own sizes.
+        eager_seconds: median time per image of "images" in eager torch.
+        onnx_seconds: the same in onnxruntime; the two sides take turns.
+        wanted: images that were asked for.
+    """
+
+    groups: dict[str, Agreement]
+    eager_seconds: float
+    onnx_seconds: float
+    wanted: int
+
+    @property
+    def met(self) -> bool:
+        """Whether there were enough images and every group reaches the bar, but for the one left out for its masks."""
+        judged = [group for name, group in self.groups.items() if name != SPARSE]
+        return self.groups[IMAGES].images >= self.wanted and all(group.met for group in judged)
+
+
+class Pair:
+    """A run's labeller in eager torch and its export, with the export's settings.
+
+    Args:
+        run: run folder.
+        model: exported model.
+        threads: CPU threads of each; 0 = all cores.
+
+    Raises:
+        DataError: if the two do not have the same classes.
+    """
+
+    def __init__(self, run: RunFolder, model: Path, threads: int = 0) -> None:
+        torch.set_num_threads(threads or os.cpu_count() or 1)
+        self.onnx = OnnxLabeller(model, threads=threads)
+        info = self.onnx.info
+        if info.classes != run.classes:
+            raise DataError(f"{model}: its classes are not those of {run.path}; export that run again")
+        self.eager = Labeller(run.load_model(), info.scales, info.flip, info.beta, info.threshold, info.map_norm)
+
+    def run_eager(self, images: NDArray[np.uint8], labels: NDArray[np.float32]) -> Outputs:
+        """The eager side of a batch: images [B, H, W, 3], labels [B, K]."""
+        with torch.inference_mode():
+            found = self.eager(torch.from_numpy(images), torch.from_numpy(labels))
+        return Outputs(found.rcam.numpy(), found.scores.numpy(), found.mask.numpy())
+
+    def run_onnx(self, images: NDArray[np.uint8], labels: NDArray[np.float32]) -> Outputs:
+        """The exported side of a batch."""
+        found = self.onnx(images, labels, with_rcam=True)
+        assert found.rcam is not None
+        return Outputs(found.rcam, found.scores, found.mask)
+
+
+def run_parity(config: ParityConfig) -> ParityReport:
+    """Compare, print a table, and write the JSON file if one is asked for.
+
+    Raises:
+        DataError: if run, model or data cannot be used or do not fit each other.
+    """
+    run, source = RunFolder(config.run), open_source(config.data)
+    pair = Pair(run, config.model, config.threads)
+    mapping = ClassMapping.between(source.classes, run.classes)
+    groups = {IMAGES: Agreement(), SPARSE: Agreement(), **{name: Agreement() for name in VARIANTS}}
+    seconds: tuple[list[float], list[float]] = ([], [])
+    kept: list[tuple[NDArray[np.uint8], NDArray[np.float32]]] = []
+    batches = _batches(source, source.records(config.split), mapping, pair.onnx.info.max_side)
+    for turn, (images, labels) in enumerate(batches):
+        eager, exported = _both(pair, images, labels, seconds, turn)
+        enough = (eager.mask > 0).mean(axis=(1, 2)) >= config.min_foreground
+        for index in range(len(images)):
+            group = groups[IMAGES if enough[index] else SPARSE]
+            group.add(eager.of(index), exported.of(index), len(images))
+        kept += [(images[index], labels[index]) for index in np.flatnonzero(enough)]
+        if len(kept) >= config.images:
+            break
+    for name, variant in VARIANTS.items():
+        for image, label in kept[: config.variants]:
+            row = np.full_like(label, -1) if name == OWN_SCORES else label
+            changed = np.ascontiguousarray(variant(image))[None]
+            groups[name].add(pair.run_eager(changed, row[None]), pair.run_onnx(changed, row[None]), 1)
+    # The first batch warms both sides up.
+    eager_seconds, onnx_seconds = (statistics.median(times[1:] or times or [0.0]) for times in seconds)
+    report = ParityReport(groups, eager_seconds, onnx_seconds, config.images)
+    _show(report)
+    if config.output is not None:
+        atomic_write_text(config.output, json.dumps(_as_json(report), indent=2) + "\n")
+    return report
+
+
+def _resized(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _odd(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return _resized(image, image.shape[0] * 5 // 8 // 2 * 2 + 1, image.shape[1] * 5 // 8 // 2 * 2 + 1)
+
+
+def _strip(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    top = (image.shape[0] - STRIP_HEIGHT) // 2
+    return image[max(0, top) : max(0, top) + STRIP_HEIGHT]
+
+
+def _large(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    longest = max(image.shape[:2])
+    return _resized(image, image.shape[0] * LARGE_SIDE // longest, image.shape[1] * LARGE_SIDE // longest)
+
+
+VARIANTS: dict[str, Variant] = {
+    "odd sizes": _odd,
+    "thin strips": _strip,
+    "upright strips": lambda image: _strip(image.transpose(1, 0, 2)),
+    "enlarged": _large,
+    OWN_SCORES: lambda image: image,
+}
+
+
+def _batches(
+    source: Source, records: Sequence[Record], mapping: ClassMapping, max_side: int
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
+    """Labelled images in batches of one size: the first `MAX_BATCH` of a size alone, later ones 2, 3, 4 at a time."""
+    waiting: dict[tuple[int, ...], list[tuple[NDArray[np.uint8], NDArray[np.float32]]]] = defaultdict(list)
+    next_size = 0
+    for record in records:
+        if not record.labels:
+            continue
+        image = reduce_image(source.read(record).image, max_side)
+        waiting[image.shape].append((image, mapping.vector(record.labels).astype(np.float32)))
+        if len(waiting[image.shape]) > next_size % MAX_BATCH:
+            batch = waiting.pop(image.shape)
+            next_size += 1
+            yield np.stack([i for i, _ in batch]), np.stack([row for _, row in batch])
+
+
+def _both(
+    pair: Pair,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.float32],
+    seconds: tuple[list[float], list[float]],
+    turn: int,
+) -> tuple[Outputs, Outputs]:
+    """Run both sides on a batch, which first depends on the turn, and note the time per image."""
+
+    def timed(side: int) -> Outputs:
+        start = time.perf_counter()
+        outputs = (pair.run_eager, pair.run_onnx)[side](images, labels)
+        seconds[side].append((time.perf_counter() - start) / len(images))
+        return outputs
+
+    if turn % 2:
+        exported = timed(1)
+        return timed(0), exported
+    return timed(0), timed(1)
+
+
+def _as_json(report: ParityReport) -> dict[str, object]:
+    def group(agreement: Agreement) -> dict[str, object]:
+        shares = {
+            "maps_close": agreement.maps_close,
+            "pixels_equal": agreement.pixels_equal,
+            "foreground_pixels_equal": agreement.foreground_pixels_equal,
+        }
+        return {**asdict(agreement), "sizes": sorted(agreement.sizes), "batches": sorted(agreement.batches), **shares}
+
+    return {
+        "met": report.met,
+        "eager_seconds": report.eager_seconds,
+        "onnx_seconds": report.onnx_seconds,
+        "groups": {name: group(agreement) for name, agreement in report.groups.items()},
+    }
+
+
+def _show(report: ParityReport) -> None:
+    table = Table("input", "images", "sizes", "batches", "maps <= 1e-3", "largest", "pixels", "foreground", "met")
+    for name, group in report.groups.items():
+        shares = [f"{100 * share:.3f}%" for share in (group.pixels_equal, group.foreground_pixels_equal)]
+        batches = ", ".join(map(str, sorted(group.batches)))
+        counts = (name, str(group.images), str(len(group.sizes)), batches, f"{100 * group.maps_close:.3f}%")
+        table.add_row(*counts, f"{group.largest:.1e}", *shares, "yes" if group.met else "NO")
+    console = Console(width=120)
+    console.print(table)
+    bars = f"maps >= {MAPS_BAR:.1%}, pixels >= {PIXELS_BAR:.1%}, foreground pixels >= {FOREGROUND_BAR:.1%}"
+    console.print(f"bar: {bars}, at least {report.wanted} images with enough foreground", highlight=False)
+    ratio = report.eager_seconds / report.onnx_seconds if report.onnx_seconds else 0.0
+    console.print(
+        f"median time per image: eager torch {report.eager_seconds:.3f} s, onnxruntime {report.onnx_seconds:.3f} s "
+        f"({ratio:.2f}x)",
+        highlight=False,
+    )
+    console.print("parity holds" if report.met else "parity does NOT hold", highlight=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the comparison.
+
+    Returns:
+        0 where the bar is met, 1 where it is not, 2 for an error that the message explains.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    reports: list[ParityReport] = []
+    config = tyro.cli(ParityConfig, args=args, prog="python -m cpn_export.parity")
+    status = guarded(lambda: reports.append(run_parity(config)))
+    return status or int(not reports[0].met)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
