@@ -94,5 +94,12 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
 
 
 def norm_relu(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-    """ReLU of a batch norm: [B, channels, H, W] -> the same shape. `x` is left as it is."""
-    return F.relu(norm(x), inplace=True)
+    """ReLU of a batch norm: [B, channels, H, W] -> the same shape. `x` is left as it is.
+
+    A batch norm keeps `x` for its weight's gradient; a frozen one as a plain multiply-add keeps nothing, which saves
+    memory in every block. In reduced precision the batch norm stays, since it rounds once, at its end.
+    """
+    if norm.training or norm.weight.requires_grad or x.dtype != norm.weight.dtype:
+        return F.relu(norm(x), inplace=True)
+    scale, shift = norm_affine(norm)
+    return F.relu(torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1)), inplace=True)
