@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cpn_fast import cli
+from cpn_fast.files.errors import DataError
+
+ARGUMENTS = {
+    "train": ["--data", "demo:", "--output", "runs/x", "--method", "cpn", "--patch", "grid", "--crop", "96"],
+    "label": ["runs/x", "--data", "demo:", "--output", "masks", "--split", "val"],
+    "evaluate": ["runs/x", "--data", "demo:", "--split", "val", "--scales", "0.5", "1"],
+    "export": ["runs/x", "--output", "model.onnx", "--scales", "0.5", "1", "--flip"],
+    "report": ["runs/x", "--images", "3"],
+    "demo": ["--seeds", "2"],
+    "check-data": ["demo:"],
+}
+
+
+def test_every_command_has_arguments_here() -> None:
+    assert set(ARGUMENTS) == set(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", sorted(ARGUMENTS))
+def test_arguments_become_the_commands_config(name: str) -> None:
+    config = cli.parse(name, ARGUMENTS[name])
+    assert type(config).__name__ == cli.COMMANDS[name].config
+
+
+def test_arguments_reach_their_fields() -> None:
+    assert cli.parse("evaluate", ARGUMENTS["evaluate"]).scales == (0.5, 1.0)
+    assert cli.parse("train", ARGUMENTS["train"]).augment.crop == 96
+    assert cli.parse("demo", ARGUMENTS["demo"]).seeds == 2
+
+
+def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from cpn_fast.cli import main; status = main(['--help']); "
+        "heavy = [m for m in ('torch', 'numpy', 'tyro', 'onnxruntime') if m in sys.modules]; "
+        "sys.exit(f'loaded {heavy}' if heavy else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    for name, command in cli.COMMANDS.items():
+        assert f"  {name} " in done.stdout and command.summary in done.stdout
+
+
+def test_no_command_shows_usage_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "usage: cpn COMMAND" in capsys.readouterr().out
+
+
+def test_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["tarin"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "'tarin'" in error and "train" in error and "check-data" in error
+
+
+def test_wrong_option_exits_2() -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["report", "runs/x", "--imagse", "3"])
+    assert stopped.value.code == 2
+
+
+def test_data_error_is_one_line_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(tmp_path / "no run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert "no run" in error and "config.json" in error
+
+
+def test_message_over_several_lines_becomes_one(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise DataError("first\n  second")
+
+    assert cli.guarded(fail) == 2
+    assert capsys.readouterr().err == "error: first second\n"
+
+
+def test_interrupt_exits_130() -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    assert cli.guarded(interrupt) == 130
+
+
+def test_missing_optional_package_says_what_to_install(capsys: pytest.CaptureFixture[str]) -> None:
+    def use_torch() -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    assert cli.guarded(use_torch) == 2
+    error = capsys.readouterr().err
+    assert "'torch'" in error and "cpn-fast[train]" in error
+
+
+@pytest.mark.parametrize(
+    "error", [ModuleNotFoundError("No module named 'cpn_fast.x'", name="cpn_fast.x"), ZeroDivisionError("a fault")]
+)
+def test_faults_of_the_program_keep_their_traceback(error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        cli.guarded(fail)
