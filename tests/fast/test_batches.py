@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +103,21 @@ def test_shapes_types_and_values(source, config):
 def test_any_number_of_workers_gives_the_same_batches(source, config):
     alone = digest(run(source, config))
     assert [digest(run(source, replace(config, workers=workers))) for workers in (1, 3)] == [alone, alone]
+
+
+def test_a_signal_to_the_whole_group_leaves_the_workers_running(source, config):
+    """Ctrl-C and SIGTERM are the parent's to handle: it finishes its step, and the workers serve it until then."""
+    whole = run(source, config)
+    stream = iter(BatchStream(source, source.all, replace(config, workers=2), 0, 7))
+    batches = [next(stream)]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for number in (signal.SIGINT, signal.SIGTERM):
+        for worker in workers:
+            os.kill(worker.pid, number)
+    batches += stream
+    assert digest(batches) == digest(whole)
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
