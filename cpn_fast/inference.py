@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cpn_fast.data.types import VOID, Record, Sample, Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.max_side import enlarge, reduce_image
-from cpn_fast.models.labeller import Labeller, ScaleMaps, normalised
+from cpn_fast.models.labeller import Labeller, ScaleMaps, normalised, present_channels
 from cpn_fast.run_folder import RunFolder
 from cpn_fast.runtime_tuning import set_tf32, tune_allocator
 from cpn_fast.sweep import best_foreground
@@ -267,9 +267,11 @@ def _run(
     unknown = np.full(mapping.num_classes, -1, dtype=np.float32)
     rows = np.stack([unknown if row is None else row.astype(np.float32) for row in given])
     images = torch.from_numpy(np.stack([small for _, small in batch])).to(device)
-    scores, in_force, per_scale = labeller.scale_maps(images, torch.from_numpy(rows).to(device))
+    scores, in_force, per_scale = labeller.scale_maps(images, torch.from_numpy(rows).to(device), present_only=True)
     labels = in_force.cpu().numpy() > 0
-    maps = _normalised_maps(labeller, in_force, per_scale, options.per_scale)
+    channels = present_channels(in_force)
+    maps = _normalised_maps(labeller, in_force[:, channels], per_scale, options.per_scale)
+    held = [torch.from_numpy(row[channels.cpu().numpy()]) for row in labels]
     return [
         Prediction(
             record=sample.record,
@@ -279,7 +281,7 @@ def _run(
             given=given[i],
             scores=scores[i].float().cpu().numpy(),
             classes=np.flatnonzero(labels[i]),
-            maps={key: value[i][torch.from_numpy(labels[i])].cpu().numpy() for key, value in maps.items()},
+            maps={key: value[i][held[i].to(device)].cpu().numpy() for key, value in maps.items()},
         )
         for i, (sample, _) in enumerate(batch)
     ]
@@ -293,7 +295,7 @@ def _given(sample: Sample, mapping: ClassMapping, options: InferenceOptions) -> 
 def _normalised_maps(
     labeller: Labeller, in_force: torch.Tensor, per_scale: Iterator[ScaleMaps], keep_scales: bool
 ) -> dict[tuple[MapName, str], torch.Tensor]:
-    """Normalised maps [B, K, h, w] of all scales together and, if asked for, of each; `rcam` only with refinement."""
+    """Normalised maps [B, P, h, w] of all scales together and, if asked for, of each; `rcam` only with refinement."""
     names: tuple[MapName, ...] = ("cam",) if labeller.net.refinement == "none" else ("cam", "rcam")
     sums: dict[MapName, torch.Tensor] = {}
     maps: dict[tuple[MapName, str], torch.Tensor] = {}

@@ -50,6 +50,12 @@ def standing_labels(scores: Tensor, threshold: float) -> Tensor:
     return (best | (scores > threshold)).to(scores.dtype)
 
 
+def present_channels(labels: Tensor) -> Tensor:
+    """Indices, int64 [P], of the classes that any row of the labels [B, K] holds; the first class where none does."""
+    channels = (labels > 0).any(dim=0).nonzero().flatten()
+    return channels if len(channels) else channels.new_zeros(1)
+
+
 def normalised(maps: Tensor, labels: Tensor, map_norm: str) -> Tensor:
     """Summed maps to [0, 1) by the rule of the CAM, absent classes zero."""
     return normalise_cam(maps, labels, map_norm=map_norm)
@@ -106,12 +112,16 @@ class Labeller(nn.Module):
         straight, mirrored = maps.unflatten(0, (2, -1)).unbind()
         return straight + mirrored.flip(3)
 
-    def scale_maps(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Iterator[ScaleMaps]]:
+    def scale_maps(
+        self, images: Tensor, labels: Tensor, present_only: bool = False
+    ) -> tuple[Tensor, Tensor, Iterator[ScaleMaps]]:
         """The parts of `forward`, for scoring each scale beside their sum in one pass.
 
         Args:
             images: uint8 [B, H, W, 3] RGB.
             labels: float [B, K]; a row of -1 means that the network's own scores stand in.
+            present_only: give only the maps of `present_channels`: those of absent classes end as zeros anyway, and
+                with many classes most of the time goes into enlarging them. Not for export (a size by value).
 
         Returns:
             class probabilities [B, K], the labels in force [B, K], and an iterator of maps, one item per scale.
@@ -125,9 +135,14 @@ class Labeller(nn.Module):
         scores = torch.sigmoid(logits)
         in_force = torch.where(labels.amin(dim=1, keepdim=True) < 0, standing_labels(scores, self.threshold), labels)
         repeated = in_force.repeat(2, 1) if self.flip else in_force
+        channels = present_channels(in_force) if present_only else None
+        if channels is not None:
+            repeated = repeated[:, channels]
 
         def maps() -> Iterator[ScaleMaps]:
             for cam, _, features in passes:
+                if channels is not None:
+                    cam = cam[:, channels]
                 coarse = F.relu(cam)
                 full = self._unflipped(coarse, size)
                 if self.net.refinement == "none":
