@@ -122,14 +122,15 @@ def check_source(
         total: called once with the number of images.
 
     Raises:
-        DataError: if a split is unknown or cannot be read at all.
+        DataError: if the given split is unknown or cannot be read at all.
     """
-    scans = {name: _scan(source, name) for name in ((split,) if split else source.splits())}
+    unreadable: list[str] = []
+    scans = {split: _scan(source, split)} if split else _scan_all(source, unreadable)
     records = {record.image_path: record for scan in scans.values() for record in scan.records}
     if total:
         total(len(records))
     found = _inspect_all(source, list(records.values()), track)
-    problems = [str(problem) for scan in scans.values() for problem in scan.problems]
+    problems = unreadable + [str(problem) for scan in scans.values() for problem in scan.problems]
     problems += [error for path in records for error in found[path].errors]
     notes = [note for scan in scans.values() for note in scan.notes]
     notes += _copies(records, found) + _contradictions(records, found)
@@ -145,6 +146,17 @@ def check_source(
 
 def _scan(source: Source, split: str) -> Scan:
     return source.scan(split) if isinstance(source, FileSource) else Scan(tuple(source.records(split)))
+
+
+def _scan_all(source: Source, problems: list[str]) -> dict[str, Scan]:
+    """Every split that can be scanned; a split that cannot (COCO's lists without its photographs, say) is a problem."""
+    scans = {}
+    for split in source.splits():
+        try:
+            scans[split] = _scan(source, split)
+        except DataError as error:
+            problems.append(str(error))
+    return scans
 
 
 def _inspect_all(
@@ -244,7 +256,7 @@ def _rates(source: Source, records: dict[Path, Record], found: dict[Path, Inspec
     masks = [path for path in readable if found[path].mask_bytes]
     pixels = sum(int(np.prod(sizes[path] or 0)) for path in masks)
     mask_bytes = sum(found[path].mask_bytes for path in masks) / pixels if pixels else None
-    return measure_rates([source.read(records[path]).image for path in small], mask_bytes)
+    return measure_rates(source, [records[path] for path in small], mask_bytes)
 
 
 def run_check(config: CheckConfig) -> CheckReport:
@@ -321,9 +333,11 @@ def _cost_table(report: CheckReport, rates: Rates) -> Table:
         table.add_column(column, justify="right")
     for name, counts in report.splits.items():
         cost = estimate(counts.sizes, rates)
-        slic = "not timed" if cost.superpixel_seconds is None else _duration(cost.superpixel_seconds)
+        cache = "not measured"
+        if cost.superpixel_seconds is not None and cost.superpixel_bytes is not None:
+            cache = f"{_bytes(cost.superpixel_bytes)}, {_duration(cost.superpixel_seconds)}"
         times = [_duration(seconds) for seconds in cost.label_seconds.values()]
-        table.add_row(name, f"{_bytes(cost.superpixel_bytes)}, {slic}", _bytes(cost.label_bytes), *times)
+        table.add_row(name, cache, _bytes(cost.label_bytes), *times)
     return table
 
 

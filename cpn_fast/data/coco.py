@@ -69,6 +69,9 @@ class CocoSource(FileSource):
 
     def _scan(self, split: str) -> Scan:
         path = self._files[split]
+        full_name = path.stem.removeprefix(_PREFIX)
+        if split != full_name:
+            return self.scan(full_name)  # `train` is short for `train2017`
         data = _load(path)
         number_of = self._class_numbers(data, path)
         folder = self._image_folder(path)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
 import torch
 
-_log = logging.getLogger(__name__)
+from cpn_fast.config import AugmentOptions, PatchOptions
+from cpn_fast.data.types import Record, Source
 
-CACHE_LEVELS = 3
-"""Superpixel maps per image that training keeps, one per crop scale."""
+_log = logging.getLogger(__name__)
 
 LABEL_SCALES = (0.5, 1.0, 1.5, 2.0)
 LABEL_MAX_SIDE = 1024
@@ -32,15 +33,15 @@ class Rates:
     """Seconds and bytes per pixel on this machine.
 
     Attributes:
-        superpixel_seconds: of one map on one core; None where scikit-image is not installed.
-        superpixel_bytes: of one map on disk, at most.
+        superpixel_seconds: of all cached maps of an image on one core; None = not measured.
+        superpixel_bytes: of all cached maps of an image on disk; None = not measured.
         forward_seconds: backbone -> seconds per pixel of one forward; a backbone that cannot run is left out.
         mask_bytes: of a palette PNG.
         device: what the forwards ran on.
     """
 
     superpixel_seconds: float | None
-    superpixel_bytes: float
+    superpixel_bytes: float | None
     forward_seconds: dict[str, float]
     mask_bytes: float
     device: str
@@ -52,29 +53,31 @@ class Estimate:
 
     Attributes:
         superpixel_seconds: time to fill the superpixel cache on all cores; None = not measured.
-        superpixel_bytes: disk of the superpixel cache, at most.
+        superpixel_bytes: disk of the superpixel cache; None = not measured.
         label_seconds: backbone -> time of multi-scale labelling with flips.
         label_bytes: disk of the masks.
     """
 
     superpixel_seconds: float | None
-    superpixel_bytes: float
+    superpixel_bytes: float | None
     label_seconds: dict[str, float]
     label_bytes: float
 
 
-def measure_rates(images: Sequence[np.ndarray], mask_bytes: float | None = None) -> Rates:
-    """Time superpixels on a few images and one forward of each backbone of `BACKBONE_PROBES`.
+def measure_rates(source: Source, records: Sequence[Record], mask_bytes: float | None = None) -> Rates:
+    """Compute the superpixels of a few images, and one forward of each backbone of `BACKBONE_PROBES`.
 
     Args:
-        images: uint8 [H, W, 3] each; a few typical ones. Empty: superpixels are not timed.
+        source: reads the records.
+        records: a few typical images, all readable. Empty: superpixels are not measured.
         mask_bytes: bytes per pixel of the masks at hand; None = VOC's.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    slic_seconds, slic_bytes = _superpixel_rates(source, records) if records else (None, None)
     forwards = {name: _forward_seconds(name, side, device) for name, side in BACKBONE_PROBES.items()}
     return Rates(
-        superpixel_seconds=_superpixel_seconds(images),
-        superpixel_bytes=2.0,  # 16-bit labels
+        superpixel_seconds=slic_seconds,
+        superpixel_bytes=slic_bytes,
         forward_seconds=forwards,
         mask_bytes=_MASK_BYTES_PER_PIXEL if mask_bytes is None else mask_bytes,
         device=torch.cuda.get_device_name(device)
@@ -90,30 +93,40 @@ def estimate(sizes: Sequence[tuple[int, int]], rates: Rates) -> Estimate:
         sizes: (width, height) in pixels.
         rates: of this machine.
     """
-    pixels = float(sum(width * height for width, height in sizes))
-    views = 2 * sum(scale**2 for scale in LABEL_SCALES)
-    labelled = sum(w * h * min(1.0, LABEL_MAX_SIDE / max(w, h)) ** 2 for w, h in sizes) * views
-    slic = rates.superpixel_seconds
+    pixels = _pixels(sizes)
+    cached = _pixels(sizes, AugmentOptions().resize_range()[1])
+    labelled = _pixels(sizes, LABEL_MAX_SIDE) * 2 * sum(scale**2 for scale in LABEL_SCALES)
+    seconds, stored = rates.superpixel_seconds, rates.superpixel_bytes
     return Estimate(
-        superpixel_seconds=None if slic is None else pixels * CACHE_LEVELS * slic / (os.cpu_count() or 1),
-        superpixel_bytes=pixels * CACHE_LEVELS * rates.superpixel_bytes,
+        superpixel_seconds=None if seconds is None else cached * seconds / (os.cpu_count() or 1),
+        superpixel_bytes=None if stored is None else cached * stored,
         label_seconds={name: labelled * seconds for name, seconds in rates.forward_seconds.items()},
         label_bytes=pixels * rates.mask_bytes,
     )
 
 
-def _superpixel_seconds(images: Sequence[np.ndarray]) -> float | None:
-    from cpn_kernels.superpixels import superpixels
+def _pixels(sizes: Sequence[tuple[int, int]], max_side: int | None = None) -> float:
+    """All pixels, of images reduced to `max_side` where they are larger."""
+    shrink = (min(1.0, max_side / max(size)) if max_side else 1.0 for size in sizes)
+    return sum(width * height * factor**2 for (width, height), factor in zip(sizes, shrink, strict=True))
 
-    try:
-        start = time.perf_counter()
-        for image in images:
-            superpixels(torch.from_numpy(image)[None], segments=200)
-        seconds = time.perf_counter() - start
-    except ImportError as error:
-        _log.info("superpixels are not timed: %s", error)
-        return None
-    return seconds / sum(image.shape[0] * image.shape[1] for image in images) if images else None
+
+def _superpixel_rates(source: Source, records: Sequence[Record]) -> tuple[float | None, float | None]:
+    """Seconds and bytes per pixel, of a cache that is filled with these images and thrown away."""
+    from cpn_fast.data.superpixel_cache import SuperpixelCache
+
+    augment = AugmentOptions()
+    with tempfile.TemporaryDirectory() as folder:
+        cache = SuperpixelCache(source, records, PatchOptions(cache_dir=Path(folder)), augment)
+        try:
+            seconds = cache.prepare(progress=False, processes=1).seconds
+        except ImportError as error:
+            _log.info("superpixels are not timed: %s", error)
+            return None, None
+        stored = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    shapes = [source.read(record).image.shape for record in records]
+    pixels = _pixels([(width, height) for height, width, _ in shapes], augment.resize_range()[1])
+    return seconds / pixels, stored / pixels
 
 
 def _forward_seconds(name: str, side: int, device: torch.device) -> float:

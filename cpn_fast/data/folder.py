@@ -28,8 +28,8 @@ class FolderSource(FileSource):
     path in the CSV's mask column (relative to ROOT), else `ROOT/masks/ID.png` where it exists.
 
     Splits: `all`, and those of the split column; without that column `train` and `val` by a hash of the id (an image
-    never changes its split when others come or go); without a CSV only `all`, whose images have labels None. Images
-    that the CSV leaves out are unlabelled: labels None, in `all` and in the hash splits.
+    never changes its split when others come or go); without a CSV only `all`. Images that the CSV leaves out, or whose
+    labels cell is empty, have labels None: they are in `all`, and not in the hash splits.
 
     Args:
         path: the root, or the CSV in it.
@@ -72,14 +72,12 @@ class FolderSource(FileSource):
 
     def _scan(self, split: str) -> Scan:
         # A row that matches no image may belong to any split, so every split has the whole folder's problems.
-        records = tuple(self._sorted_out()[split])
-        unlabelled = [record.id for record in records if record.labels is None]
+        by_split = self._sorted_out()
+        unlabelled = [record.id for record in by_split[ALL] if record.labels is None]
         notes: tuple[str, ...] = ()
         if self._table is not None and unlabelled:
-            notes = (
-                f"{split}: images without labels in {self._table.path.name}: {len(unlabelled)}, e.g. {unlabelled[0]}",
-            )
-        return Scan(records, tuple(self._problems), notes)
+            notes = (f"images without labels in {self._table.path}: {len(unlabelled)}, e.g. {unlabelled[0]}",)
+        return Scan(tuple(by_split[split]), tuple(self._problems), notes)
 
     def _sorted_out(self) -> dict[str, list[Record]]:
         """Records by split, worked out once; fills `_problems`."""
@@ -91,10 +89,11 @@ class FolderSource(FileSource):
                 row = rows.get(name)
                 record = self._record(image, row)
                 splits.setdefault(ALL, []).append(record)
-                if self._table is not None:
-                    split = (row.split if row else None) if self._table.has_splits else hash_split(record.id)
-                    if split and split != ALL:
-                        splits.setdefault(split, []).append(record)
+                split = row.split if row else None
+                if self._table is not None and not self._table.has_splits and record.labels is not None:
+                    split = hash_split(record.id)
+                if split and split != ALL:
+                    splits.setdefault(split, []).append(record)
             everything = splits.pop(ALL, [])
             self._by_split = {**dict(sorted(splits.items())), ALL: everything}
         return self._by_split

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -135,22 +136,37 @@ def test_a_source_without_any_readable_image(folder: Path) -> None:
     assert "Problems (4):" in text.getvalue()
 
 
+def test_a_split_that_cannot_be_scanned_does_not_hide_the_others(tmp_path: Path) -> None:
+    data = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "x"}]}
+    (tmp_path / "annotations").mkdir()
+    for split in ("train2017", "val2017"):
+        (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps(data))
+    (tmp_path / "val2017").mkdir()
+    report = check_source(open_source(tmp_path), measure=False)
+    assert set(report.splits) == {"val2017", "val"}
+    assert len(report.problems) == 1 and "instances_train2017.json: no images for it" in report.problems[0]
+    with pytest.raises(DataError, match="no images for it"):
+        check_source(open_source(tmp_path), "train", measure=False)
+
+
 def test_estimates_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     rates = Rates(2e-6, 2.0, {"net": 1e-7}, 0.5, "a machine")
-    cost = estimate([(1000, 500), (2048, 1024)], rates)
-    pixels = 500_000 + 2_097_152
-    assert cost.superpixel_bytes == pytest.approx(pixels * 3 * 2)
-    assert cost.superpixel_seconds == pytest.approx(pixels * 3 * 2e-6 / 4)
+    cost = estimate([(1000, 500), (2048, 1024), (768, 100)], rates)
+    pixels = 500_000 + 2_097_152 + 76_800
+    # superpixels are cached at 768 pixels at most: 768 x 384, 768 x 384 and 768 x 100
+    assert cost.superpixel_bytes == pytest.approx((2 * 768 * 384 + 76_800) * 2)
+    assert cost.superpixel_seconds == pytest.approx((2 * 768 * 384 + 76_800) * 2e-6 / 4)
     assert cost.label_bytes == pytest.approx(pixels * 0.5)
     # 0.25 + 1 + 2.25 + 4 = 7.5 of the pixels, twice (flip); the second image is halved to 1024 x 512 first
-    assert cost.label_seconds["net"] == pytest.approx((500_000 + 524_288) * 15 * 1e-7)
+    assert cost.label_seconds["net"] == pytest.approx((500_000 + 524_288 + 76_800) * 15 * 1e-7)
 
 
 def test_rates_are_measured(folder: Path) -> None:
     rates = check_source(open_source(folder)).rates
     assert rates is not None
     assert rates.superpixel_seconds is not None and 1e-8 < rates.superpixel_seconds < 1e-2
+    assert rates.superpixel_bytes is not None and 0.01 < rates.superpixel_bytes < 20
     assert 1e-9 < rates.forward_seconds["resnet38_tiny"] < 1e-2
     stored = sum((folder / "masks" / f"{number}.png").stat().st_size for number in range(2))
     assert rates.mask_bytes == pytest.approx(stored / (40 * 30 + 20 * 50))

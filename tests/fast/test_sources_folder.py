@@ -30,7 +30,7 @@ def test_ids_labels_and_the_split_column(tmp_path: Path) -> None:
     assert [(r.id, r.labels) for r in source.records("val")] == [("sub dir/ü", (1,))]
     # an image that the CSV leaves out is not lost: it is in `all`, unlabelled, and the scan says so
     assert [(r.id, r.labels) for r in source.records("all")] == [("a", (0, 1)), ("extra", None), ("sub dir/ü", (1,))]
-    assert source.scan("all").notes == ("all: images without labels in labels.csv: 1, e.g. extra",)
+    assert source.scan("train").notes == (f"images without labels in {tmp_path / 'labels.csv'}: 1, e.g. extra",)
     assert source.read(source.records("all")[1]).labels is None
 
 
@@ -44,6 +44,15 @@ def test_names_relative_to_root_or_to_images_with_or_without_suffix(tmp_path: Pa
 def test_images_beside_the_images_folder_are_not_lost(tmp_path: Path) -> None:
     source = FolderSource(folder(tmp_path, ["images/a.png", "b.png"], "image,labels\nimages/a.png,x\nb.png,x\n"))
     assert [record.id for record in source.records("all")] == ["b", "images/a"]
+
+
+def test_without_a_split_column_unlabelled_images_are_only_in_all(tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(30)]
+    csv = "image,labels\n0.png,\n" + "".join(f"{name},x\n" for name in names[1:29])
+    source = FolderSource(folder(tmp_path, names, csv))
+    usable = [*source.records("train"), *source.records("val")]
+    assert len(usable) == 28 and all(record.labels == (0,) for record in usable)
+    assert {record.id for record in source.records("all") if record.labels is None} == {"0", "29"}
 
 
 def test_hash_split_is_stable(tmp_path: Path) -> None:
