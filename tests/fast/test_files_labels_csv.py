@@ -72,6 +72,7 @@ def test_254_classes_fit_and_thousands_are_an_error(tmp_path: Path) -> None:
         ("image,labels\na,cat\nb,dog\na,dog\n", "line 4: image 'a' is already on line 2"),
         ("image,labels\na,dgo\nb,xxx\nc,yyy\n", "line 2: .*2 more lines like this"),
         ('image,labels\n"a\nb",cat\nc,nope\n', "line 4: unknown class 'nope'"),  # the quoted name spans two lines
+        ('image,labels\n"a\nb",nope\n', "line 2: unknown class 'nope'"),
         ("image,labels\n,cat\n", "line 2: no image name"),
         ("image,labels\n../a.jpg,cat\n", "line 2: image '../a.jpg' is outside the folder"),
         ("image,labels\n/a.jpg,cat\n", "outside the folder"),
