@@ -65,7 +65,7 @@ def test_hash_split_is_stable(tmp_path: Path) -> None:
     assert small_val == {name for name in large_val if int(name.split()[1]) < 50}
     assert 20 <= len(large_val) <= 60  # a fifth of 200
     assert len(large.records("train")) + len(large_val) == len(large.records("all")) == 200
-    # `printf %s a | b2sum -l 64` ends in 2f, the highest byte: 0x2f / 256 = 0.18 < 0.2; b 0x75, h 0x30 (0.19), i 0x3c (0.23)
+    # `printf %s a | b2sum -l 64` ends in 2f, its highest byte: 0x2f / 256 = 0.18; b 0x75, h 0x30 (0.19), i 0x3c (0.23)
     assert {name: hash_split(name) for name in "abhi"} == {"a": "val", "b": "train", "h": "val", "i": "train"}
     assert hash_split(unicodedata.normalize("NFD", "ü")) == hash_split(unicodedata.normalize("NFC", "ü"))
 
