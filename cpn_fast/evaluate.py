@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from cpn_fast.inference import (
     map_of,
     open_labeller,
     predictions,
+    records_of,
     scale_name,
     weights_digest,
 )
@@ -36,6 +38,7 @@ from cpn_fast.mask_writer import MASK_FOLDER
 from cpn_fast.models.labeller import SCALES, Labeller
 from cpn_fast.run_folder import RunFolder
 from cpn_fast.scores import (
+    percent,
     plot_sweeps,
     point_values,
     print_class_table,
@@ -57,7 +60,7 @@ class EvaluateConfig:
     Attributes:
         target: a run folder, or a folder of masks (ID.png, or SegmentationClass/ID.png).
         data: source with masks, e.g. `voc:PATH`, `coco:PATH`, `folder:PATH`, `demo:` or a bare path.
-        split: split to score.
+        split: split to score; None = train where the source has it, else all its images.
         output: folder for metrics.json and the plot; None = the target.
         scales: each scale is scored alone, and all together.
         flip: also run the mirrored image.
@@ -72,7 +75,7 @@ class EvaluateConfig:
 
     target: Annotated[Path, tyro.conf.Positional]
     data: str
-    split: str = "train"
+    split: str | None = None
     output: Path | None = None
     scales: tuple[float, ...] = SCALES
     flip: bool = True
@@ -100,7 +103,8 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     check_counts(max_side=config.max_side, batch_size=config.batch_size, workers=config.workers)
     source = open_source(config.data)
-    records = source.records(config.split)
+    split, records = records_of(source, config.split)
+    config = dataclasses.replace(config, split=split)
     if RunFolder(config.target).exists():
         return _evaluate_run(config, source, records)
     return _evaluate_masks(config, source, records)
@@ -217,7 +221,7 @@ def _about(config: EvaluateConfig, source: Source, images: int, without_mask: in
 
 
 def _say_counts(console: Console, config: EvaluateConfig, about: dict[str, Any]) -> None:
-    text = f"{about['images']} images scored"
+    text = f"{config.target}: {about['images']} images scored"
     if about["without_mask"]:
         text += f", {about['without_mask']} without ground truth left out"
     if about.get("labels_from_scores"):
@@ -255,9 +259,11 @@ def _evaluate_masks(config: EvaluateConfig, source: Source, records: Sequence[Re
     metrics = {**point_values(iou_point(confusion), classes), "sweep": None, **about}
     output = config.output or config.target
     write_metrics(output / METRICS_NAME, metrics)
-    print_class_table(console, metrics, f"IoU in % of the masks in {folder}: mean {100 * metrics['miou']:.1f}")
+    print_class_table(console, metrics, f"IoU in %, mean {percent(metrics['miou'])}")
     if missing:
         console.print(f"[yellow]{len(missing)} images with ground truth have no mask and are not scored[/]")
+    if about["void_share"]:
+        console.print(f"{percent(about['void_share'])}% of the pixels are void in the masks: counted as missed")
     _say_counts(console, config, about)
     console.print(str(output / METRICS_NAME), highlight=False, soft_wrap=True)
     return metrics

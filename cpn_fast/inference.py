@@ -155,6 +155,20 @@ def check_counts(**counts: int) -> None:
             raise DataError(f"--{name.replace('_', '-')} {value}: expected at least 1")
 
 
+def records_of(source: Source, split: str | None) -> tuple[str, Sequence[Record]]:
+    """A split and its records; None = `train` where the source has it, else `all`, else its only split.
+
+    Raises:
+        DataError: for an unknown split, or where None leaves it open.
+    """
+    splits = source.splits()
+    if split is None:
+        split = next((name for name in ("train", "all") if name in splits), splits[0] if len(splits) == 1 else None)
+    if split is None:
+        raise DataError(f"{source.spec}: has no split train or all; name one of {', '.join(splits)} by --split")
+    return split, source.records(split)
+
+
 def map_of(labeller: Labeller, wanted: Literal["auto", "rcam", "cam"] = "auto") -> MapName:
     """The map that masks are made of: RCAM where the network has refinement heads, else CAM.
 

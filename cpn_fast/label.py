@@ -32,9 +32,11 @@ from cpn_fast.inference import (
     InferenceOptions,
     MapName,
     Prediction,
+    check_counts,
     map_of,
     open_labeller,
     predictions,
+    records_of,
     weights_digest,
 )
 from cpn_fast.mask_writer import MASK_FOLDER, MaskWriter, mask_path, soft_path
@@ -56,7 +58,7 @@ class LabelConfig:
         run: run folder of the trained network.
         data: source of the images, e.g. `voc:PATH`, `folder:PATH`, `coco:PATH`, `demo:` or a bare path.
         output: folder for SegmentationClass/ID.png, labelmap.txt, manifest.jsonl and the contact sheet.
-        split: split to label.
+        split: split to label; None = train where the source has it, else all its images.
         scales: the image is run at each of these scales and the maps are summed.
         flip: also run the mirrored image.
         beta: background score of the mask, 0..1; None = the best that `cpn evaluate` found for the run, else 0.25.
@@ -77,7 +79,7 @@ class LabelConfig:
     run: Annotated[Path, tyro.conf.Positional]
     data: str
     output: Path
-    split: str = "train"
+    split: str | None = None
     scales: tuple[float, ...] = SCALES
     flip: bool = True
     beta: float | None = None
@@ -135,14 +137,13 @@ def run_label(config: LabelConfig) -> LabelSummary:
     name = map_of(labeller, config.maps)
     classes = run.classes
     mapping = ClassMapping.between(source.classes, classes)
-    every = source.records(config.split)
+    split, every = records_of(source, config.split)
     records = take_shard(every, config.shard)
     _prepare_output(config, _settings(config, run, beta, name))
     write_labelmap(config.output / "labelmap.txt", classes)
     with Manifest(config.output / "manifest.jsonl") as manifest:
-        done = _done(config, manifest)
-        todo = [record for record in records if record.id not in done]
-        _say_plan(console, config, source, todo, len(records) - len(todo), beta, name)
+        todo = _todo(config, records, mapping, classes, manifest)
+        _say_plan(console, config, f"{source.spec} ({split})", todo, len(records) - len(todo), beta, name)
         options = InferenceOptions(config.max_side, config.batch_size, config.workers, use_labels=config.use_labels)
         stream = predictions(labeller, source, todo, mapping, options)
         writer = MaskWriter(config.output, classes, name, beta, config.void_band, config.soft_maps)
@@ -156,13 +157,7 @@ def run_label(config: LabelConfig) -> LabelSummary:
 def _check_options(config: LabelConfig) -> None:
     if config.void_band is not None and not 0 <= config.void_band[0] <= config.void_band[1] <= 1:
         raise DataError(f"--void-band {config.void_band[0]} {config.void_band[1]}: expected lo <= hi, both in 0..1")
-    for option, value in (
-        ("max-side", config.max_side),
-        ("batch-size", config.batch_size),
-        ("workers", config.workers),
-    ):
-        if value < 1:
-            raise DataError(f"--{option} {value}: expected at least 1")
+    check_counts(max_side=config.max_side, batch_size=config.batch_size, workers=config.workers)
 
 
 def _settings(config: LabelConfig, run: RunFolder, beta: float, name: MapName) -> dict[str, Any]:
@@ -204,22 +199,35 @@ def _prepare_output(config: LabelConfig, settings: dict[str, Any]) -> None:
     atomic_write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
-def _done(config: LabelConfig, manifest: Manifest) -> set[str]:
-    """Ids whose files are all there."""
-    return {
-        image_id
-        for image_id in manifest.done()
-        if mask_path(config.output, image_id).is_file()
-        and (not config.soft_maps or soft_path(config.output, image_id).is_file())
-    }
+def _todo(
+    config: LabelConfig,
+    records: Sequence[Record],
+    mapping: ClassMapping,
+    classes: Sequence[str],
+    manifest: Manifest,
+) -> list[Record]:
+    """The records whose files are not all there, or whose image labels have changed since."""
+    entries = manifest.entries()
+
+    def done(record: Record) -> bool:
+        mask, soft = mask_path(config.output, record.id), soft_path(config.output, record.id)
+        entry = entries.get(record.id)
+        if entry is None or entry["status"] != "ok" or not mask.is_file() or (config.soft_maps and not soft.is_file()):
+            return False
+        if record.labels is None or not config.use_labels:
+            return entry["labels_from"] == "scores"
+        present = [classes[c] for c in mapping.vector(record.labels).nonzero()[0]]
+        return entry["labels_from"] == "image" and entry["labels"] == present
+
+    return [record for record in records if not done(record)]
 
 
 def _say_plan(
-    console: Console, config: LabelConfig, source: Source, todo: Sequence[Record], skipped: int, beta: float, name: str
+    console: Console, config: LabelConfig, data: str, todo: Sequence[Record], skipped: int, beta: float, name: str
 ) -> None:
     """What will be done and the disk it takes; refuses where that is more than there is."""
     console.print(
-        f"[bold]{len(todo)}[/] images of {source.spec} ({config.split}) to label, {skipped} done already; "
+        f"[bold]{len(todo)}[/] images of {data} to label, {skipped} done already; "
         f"{name.upper()}, scales {' '.join(f'{s:g}' for s in config.scales)}, flip {config.flip}, beta {beta:g}",
         highlight=False,
     )
