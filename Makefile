@@ -17,9 +17,9 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt
 demo: $(STAMP)
 	$(BIN)/cpn demo --seeds $(SEEDS)
 
-# One torch thread per process: both cores are taken by the two pytest workers.
+# One torch thread per process: both cores are taken by the two pytest workers. By file: fixtures are made once.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check .
