@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import logging
-import math
-import warnings
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import onnx
-import torch
+import onnx_ir
 import tyro
-from torch import Tensor, nn
 
 from cpn_export.metadata import ModelInfo
+from cpn_export.parts import labeller_graph
 from cpn_fast.files.atomic import atomic_path
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import voc_palette
 from cpn_fast.models.labeller import SCALES, Labeller
 from cpn_fast.run_folder import RunFolder
-
-INPUTS = ("image", "labels")
-OUTPUTS = ("rcam", "scores", "mask")
-LEAST_TRACED_SIDE = 64
-"""Sides of the smallest scale that tracing assumes, so that no grid counts as one pixel wide. The graph checks nothing:
-smaller images run too, and are tested."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,19 +43,6 @@ class ExportConfig:
     beta: float | None = None
     threshold: float = 0.5
     max_side: int = 1024
-
-
-class _Graph(nn.Module):
-    """The labeller with the outputs that the ONNX file has."""
-
-    def __init__(self, labeller: Labeller) -> None:
-        super().__init__()
-        self.labeller = labeller
-
-    def forward(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """uint8 [B, H, W, 3], float [B, K] -> rcam [B, K, H, W], scores [B, K], mask uint8 [B, H, W]."""
-        labelled = self.labeller(image, labels)
-        return labelled.rcam, labelled.scores, labelled.mask
 
 
 def run_export(config: ExportConfig) -> Path:
@@ -112,38 +91,13 @@ def export_labeller(labeller: Labeller, info: ModelInfo, output: Path) -> None:
     Raises:
         onnx.checker.ValidationError: if the graph is not valid ONNX.
     """
-    program = _traced(_Graph(labeller).eval(), len(info.classes), math.ceil(LEAST_TRACED_SIDE / min(labeller.scales)))
-    model = program.model_proto
-    onnx.helper.set_model_props(model, info.to_metadata())
+    model = labeller_graph(labeller)
+    model.producer_name, model.producer_version = "cpn-fast", info.cpn_fast_version
+    model.metadata_props.update(info.to_metadata())
     with atomic_path(output) as temporary:
-        onnx.save(model, temporary)
+        onnx_ir.save(model, temporary)
         # By path: a model in memory is serialised again, which fails above 2 GiB.
         onnx.checker.check_model(temporary, full_check=True)
-
-
-def _traced(graph: nn.Module, num_classes: int, least_side: int) -> torch.onnx.ONNXProgram:
-    """The ONNX program of a graph with dynamic batch, height and width."""
-    batch = torch.export.Dim("batch", min=1)
-    height, width = (torch.export.Dim(name, min=least_side) for name in ("height", "width"))
-    # Odd sides, and not the same ones: nothing is to be traced as equal by chance.
-    sides = (least_side // 2 * 2 + 33, least_side // 2 * 2 + 67)
-    example = (torch.zeros(2, *sides, 3, dtype=torch.uint8), torch.full((2, num_classes), -1.0))
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # "no torchvision"
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        warnings.filterwarnings("ignore", message=".*axis name: batch will not be used")  # both inputs have it
-        program = torch.onnx.export(
-            graph,
-            example,
-            dynamo=True,
-            input_names=list(INPUTS),
-            output_names=list(OUTPUTS),
-            dynamic_shapes=({0: batch, 1: height, 2: width}, {0: batch}),
-            verbose=False,
-        )
-    if program is None:
-        raise RuntimeError("torch.onnx.export returned no program")
-    return program
 
 
 def _check(config: ExportConfig) -> None:
