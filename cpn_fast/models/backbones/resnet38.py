@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -42,6 +43,9 @@ class PlainBlock(nn.Module):
         branch = self.conv_branch2b1(branch)
         if self.conv_branch1 is None:
             return branch.add_(x), first
+        if torch.compiler.is_exporting():
+            # torch.export cannot prove that a slice's size, (H + 1) // 2, is a convolution's, (H - 1) // 2 + 1
+            return branch.add_(F.conv2d(first, self.conv_branch1.weight, stride=self.stride)), first
         # A strided 1x1 convolution reads these positions only. Slicing gives the same result and avoids the CPU
         # backward of torch 2.13, which writes out of bounds for 8 channels in channels_last.
         step = self.stride
