@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -121,17 +121,8 @@ def _evaluate_run(config: EvaluateConfig, source: Source, records: Sequence[Reco
     )  # fmt: skip
     mapping = ClassMapping.between(source.classes, classes)
     stream = predictions(labeller, source, records, mapping, options)
-    with item_progress(console, "evaluate", len(records)) as advance, ThreadPoolExecutor(1) as pool:
-        counted = None
-        for prediction in stream:
-            if isinstance(prediction, Failure):
-                raise DataError(f"{prediction.error}; a score needs every image: mend it or take it off the split")
-            if counted is not None:  # the last image is counted while the network works on this one
-                counted.result()
-            counted = pool.submit(tally.add, prediction)
-            advance(1)
-        if counted is not None:
-            counted.result()
+    with item_progress(console, "evaluate", len(records)) as advance:
+        _count_all(stream, tally, advance)
     _need_masks(config, tally)
     about = {
         **_about(config, source, tally.sweeps[headline, MULTI].images, tally.without_mask),
@@ -152,6 +143,21 @@ def _evaluate_run(config: EvaluateConfig, source: Source, records: Sequence[Reco
     _say_counts(console, config, about)
     console.print(f"{output / METRICS_NAME}, {output / PLOT_NAME}", highlight=False, soft_wrap=True)
     return metrics
+
+
+def _count_all(stream: Iterator[Prediction | Failure], tally: Tally, advance: Callable[[int], None]) -> None:
+    """Count every prediction, each while the network works on the next."""
+    with ThreadPoolExecutor(1) as pool:
+        counted: Future[None] | None = None
+        for prediction in stream:
+            if isinstance(prediction, Failure):
+                raise DataError(f"{prediction.error}; a score needs every image: mend it or take it off the split")
+            if counted is not None:
+                counted.result()
+            counted = pool.submit(tally.add, prediction)
+            advance(1)
+        if counted is not None:
+            counted.result()
 
 
 @dataclass

@@ -216,7 +216,7 @@ def _todo(
             return False
         if record.labels is None or not config.use_labels:
             return entry["labels_from"] == "scores"
-        present = [classes[c] for c in mapping.vector(record.labels).nonzero()[0]]
+        present = [name for name, held in zip(classes, mapping.vector(record.labels), strict=True) if held]
         return entry["labels_from"] == "image" and entry["labels"] == present
 
     return [record for record in records if not done(record)]
