@@ -333,7 +333,7 @@ def test_resnet38_dropout_is_by_channel_and_only_in_training(monkeypatch: pytest
     assert all(not training and torch.equal(x, out) for _, training, x, out in calls)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["resnet38_tiny", "mobilenet_v2"])
 def test_compiles_without_graph_breaks(name: str) -> None:
     backbone = prepared(name).eval()
     # aot_eager traces the backward pass too; one network is enough for it, all share the same pieces
@@ -345,7 +345,7 @@ def test_compiles_without_graph_breaks(name: str) -> None:
     assert all(p.grad is not None for p in backbone.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["resnet38_tiny", "resnet50"])
 def test_exports_with_any_batch_and_size(name: str) -> None:
     backbone = prepared(name).eval()
     # torch.export reserves size 1 for constants, so every feature map has at least 2 rows and columns
