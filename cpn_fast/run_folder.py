@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 DEFAULT_BETA = 0.25
 """Background score of a run that was never scored against masks."""
 
-FREE_ON_RESUME = frozenset({
-    "output", "resume", "max_steps", "workers", "checkpoint_every", "log_every", "eval_every", "val_images", "val_split",
-    "patch.cache_dir",
-})  # fmt: skip
+FREE_ON_RESUME = frozenset(
+    ("output", "resume", "max_steps", "workers", "checkpoint_every", "log_every", "eval_every", "val_images")
+    + ("val_split", "patch.cache_dir")
+)
 """Settings that may change on resume: none of them touches what a step computes."""
 
 
@@ -196,7 +196,8 @@ class RunFolder:
         try:
             net.load_state_dict(weights)
         except RuntimeError as error:
-            raise DataError(f"{source}: does not fit the settings in {self.config_path}: {error}") from error
+            reason = " ".join(str(error).split())
+            raise DataError(f"{source}: does not fit the settings in {self.config_path}: {reason}") from error
         return net.to(device).eval()
 
     def records(self, kind: str | None = None) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -99,6 +98,7 @@ def run_train(config: TrainConfig) -> RunFolder:
     tune_allocator()
     set_tf32(config.tf32)
     config = with_recipe(config)
+    _check_values(config)
     folder = RunFolder(config.output)
     _check_folder(folder, config)
     fabric = create_fabric(config)
@@ -134,6 +134,22 @@ def run_train(config: TrainConfig) -> RunFolder:
         folder.save_model(network.net, schedule.last_step)
     fabric.barrier()
     return folder
+
+
+def _check_values(config: TrainConfig) -> None:
+    least = {
+        "batch_size": 1,
+        "epochs": 1,
+        "max_steps": 1,
+        "checkpoint_every": 1,
+        "log_every": 1,
+        "devices": 1,
+        "workers": 0,
+    }
+    for name, low in least.items():
+        value = getattr(config, name)
+        if value is not None and value < low:
+            raise DataError(f"--{name.replace('_', '-')} {value}: expected at least {low}")
 
 
 def _check_folder(folder: RunFolder, config: TrainConfig) -> None:
@@ -210,7 +226,9 @@ def create_network(config: TrainConfig, fabric: Fabric, source: Source, records:
     module: Any = method
     if config.compile:
         # Dropout then draws eager's random bits, so that --compile changes no result beyond rounding.
-        torch._inductor.config.fallback_random = True
+        import torch._inductor.config as inductor
+
+        inductor.fallback_random = True
         module = torch.compile(method, fullgraph=True, dynamic=False)
     wrapped, wrapped_optimizer = fabric.setup(module, optimizer, move_to_device=False, _reapply_compile=False)
     return Network(net, wrapped, wrapped_optimizer)
