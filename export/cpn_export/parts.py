@@ -17,6 +17,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import (
+    ClearMetadataAndDocStringPass,
     CommonSubexpressionEliminationPass,
     DeduplicateInitializersPass,
     InlinePass,
@@ -124,6 +125,7 @@ def labeller_graph(labeller: Labeller) -> ir.Model:
         DeduplicateInitializersPass(),
         RemoveUnusedNodesPass(),
         RemoveUnusedOpsetsPass(),
+        ClearMetadataAndDocStringPass(),  # stack traces of this machine
     ):
         clean(model)
     return model
@@ -198,6 +200,7 @@ def _traced(
 def _attach(model: ir.Model, name: str, part: ir.Model) -> None:
     """Make `part` a function of `model`; its weights become initializers of `model`, which every call is given."""
     graph = part.graph
+    _forget_sizes(graph)
     weights: list[ir.Value] = list(graph.initializers.values())
     graph.initializers.clear()
     shared = []
@@ -216,6 +219,16 @@ def _attach(model: ir.Model, name: str, part: ir.Model) -> None:
         call.resize_inputs(first + len(shared))
         for index, value in enumerate(shared, start=first):
             call.replace_input_with(index, value)
+
+
+def _forget_sizes(graph: ir.Graph) -> None:
+    """Keep ranks and fixed sizes, drop the names of the others: `height` means another size in every call, and
+    onnxruntime lets values whose sizes have equal names share memory."""
+    subgraphs = [subgraph for subgraph in graph.subgraphs() if subgraph is not graph]
+    inputs = [value for owner in (graph, *subgraphs) for value in owner.inputs]
+    for value in (*inputs, *(value for node in graph.all_nodes() for value in node.outputs)):
+        if value.shape is not None:
+            value.shape = ir.Shape([size if isinstance(size, int) else None for size in value.shape])
 
 
 def _calls(model: ir.Model, name: str) -> Sequence[ir.Node]:
