@@ -18,21 +18,24 @@ from cpn_fast.models.backbones import create_backbone
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 TAGS = ("cpu", "gpu", "voc", "setup")
-SMALL = (
-    "--max-steps",
-    "2",
-    "--epochs",
-    "1",
-    "--crop",
-    "64",
-    "--batch-size",
-    "2",
-    "--workers",
-    "0",
-    "--val-images",
-    "2",
-)
-"""What the test adds to `cpn train`: the README's command otherwise as it stands, on few steps of small crops."""
+SMALL = {
+    "train": [
+        "--max-steps",
+        "2",
+        "--epochs",
+        "1",
+        "--crop",
+        "64",
+        "--batch-size",
+        "2",
+        "--workers",
+        "0",
+        "--val-images",
+        "2",
+    ],
+    "export": ["--scales", "1", "--no-flip"],
+}
+"""What the test adds, so that a command that otherwise runs as README has it takes seconds."""
 
 
 def blocks(text: str) -> Iterator[tuple[str, list[str]]]:
@@ -112,13 +115,13 @@ def photos(small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "photos"
-    (root / "holiday").mkdir(parents=True)
+    (root / "images" / "holiday").mkdir(parents=True)
     (root / "masks" / "holiday").mkdir(parents=True)
     source = open_source(f"demo:{small_demo}")
     lines = ["image,labels,split"]
     for record in source.records("train")[:4]:
         name = f"holiday/{record.id}"
-        shutil.copy(record.image_path, root / f"{name}.jpg")
+        shutil.copy(record.image_path, root / "images" / f"{name}.jpg")
         assert record.mask_path is not None and record.labels is not None
         shutil.copy(record.mask_path, root / "masks" / f"{name}.png")
         lines.append(f"{name}.jpg,{';'.join(source.classes[label] for label in record.labels)},train")
@@ -135,13 +138,12 @@ def test_cpu_commands_run(photos: Path, capsys: pytest.CaptureFixture[str]) -> N
 
     for command in tagged("cpu"):
         program, words = cpn_words(command)
-        small = SMALL if words[0] == "train" else ()
-        status = cpn_label(words) if program == "cpn-label" else cli.main([*words, *small])
+        status = cpn_label(words) if program == "cpn-label" else cli.main([*words, *SMALL.get(words[0], ())])
         assert status == 0, f"{command}\n{capsys.readouterr().err}"
     made = photos.parent
     for path in ("runs/photos/report.html", "runs/photos/metrics.json", "masks/metrics.json", "masks/labelmap.txt"):
         assert (made / path).is_file(), path
-    ids = sorted(path.relative_to(photos).with_suffix("") for path in photos.glob("holiday/*.jpg"))
+    ids = sorted(path.relative_to(photos / "images").with_suffix("") for path in photos.rglob("*.jpg"))
     assert len(ids) == 4
     for folder in ("masks", "masks-onnx"):
         masks = made / folder / "SegmentationClass"
