@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+from cpn_kernels.cp_triplet import normalise_images
+
 RESULTS = Path(__file__).parent / "results"
 EARLIER = Path(__file__).parents[1] / ".benchmarks" / "slower_last_time.json"
 ROUNDS = 5
@@ -66,6 +68,30 @@ def against(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., flo
         return theirs / ours
 
     return compare
+
+
+@pytest.fixture
+def calibrate() -> Callable[[torch.nn.Module, torch.Tensor], None]:
+    """`calibrate(net, images)`: batch norm statistics of these images, so that untrained maps are neither 0 nor huge.
+
+    Without it the activations of an untrained network die out layer by layer, and any two outputs would agree.
+    """
+
+    def measure(net: torch.nn.Module, images: torch.Tensor) -> None:
+        norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        momenta = [norm.momentum for norm in norms]
+        net.eval()
+        for norm in norms:
+            norm.momentum = None
+            norm.reset_running_stats()
+            norm.training = True
+        with torch.no_grad():
+            net(normalise_images(images))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        net.eval()
+
+    return measure
 
 
 def _check_against_committed(name: str, ratio: float) -> None:

@@ -16,7 +16,7 @@ from cpn_fast.models.labeller import SCALES, Labeller
 from cpn_fast.run_folder import RunFolder
 from cpn_fast.runtime_tuning import tune_allocator
 
-CLASSES, BATCH, BETA = 20, 2, 0.25
+CLASSES, BATCH, BETA = 20, 2, 0.1
 HEIGHT, WIDTH = 240, 320
 LEAST_EQUAL = 0.999
 
@@ -29,19 +29,23 @@ def smooth_images() -> np.ndarray:
     return (fine * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def test_onnx_against_eager(tmp_path: Path, against: Callable[..., float]) -> None:
+def test_onnx_against_eager(
+    tmp_path: Path, against: Callable[..., float], calibrate: Callable[[torch.nn.Module, torch.Tensor], None]
+) -> None:
     tune_allocator()
     config = TrainConfig("demo:", tmp_path / "run", method="cpn", backbone="mobilenet_v2")
     config.output.mkdir()
     run = RunFolder(config.output)
     run.create(config, [f"class {index}" for index in range(CLASSES)])
     torch.manual_seed(0)
-    run.save_model(create_model(config, CLASSES), 0)
+    images = smooth_images()
+    untrained = create_model(config, CLASSES)
+    calibrate(untrained, torch.from_numpy(images))
+    run.save_model(untrained, 0)
     model = run_export(ExportConfig(run.path, tmp_path / "model.onnx", beta=BETA))
     exported = OnnxLabeller(model, "cpu", torch.get_num_threads())
     net = run.load_model().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     eager = Labeller(net, SCALES, True, BETA)
-    images = smooth_images()
     labels = np.zeros((BATCH, CLASSES), np.float32)
     labels[:, [0, 3]] = 1
 

@@ -47,7 +47,13 @@ def random_inputs(crop: int) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize(("backbone", "crop", "name"), [("mobilenet_v2", 320, "cpn"), ("mobilenet_v2", 320, "cam")])
-def test_compile_against_eager(backbone: Any, crop: int, name: Any, against: Callable[..., float]) -> None:
+def test_compile_against_eager(
+    backbone: Any,
+    crop: int,
+    name: Any,
+    against: Callable[..., float],
+    calibrate: Callable[[torch.nn.Module, torch.Tensor], None],
+) -> None:
     tune_allocator()
     config = with_recipe(
         TrainConfig(
@@ -60,6 +66,7 @@ def test_compile_against_eager(backbone: Any, crop: int, name: Any, against: Cal
     inputs = random_inputs(crop)
     steps = []
     net = create_model(config, CLASSES)
+    calibrate(net, inputs[0])
     for compiled in (False, True):
         own = copy.deepcopy(net)
         method = create_method(config, own).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
