@@ -18,9 +18,11 @@ class MethodOptions:
 
     Attributes:
         map_norm: CAM normalisation, "minmax" (the ancestors') or "max" (eq. 16).
-        pair_norm: a hidden view is normalised by its "own" maximum, or by one at least that of the full image ("shared").
+        pair_norm: a hidden view is normalised by its "own" maximum, or by at least that of the full image ("shared").
         tcp: use the triplet complementary-pair loss (eq. 14).
         cpcr: use the cross-regularisation loss (eq. 15).
+        affinity: what PCM compares pixels by: "correlation" (embeddings centred per image, then cosine) or "cosine" of
+            the embeddings as they are (the ancestors').
         prcm: form of the pixel-region correlation: "softmax", "released", or "none" (PCM alone).
         pcm: use PCM; False leaves the CAM unrefined (then cpcr and the refined part of tcp are off).
         ohem: fraction of elements kept by OHEM in cpcr / ECR; 1 keeps all.
@@ -39,6 +41,7 @@ class MethodOptions:
     tcp: bool = True
     cpcr: bool = True
     pcm: bool = True
+    affinity: Literal["correlation", "cosine"] = "correlation"
     prcm: Literal["softmax", "released", "none"] = "softmax"
     ohem: float = 0.2
     ohem_pool: Literal["present", "all"] = "present"
@@ -111,7 +114,8 @@ class TrainConfig:
         momentum: SGD momentum; None = the backbone's recipe or the preset's.
         weight_decay: SGD weight decay.
         poly_power: power of the polynomial schedule.
-        head_lr_factor: learning rate of new layers, times the base rate.
+        head_lr_factor: learning rate of the classifier, times the base rate.
+        refine_lr_factor: learning rate of the refinement heads, times the base rate.
         seed: of everything random.
         workers: data-loading processes.
         hidden_colour: what a hidden pixel shows: ImageNet's mean, or the training set's.
@@ -144,6 +148,7 @@ class TrainConfig:
     weight_decay: float = 5e-4
     poly_power: float = 0.9
     head_lr_factor: float = 10.0
+    refine_lr_factor: float = 1.0
     seed: int = 0
     workers: int = 2
     hidden_colour: Literal["imagenet", "dataset"] = "imagenet"
@@ -169,6 +174,8 @@ PRESETS: dict[str, dict[str, object]] = {
         "options.map_norm": "max",
         "options.cpcr_target": "dense",
         "options.ohem_pool": "all",
+        "options.affinity": "cosine",
+        "refine_lr_factor": 10.0,
         "momentum": 0.9,
         "patch.segments": 200,
     },
@@ -178,6 +185,8 @@ PRESETS: dict[str, dict[str, object]] = {
         "options.ohem_pool": "all",
         "options.refined_pair_gradient": True,
         "options.prcm": "released",
+        "options.affinity": "cosine",
+        "refine_lr_factor": 10.0,
         "options.min_pool_weight": 1.0,
         "options.loss_resolution": "input",
         "patch.segments": 300,

@@ -9,16 +9,18 @@ from torch import Tensor, nn
 
 from cpn_fast.config import TrainConfig
 
+REFINEMENT_HEADS = frozenset({"f_mid", "f_high", "f9", "phi"})
+
 
 def parameter_groups(net: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Split the trainable parameters by learning-rate factor and weight decay; frozen ones are left out.
 
-    Backbone weights learn at the base rate, new layers at `head_lr_factor` times it, biases of new layers at twice
-    that. No bias decays.
+    Backbone weights learn at the base rate, the classifier at `head_lr_factor` times it, refinement heads at
+    `refine_lr_factor` times it, biases of new layers at twice that. No bias decays.
 
     Args:
         net: a network whose backbone is the submodule `backbone`.
-        config: `head_lr_factor` and `weight_decay` are used.
+        config: `head_lr_factor`, `refine_lr_factor` and `weight_decay` are used.
 
     Returns:
         non-empty groups with keys `name`, `params`, `factor` (of the base rate) and `weight_decay`.
@@ -26,13 +28,16 @@ def parameter_groups(net: nn.Module, config: TrainConfig) -> list[dict[str, Any]
     rules = {
         "backbone": (1.0, config.weight_decay),
         "backbone biases": (1.0, 0.0),
-        "new": (config.head_lr_factor, config.weight_decay),
-        "new biases": (2 * config.head_lr_factor, 0.0),
+        "head": (config.head_lr_factor, config.weight_decay),
+        "head biases": (2 * config.head_lr_factor, 0.0),
+        "refinement": (config.refine_lr_factor, config.weight_decay),
+        "refinement biases": (2 * config.refine_lr_factor, 0.0),
     }
     members: dict[str, list[nn.Parameter]] = {name: [] for name in rules}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
-            role = "backbone" if name.startswith("backbone.") else "new"
+            first = name.split(".")[0]
+            role = "backbone" if first == "backbone" else "refinement" if first in REFINEMENT_HEADS else "head"
             members[f"{role} biases" if name.endswith("bias") else role].append(parameter)
     return [
         {"name": name, "params": members[name], "factor": factor, "weight_decay": decay}

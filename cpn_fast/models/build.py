@@ -32,4 +32,5 @@ def create_model(config: TrainConfig, num_classes: int, load_weights: bool = Tru
     backbone = create_backbone(config.backbone, frozen=True)
     if load_weights and config.weights is not None:
         load_backbone_weights(backbone, config.weights)
-    return CamNet(backbone, num_classes, refinement_of(config), config.options.dropout)
+    options = config.options
+    return CamNet(backbone, num_classes, refinement_of(config), options.dropout, options.affinity)

@@ -16,6 +16,7 @@ from cpn_kernels.cp_triplet import IMAGENET_MEAN
 from cpn_kernels.pixel_correlation import pixel_correlation
 
 Refinement = Literal["none", "pcm", "prcm", "prcm_released"]
+Affinity = Literal["correlation", "cosine"]
 
 
 class CamOutput(NamedTuple):
@@ -40,6 +41,8 @@ class CamNet(nn.Module):
         num_classes: K foreground classes.
         refinement: "none", "pcm", "prcm" (PCM + PRCM) or "prcm_released".
         dropout: channel dropout before the classifier.
+        affinity: what PCM compares pixels by. All X are built from ReLU maps, so embeddings share a large common part
+            and their plain "cosine" is near 1 for most pairs; "correlation" takes each image's mean out first.
 
     The buffer `mean`, float [3] in [0, 1], is the RGB colour that is 0 after normalisation, hence what a hidden pixel
     shows; it travels with the weights so that labelling normalises as training did.
@@ -48,14 +51,19 @@ class CamNet(nn.Module):
     mean: Tensor
 
     def __init__(
-        self, backbone: Backbone, num_classes: int, refinement: Refinement = "prcm", dropout: float = 0.5
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        refinement: Refinement = "prcm",
+        dropout: float = 0.5,
+        affinity: Affinity = "correlation",
     ) -> None:
         super().__init__()
         if refinement not in ("none", "pcm", "prcm", "prcm_released"):
             raise ValueError(f"unknown refinement {refinement!r}; known: none, pcm, prcm, prcm_released")
         mid_channels, high_channels, final_channels = backbone.channels
         self.num_classes = num_classes
-        self.refinement = refinement
+        self.refinement, self.affinity = refinement, affinity
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN))
         self.backbone = backbone
         self.dropout = nn.Dropout2d(dropout)
@@ -100,7 +108,8 @@ class CamNet(nn.Module):
         maps = with_background(normalise_cam(cam.detach().float(), labels, map_norm=map_norm, floor=floor))
         winners = (maps * winner_mask(maps)).flatten(2)
         embedding = self.f9(features).flatten(2)
-        refined = pixel_correlation(embedding, winners)
+        centre = embedding.mean(dim=2, keepdim=True) if self.affinity == "correlation" else 0.0
+        refined = pixel_correlation(embedding - centre, winners)
         if self.refinement != "pcm":
             present = F.pad(labels, (1, 0), value=1.0) > 0
             form = "released" if self.refinement == "prcm_released" else "softmax"
@@ -108,7 +117,3 @@ class CamNet(nn.Module):
                 winners, features.flatten(2).float(), embedding.float(), self.phi.weight, present, form
             )
         return refined[:, 1:].unflatten(2, cam.shape[2:])
-
-    def new_parameters(self) -> list[nn.Parameter]:
-        """The parameters that do not belong to the backbone (higher learning rate)."""
-        return [p for name, p in self.named_parameters() if not name.startswith("backbone.")]

@@ -181,6 +181,7 @@ def load_seam_checkpoint(net: CamNet, path: str | Path) -> None:
     if wrong:
         raise DataError(f"{path}: does not fit the network's heads: {', '.join(wrong)}. Check its refinement")
     _load_exactly(net.backbone, state, path)
+    net.affinity = "cosine"  # what the family's heads were trained for
     net.load_state_dict({key: heads[key] for key in own}, strict=False)
     if unused := sorted(heads.keys() - own.keys()):
         logger.info("%s: passed over heads that the network has not: %s", path, ", ".join(unused))

@@ -1,5 +1,6 @@
 """CamNet: shapes, the triplet as one batch, and where gradients must and must not flow."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,6 +8,7 @@ from cpn_fast.config import MethodOptions, TrainConfig
 from cpn_fast.models import CamNet, create_model
 from cpn_fast.models.backbones import create_backbone
 from cpn_fast.models.build import refinement_of
+from cpn_kernels.cam_norm import normalise_cam, winner_mask, with_background
 
 
 @pytest.fixture
@@ -70,6 +72,27 @@ def test_all_zero_maps_refine_to_zero(net):
     out = net(images(1))
     refined = net.refine(torch.zeros_like(out.cam), out.features, torch.ones(1, 4))
     assert torch.count_nonzero(refined) == 0
+
+
+def test_the_correlation_affinity_is_the_cosine_of_embeddings_centred_over_the_image():
+    torch.manual_seed(0)
+    net = CamNet(create_backbone("resnet38_tiny"), 4, "pcm", affinity="correlation").eval()
+    out, labels = net(images(1)), torch.tensor([[1.0, 0, 1, 0]])
+    cam = torch.rand(out.cam.shape)
+    found = net.refine(cam, out.features, labels)[0].flatten(1).detach().numpy()
+
+    maps = with_background(normalise_cam(cam, labels))
+    winners = (maps * winner_mask(maps))[0].flatten(1).detach().double().numpy()
+    embedding = net.f9(out.features)[0].flatten(1).detach().double().numpy()
+    embedding -= embedding.mean(axis=1, keepdims=True)
+    unit = embedding / np.linalg.norm(embedding, axis=0)
+    affinity = np.maximum(unit.T @ unit, 0)
+    expected = winners @ affinity / (affinity.sum(axis=0) + 1e-5)
+    np.testing.assert_allclose(found, expected[1:], atol=1e-5)
+
+    net.affinity = "cosine"
+    plain = net.refine(cam, out.features, labels)[0].flatten(1).detach().numpy()
+    assert np.abs(plain - found).max() > 1e-2
 
 
 def test_phi_starts_as_a_copy_of_f9(net):

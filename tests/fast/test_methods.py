@@ -130,6 +130,7 @@ def test_an_unknown_preset_is_named():
         {"loss_resolution": "input"},
         {"min_pool_weight": 1.0},
         {"prcm": "none"},
+        {"affinity": "cosine"},
         {"prcm": "released"},
         {"pcm": False},
     ],

@@ -36,16 +36,17 @@ def test_groups_of_the_real_network() -> None:
     trainable = [p for p in net.parameters() if p.requires_grad]
     assert {id(p) for p in grouped} == {id(p) for p in trainable}
     assert len(grouped) == len(trainable) < len(list(net.parameters()))
-    new = {id(p) for p in (net.classifier.weight, net.f_mid.weight, net.f_high.weight, net.f9.weight, net.phi.weight)}
-    assert {id(p) for p in groups["new"]["params"]} == new
-    assert (groups["backbone"]["factor"], groups["new"]["factor"]) == (1, 10)
-    assert groups["backbone"]["weight_decay"] == groups["new"]["weight_decay"] == 5e-4
+    assert {id(p) for p in groups["head"]["params"]} == {id(net.classifier.weight)}
+    heads = {id(p) for p in (net.f_mid.weight, net.f_high.weight, net.f9.weight, net.phi.weight)}
+    assert {id(p) for p in groups["refinement"]["params"]} == heads
+    assert [groups[name]["factor"] for name in ("backbone", "head", "refinement")] == [1, 10, 1]
+    assert {group["weight_decay"] for group in groups.values()} == {5e-4}
 
 
 def test_biases_of_new_layers() -> None:
     groups = {group["name"]: group for group in parameter_groups(Small(), CONFIG)}
-    assert set(groups) == {"backbone", "backbone biases", "new", "new biases"}
-    assert (groups["new biases"]["factor"], groups["new biases"]["weight_decay"]) == (20, 0)
+    assert set(groups) == {"backbone", "backbone biases", "head", "head biases"}
+    assert (groups["head biases"]["factor"], groups["head biases"]["weight_decay"]) == (20, 0)
     assert (groups["backbone biases"]["factor"], groups["backbone biases"]["weight_decay"]) == (1, 0)
 
 
@@ -92,6 +93,32 @@ def test_a_held_back_update_changes_nothing() -> None:
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     for state in optimizer.state.values():
         assert not state["momentum_buffer"].any()
+
+
+def test_gradient_scaler_works_on_the_gated_optimizer() -> None:
+    """16-mixed: scaled gradients give the unscaled update; an overflow is skipped and lowers the scale."""
+    torch.manual_seed(0)
+    plain, scaled = Small(), Small()
+    scaled.load_state_dict(plain.state_dict())
+    features = torch.randn(4, 3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizers = [create_optimizer(net, CONFIG) for net in (plain, scaled)]
+    for net, optimizer in zip((plain, scaled), optimizers, strict=True):
+        loss = net.head(net.backbone["body"](features)).square().mean()
+        (loss if net is plain else scaler.scale(loss)).backward()
+        gate(optimizer, torch.zeros(()))
+    optimizers[0].step()
+    scaler.step(optimizers[1])
+    scaler.update()
+    for expected, found in zip(plain.parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close(found, expected)
+    before = [p.clone() for p in scaled.parameters()]
+    scaled.head.weight.grad.fill_(math.inf)
+    gate(optimizers[1], torch.zeros(()))
+    scaler.step(optimizers[1])
+    scaler.update()
+    assert all(torch.equal(a, b) for a, b in zip(before, scaled.parameters(), strict=True))
+    assert scaler.get_scale() == 512.0
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
