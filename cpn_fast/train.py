@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -165,9 +164,9 @@ def create_fabric(config: TrainConfig) -> Fabric:
     """Fabric for the settings; under torchrun the launcher's number of processes counts, not `config.devices`."""
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
     world = int(os.environ.get("WORLD_SIZE", devices))
-    # With some losses off, some heads get no gradient; frozen batch norms need no broadcast.
-    strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False) if world > 1 else "auto"
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+    # With one of its losses off, heads of CPN may get no gradient; DDP must then look for them in every step.
+    partial = config.method == "cpn" and not (config.options.tcp and config.options.cpcr)
+    strategy = DDPStrategy(find_unused_parameters=partial) if world > 1 else "auto"
     return Fabric(
         accelerator=config.accelerator,
         devices=devices,

@@ -142,7 +142,7 @@ class Trainer:
         self.config, self.fabric, self.network = config, fabric, network
         self.schedule, self.outputs, self.classes = schedule, outputs, classes
         self.stop = StopRequest()
-        scaled = config.precision == "16-mixed"
+        scaled = getattr(fabric.strategy.precision, "scaler", None) is not None  # 16-mixed on a GPU
         self.monitor = StepMonitor(
             [(name, p) for name, p in network.net.named_parameters() if p.requires_grad], check_gradients=not scaled
         )

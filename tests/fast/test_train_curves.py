@@ -1,11 +1,15 @@
 """Validation curves, map statistics and what a run writes while it trains."""
 
+import io
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -16,6 +20,7 @@ from cpn_fast.data.open import open_source
 from cpn_fast.files.errors import DataError
 from cpn_fast.models import create_model
 from cpn_fast.models.labeller import Labeller
+from cpn_fast.progress import TrainProgress
 from cpn_fast.run_folder import RunFolder
 from cpn_fast.train import run_train
 
@@ -132,3 +137,37 @@ def test_a_run_writes_records_board_and_weights(small_demo: Path, tmp_path: Path
     state = torch.load(run.checkpoint_path, weights_only=True)["model"]
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
     assert not net.training
+
+
+def test_hidden_colour_of_the_data_travels_with_the_weights(small_demo: Path, tmp_path: Path) -> None:
+    settings = config(small_demo, tmp_path / "run", hidden_colour="dataset", max_steps=1, eval_every=0)
+    run = run_train(settings)
+    source = open_source(settings.data)
+    pixels = np.concatenate([source.read(r).image.reshape(-1, 3) for r in source.records("train")])
+    assert run.load_model().mean.tolist() == pytest.approx((pixels.mean(axis=0) / 255).tolist(), abs=1e-6)
+    resumed = run_train(replace(settings, resume=True, max_steps=2))
+    assert resumed.load_model().mean.tolist() == run.load_model().mean.tolist()
+
+
+def test_bf16_is_near_float32(small_demo: Path, tmp_path: Path) -> None:
+    losses = []
+    for precision in ("32-true", "bf16-mixed"):
+        settings = config(small_demo, tmp_path / precision, precision=precision, max_steps=1, eval_every=0)
+        run = run_train(settings)
+        assert all(value.dtype == torch.float32 for value in run.load_model().state_dict().values() if value.ndim)
+        losses.append(run.records("step")[0]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+    assert losses[1] != losses[0]
+
+
+def test_progress_shows_parts_rate_and_memory() -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=200)
+    with TrainProgress(10, 4, batch_size=8, log_every=2, console=console) as progress:
+        for step in (5, 6, 7):
+            progress.step({"step": step, "loss": 1.25, "tcp": 0.125, "peak_memory_mib": 1536.0, "seconds": 1.0})
+            time.sleep(0.12)  # the bar is redrawn ten times a second
+        progress.message("a line")
+    shown = text.getvalue()
+    for part in ("7/10", "loss 1.250 tcp 0.125 | peak 1.5 GiB", "images/s", "left", "a line"):
+        assert part in shown
