@@ -30,6 +30,7 @@ from cpn_fast.files.max_side import reduce_image
 from cpn_fast.inference import ClassMapping
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.run_folder import RunFolder
+from cpn_fast.terminal import item_progress
 
 MAP_TOLERANCE = 1e-3
 MAPS_BAR, PIXELS_BAR, FOREGROUND_BAR = 0.999, 0.999, 0.995
@@ -220,20 +221,18 @@ def run_parity(config: ParityConfig) -> ParityReport:
     seconds: tuple[list[float], list[float]] = ([], [])
     kept: list[tuple[NDArray[np.uint8], NDArray[np.float32]]] = []
     batches = _batches(source, source.records(config.split), mapping, pair.onnx.info.max_side)
-    for turn, (images, labels) in enumerate(batches):
-        eager, exported = _both(pair, images, labels, seconds, turn)
-        enough = (eager.mask > 0).mean(axis=(1, 2)) >= config.min_foreground
-        for index in range(len(images)):
-            group = groups[IMAGES if enough[index] else SPARSE]
-            group.add(eager.of(index), exported.of(index), len(images))
-        kept += [(images[index], labels[index]) for index in np.flatnonzero(enough)]
-        if len(kept) >= config.images:
-            break
-    for name, variant in VARIANTS.items():
-        for image, label in kept[: config.variants]:
-            row = np.full_like(label, -1) if name == OWN_SCORES else label
-            changed = np.ascontiguousarray(variant(image))[None]
-            groups[name].add(pair.run_eager(changed, row[None]), pair.run_onnx(changed, row[None]), 1)
+    with item_progress(Console(), "comparing", config.images) as advance:
+        for turn, (images, labels) in enumerate(batches):
+            eager, exported = _both(pair, images, labels, seconds, turn)
+            enough = (eager.mask > 0).mean(axis=(1, 2)) >= config.min_foreground
+            for index in range(len(images)):
+                group = groups[IMAGES if enough[index] else SPARSE]
+                group.add(eager.of(index), exported.of(index), len(images))
+            kept += [(images[index], labels[index]) for index in np.flatnonzero(enough)]
+            advance(int(enough.sum()))
+            if len(kept) >= config.images:
+                break
+    _add_variants(pair, kept[: config.variants], groups)
     # The first batch warms both sides up.
     eager_seconds, onnx_seconds = (statistics.median(times[1:] or times or [0.0]) for times in seconds)
     report = ParityReport(groups, eager_seconds, onnx_seconds, config.images)
@@ -241,6 +240,17 @@ def run_parity(config: ParityConfig) -> ParityReport:
     if config.output is not None:
         atomic_write_text(config.output, json.dumps(_as_json(report), indent=2) + "\n")
     return report
+
+
+def _add_variants(
+    pair: Pair, kept: Sequence[tuple[NDArray[np.uint8], NDArray[np.float32]]], groups: dict[str, Agreement]
+) -> None:
+    """Compare images of other sizes and shapes made from `kept`, and with the network's own scores, one by one."""
+    for name, variant in VARIANTS.items():
+        for image, label in kept:
+            row = np.full_like(label, -1) if name == OWN_SCORES else label
+            changed = np.array(variant(image), order="C")[None]
+            groups[name].add(pair.run_eager(changed, row[None]), pair.run_onnx(changed, row[None]), 1)
 
 
 def _resized(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
@@ -284,7 +294,15 @@ def _batches(
         if len(waiting[image.shape]) > next_size % MAX_BATCH:
             batch = waiting.pop(image.shape)
             next_size += 1
-            yield np.stack([i for i, _ in batch]), np.stack([row for _, row in batch])
+            yield _stacked(batch)
+    for batch in waiting.values():
+        yield _stacked(batch)
+
+
+def _stacked(
+    batch: Sequence[tuple[NDArray[np.uint8], NDArray[np.float32]]],
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    return np.stack([image for image, _ in batch]), np.stack([row for _, row in batch])
 
 
 def _both(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,18 +118,22 @@ def test_pixel_correlation_is_a_loop_over_blocks(trained):
 
 
 PEAK = """
-import resource, sys
+import re, sys
 import numpy as np
 from pathlib import Path
 from cpn_export.runtime import OnnxLabeller, label_rows
+def kib(name):
+    return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 labeller = OnnxLabeller(Path(sys.argv[1]), threads=1)
 for side in (32, int(sys.argv[2])):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = kib("VmRSS")
     labeller(np.full((1, side, side, 3), 128, np.uint8), label_rows([(0,)], 3))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(kib("VmHWM") - before)
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak memory from Linux's /proc")
 def test_memory_grows_with_the_pixels_not_their_square(trained):
     def extra_kib(side):
         done = subprocess.run(
@@ -139,19 +143,20 @@ def test_memory_grows_with_the_pixels_not_their_square(trained):
         return int(done.stdout)
 
     small, large = extra_kib(320), extra_kib(640)
-    assert resource.getpagesize() < small * 1024, "the smaller image must cost something"
+    # The affinity of 2 x 6400 pixels alone, were it kept whole, is 320 MB; that of 2 x 1600 pixels 20 MB.
+    assert small > 5_000, "the smaller image must cost something"
     assert large <= 4.5 * small, (small, large)
 
 
 def test_comparison_on_a_source(trained, shapes_folder, tmp_path):
     config = ParityConfig(
-        trained.run.path, trained.model, f"folder:{shapes_folder}", "all", images=12, variants=2, threads=1,
+        trained.run.path, trained.model, f"folder:{shapes_folder}", "all", images=9, variants=2, threads=1,
         output=tmp_path / "parity.json",
     )  # fmt: skip
     report = run_parity(config)
     assert report.met
     images = report.groups["images"]
-    assert images.images >= 12 and len(images.sizes) >= 3 and len(images.batches) >= 2
+    assert images.images >= 9 and len(images.sizes) >= 3 and len(images.batches) >= 2
     assert report.eager_seconds > 0 and report.onnx_seconds > 0
     written = json.loads((tmp_path / "parity.json").read_text())
     assert written["groups"]["images"]["pixels_equal"] == images.pixels_equal
