@@ -58,7 +58,8 @@ def test_onnx_against_eager(
 
     def agree() -> None:
         expected, found = label_eager(), label_onnx()
-        assert 0.05 < (expected > 0).mean() < 0.95, "masks of one value would agree whatever was computed"
+        shares = np.bincount(expected.ravel()) / expected.size
+        assert (shares > 0.05).sum() >= 2, "masks of one value would agree whatever was computed"
         assert (expected == found).mean() >= LEAST_EQUAL
 
     against(candidate=label_onnx, peer=label_eager, agree=agree, items=BATCH)
