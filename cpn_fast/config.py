@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 MethodName = Literal["cam", "seam", "seam_prcm", "cpn"]
 PresetName = Literal["default", "paper", "released"]
-BackboneName = Literal["resnet38", "resnet50", "mobilenet_v2", "resnet38_tiny"]
+BackboneName = Literal["resnet38", "resnet50", "mobilenet_v2", "mobilenet_v2_stride8", "resnet38_tiny"]
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class TrainConfig:
     augment: AugmentOptions = field(default_factory=AugmentOptions)
 
 
-PRESETS: dict[str, dict[str, object]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
         "options.map_norm": "max",
@@ -195,16 +195,17 @@ PRESETS: dict[str, dict[str, object]] = {
 }
 """Method presets as data: dotted field of TrainConfig -> value."""
 
-RECIPES: dict[str, dict[str, object]] = {
+RECIPES: dict[str, dict[str, Any]] = {
     "resnet38": {"lr": 0.01, "momentum": 0.9, "epochs": 8},
     "resnet50": {"lr": 0.01, "momentum": 0.9, "epochs": 8},
     "mobilenet_v2": {"lr": 0.003, "momentum": 0.9, "epochs": 16},
-    "resnet38_tiny": {"lr": 0.01, "momentum": 0.9, "epochs": 20},
+    "mobilenet_v2_stride8": {"lr": 0.003, "momentum": 0.9, "epochs": 16},
+    "resnet38_tiny": {"lr": 0.02, "momentum": 0.9, "epochs": 20},
 }
 """Learning rate, momentum and epochs per backbone, used where the command line names none."""
 
 
-def replace_dotted(config: TrainConfig, values: dict[str, object]) -> TrainConfig:
+def replace_dotted(config: TrainConfig, values: dict[str, Any]) -> TrainConfig:
     """Return `config` with dotted fields (`options.map_norm`, `momentum`) replaced.
 
     Raises:
@@ -216,11 +217,12 @@ def replace_dotted(config: TrainConfig, values: dict[str, object]) -> TrainConfi
             raise ValueError(f"config has no field {dotted!r}")
         if rest:
             value = dataclasses.replace(getattr(config, head), **{rest: value})
-        config = dataclasses.replace(config, **{head: value})
+        changes: dict[str, Any] = {head: value}
+        config = dataclasses.replace(config, **changes)
     return config
 
 
-def preset_defaults(preset: str) -> dict[str, object]:
+def preset_defaults(preset: str) -> dict[str, Any]:
     """Dotted fields that a preset sets. Raises ValueError for an unknown preset."""
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 VOID = 255
@@ -70,11 +70,12 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Move every tensor to `device` without waiting for it."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{
-            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for name, value in values.items()
-        })
+        moved = {
+            field.name: getattr(self, field.name).to(device, non_blocking=True)
+            for field in fields(self)
+            if field.name != "ids"
+        }
+        return Batch(self.ids, **moved)
 
 
 class Source(Protocol):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cpn_kernels.cam_norm import normalise_cam, winner_mask
+from cpn_kernels.cam_norm import MapNorm, normalise_cam, winner_mask
 from cpn_kernels.cp_loss import ohem_mean
 
 
@@ -29,7 +29,7 @@ def to_grid(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
 
 
-def watch(raw: Tensor, labels: Tensor, map_norm: str) -> Tensor:
+def watch(raw: Tensor, labels: Tensor, map_norm: MapNorm) -> Tensor:
     """Detached normalised foreground maps [B, K, h, w] for statistics and pictures."""
     with torch.no_grad():
         return normalise_cam(raw.detach().float(), labels, map_norm=map_norm)

@@ -50,7 +50,7 @@ class SeamMethod(nn.Module):
         loss = cls + er + ecr
         parts = {"cls": cls, "er": er, "ecr": ecr}
         if options.min_pool_weight > 0:
-            parts["min_pool"] = sum(min_pool_loss(r, labels) for r in refined) / 2
+            parts["min_pool"] = torch.stack([min_pool_loss(r, labels) for r in refined]).mean()
             loss = loss + options.min_pool_weight * parts["min_pool"]
         return {
             "loss": loss,

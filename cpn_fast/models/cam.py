@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from cpn_fast.models.backbones import Backbone
 from cpn_fast.models.pcm import EMBEDDING_CHANNELS, FEATURE_CHANNELS, feature_heads, pixel_features
-from cpn_fast.models.prcm import pixel_region_correlation
-from cpn_kernels.cam_norm import normalise_cam, winner_mask, with_background
+from cpn_fast.models.prcm import PrcmForm, pixel_region_correlation
+from cpn_kernels.cam_norm import MapNorm, normalise_cam, winner_mask, with_background
 from cpn_kernels.cp_triplet import IMAGENET_MEAN
 from cpn_kernels.pixel_correlation import pixel_correlation
 
@@ -92,7 +92,7 @@ class CamNet(nn.Module):
         cam: Tensor,  # [M, K, h, w]
         features: Tensor,  # [M, 195, h, w]
         labels: Tensor,  # [M, K]
-        map_norm: str = "minmax",
+        map_norm: MapNorm = "minmax",
         floor: Tensor | None = None,  # [M, K]
     ) -> Tensor:  # [M, K, h, w]
         """RCAM before normalisation: the foreground of Y_pcm + Y_prcm (eq. 9 to 12).
@@ -112,7 +112,7 @@ class CamNet(nn.Module):
         refined = pixel_correlation(embedding - centre, winners)
         if self.refinement != "pcm":
             present = F.pad(labels, (1, 0), value=1.0) > 0
-            form = "released" if self.refinement == "prcm_released" else "softmax"
+            form: PrcmForm = "released" if self.refinement == "prcm_released" else "softmax"
             refined = refined + pixel_region_correlation(
                 winners, features.flatten(2).float(), embedding.float(), self.phi.weight, present, form
             )

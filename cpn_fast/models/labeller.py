@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cpn_fast.models.cam import CamNet
-from cpn_kernels.cam_norm import normalise_cam
+from cpn_kernels.cam_norm import MapNorm, normalise_cam
 from cpn_kernels.cp_triplet import normalise_images
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
@@ -56,7 +56,7 @@ def present_channels(labels: Tensor) -> Tensor:
     return channels if len(channels) else channels.new_zeros(1)
 
 
-def normalised(maps: Tensor, labels: Tensor, map_norm: str) -> Tensor:
+def normalised(maps: Tensor, labels: Tensor, map_norm: MapNorm) -> Tensor:
     """Summed maps to [0, 1) by the rule of the CAM, absent classes zero."""
     return normalise_cam(maps, labels, map_norm=map_norm)
 
@@ -86,7 +86,7 @@ class Labeller(nn.Module):
         flip: bool = True,
         beta: float = 0.25,
         threshold: float = 0.5,
-        map_norm: str = "minmax",
+        map_norm: MapNorm = "minmax",
     ) -> None:
         super().__init__()
         self.net = net.eval()

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from cpn_fast.inference import ClassMapping
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.run_folder import RunFolder
 from cpn_fast.terminal import item_progress
+from cpn_kernels.cam_norm import MapNorm
 
 MAP_TOLERANCE = 1e-3
 MAPS_BAR, PIXELS_BAR, FOREGROUND_BAR = 0.999, 0.999, 0.995
@@ -193,7 +195,8 @@ class Pair:
         info = self.onnx.info
         if info.classes != run.classes:
             raise DataError(f"{model}: its classes are not those of {run.path}; export that run again")
-        self.eager = Labeller(run.load_model(), info.scales, info.flip, info.beta, info.threshold, info.map_norm)
+        rest = (info.scales, info.flip, info.beta, info.threshold, cast(MapNorm, info.map_norm))
+        self.eager = Labeller(run.load_model(), *rest)
 
     def run_eager(self, images: NDArray[np.uint8], labels: NDArray[np.float32]) -> Outputs:
         """The eager side of a batch: images [B, H, W, 3], labels [B, K]."""

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from cpn_fast.models.cam import CamNet, CamOutput
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.models.pcm import FEATURE_CHANNELS
+from cpn_kernels.cam_norm import MapNorm
 
 DOMAIN = "cpn_fast.parts"
 NETWORK, REFINEMENT = "Network", "Refinement"
@@ -52,7 +53,7 @@ class _Network(nn.Module):
 class _Refinement(nn.Module):
     """The refinement of one pass."""
 
-    def __init__(self, net: CamNet, map_norm: str) -> None:
+    def __init__(self, net: CamNet, map_norm: MapNorm) -> None:
         super().__init__()
         self.net, self.map_norm = net, map_norm
 
@@ -84,7 +85,7 @@ class _Calls(nn.Module):
             outputs.append(outputs[0][:, :0])
         return CamOutput(*outputs)
 
-    def refine(self, cam: Tensor, features: Tensor, labels: Tensor, map_norm: str) -> Tensor:
+    def refine(self, cam: Tensor, features: Tensor, labels: Tensor, map_norm: MapNorm) -> Tensor:
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{REFINEMENT}", (cam, features, labels), dtype=torch.float32, shape=cam.shape, version=1
         )
@@ -138,7 +139,7 @@ def _trace_network(net: CamNet) -> ir.Model:
     return _traced(_Network(net), (views,), ["views"], outputs, ({0: batch, 2: height, 3: width},))
 
 
-def _trace_refinement(net: CamNet, map_norm: str) -> ir.Model:
+def _trace_refinement(net: CamNet, map_norm: MapNorm) -> ir.Model:
     batch, height, width = _dims(1, 2)
     cam, features = torch.zeros(2, net.num_classes, 11, 13), torch.zeros(2, FEATURE_CHANNELS, 11, 13)
     maps = {0: batch, 2: height, 3: width}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.shard import parse_shard, take_shard
 
