@@ -52,7 +52,7 @@ class PretrainSettings:
     """
 
     backbone: BackboneName = "resnet38_tiny"
-    epochs: int = 5
+    epochs: int = 8
     batch_size: int = 16
     lr: float = 3e-3
     crop: int = 64

@@ -114,6 +114,12 @@ class CamNet(nn.Module):
             present = F.pad(labels, (1, 0), value=1.0) > 0
             form: PrcmForm = "released" if self.refinement == "prcm_released" else "softmax"
             refined = refined + pixel_region_correlation(
-                winners, features.flatten(2).float(), embedding.float(), self.phi.weight, present, form
+                winners,
+                features.flatten(2).float(),
+                embedding.float(),
+                self.phi.weight,
+                present,
+                form,
+                self.num_classes + 1,
             )
         return refined[:, 1:].unflatten(2, cam.shape[2:])

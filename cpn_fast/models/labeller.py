@@ -22,7 +22,7 @@ class Labelled(NamedTuple):
     Attributes:
         cam: float [B, K, H, W] normalised foreground CAM in [0, 1).
         rcam: the same for RCAM (the CAM again where the network has no refinement).
-        scores: float [B, K] class probabilities.
+        scores: float [B, K] class probabilities at the scale nearest to 1.
         mask: uint8 [B, H, W], 0 background, 1..K classes.
     """
 
@@ -70,6 +70,8 @@ def mask_of(maps: Tensor, beta: float) -> Tensor:
 class Labeller(nn.Module):
     """Multi-scale, flipped inference of a CamNet (paper section 4.1).
 
+    Class probabilities come from the scale nearest to 1, the one at which the classifier was trained.
+
     Args:
         net: a trained network; it is put into eval mode.
         scales: scale factors of the image.
@@ -91,6 +93,7 @@ class Labeller(nn.Module):
         super().__init__()
         self.net = net.eval()
         self.scales, self.flip, self.beta = tuple(scales), flip, beta
+        self.scoring_pass = min(range(len(self.scales)), key=lambda index: abs(self.scales[index] - 1))
         self.threshold, self.map_norm = threshold, map_norm
 
     def _passes(self, views: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -129,7 +132,7 @@ class Labeller(nn.Module):
         views = normalise_images(images, self.net.mean)
         size = (views.shape[2], views.shape[3])
         passes = self._passes(views)
-        logits = torch.stack([scores for _, scores, _ in passes]).mean(dim=0)
+        logits = passes[self.scoring_pass][1]
         if self.flip:
             logits = logits.unflatten(0, (2, -1)).mean(dim=0)
         scores = torch.sigmoid(logits)

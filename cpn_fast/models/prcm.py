@@ -35,6 +35,7 @@ def pixel_region_correlation(
     phi: Tensor,  # [E, D]
     present: Tensor,  # bool [M, C]
     form: PrcmForm = "softmax",
+    num_channels: int | None = None,
 ) -> Tensor:  # [M, C, N]
     """Refine class maps by how well each pixel fits each class's region (paper section 3.3).
 
@@ -44,6 +45,8 @@ def pixel_region_correlation(
         embedding: f9(X), before any normalisation.
         phi: the linear map of the region features.
         present: which classes (background included) are in the image; the others are masked out of the softmax.
+        num_channels: class maps of the whole data set, by whose square root "released" divides; None = C. It differs
+            where maps of absent classes were left out.
         form: "softmax" over classes of 10 * cosine, or "released": ReLU embeddings, dot product over the square root
             of the class count, softmax over pixels.
 
@@ -52,7 +55,7 @@ def pixel_region_correlation(
     """
     regions = region_features(winners, features) @ phi.t()
     if form == "released":
-        correlation = F.relu(regions) @ F.relu(embedding) / winners.shape[1] ** 0.5
+        correlation = F.relu(regions) @ F.relu(embedding) / (num_channels or winners.shape[1]) ** 0.5
         attention = torch.softmax(correlation, dim=2)
     else:
         cosine = F.normalize(regions, dim=2) @ F.normalize(embedding, dim=1)

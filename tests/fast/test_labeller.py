@@ -68,7 +68,7 @@ def test_scores_are_the_classifier_on_the_image_itself(net):
     from cpn_kernels.cp_triplet import normalise_images
 
     picture = image(40, 56)
-    found = Labeller(net, scales=(1.0,), flip=False)(picture, torch.ones(1, 3)).scores
+    found = Labeller(net, scales=(0.5, 1.0, 1.5), flip=False)(picture, torch.ones(1, 3)).scores
     with torch.no_grad():
         expected = torch.sigmoid(net(normalise_images(picture)).scores)
     torch.testing.assert_close(found, expected)
@@ -92,3 +92,17 @@ def test_batched_images_equal_single_ones(net):
     for index in range(2):
         alone = labeller(pictures[index : index + 1], labels[index : index + 1])
         torch.testing.assert_close(together.rcam[index : index + 1], alone.rcam, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("refinement", ["pcm", "prcm", "prcm_released"])
+def test_leaving_absent_classes_out_changes_no_map(refinement):
+    torch.manual_seed(0)
+    labeller = Labeller(CamNet(create_backbone("resnet38_tiny"), 5, refinement), scales=(1.0,), flip=False)
+    labels, picture = torch.tensor([[0.0, 1, 0, 1, 0]]), image(40, 56)
+    with torch.no_grad():
+        labeller.net.classifier.weight.abs_()  # maps of an untrained network that are not all zero
+        _, _, every = labeller.scale_maps(picture, labels)
+        _, _, present = labeller.scale_maps(picture, labels, present_only=True)
+        full, part = next(every).rcam, next(present).rcam
+    assert full[:, [1, 3]].amax() > 0.1
+    torch.testing.assert_close(part, full[:, [1, 3]], rtol=1e-4, atol=1e-5)
