@@ -44,6 +44,7 @@ def test_scores_against_sklearn(levels: int) -> None:
 def config(demo: Path, output: Path, **changes: object) -> TrainConfig:
     values: dict = {
         "data": f"demo:{demo}", "output": output, "backbone": "resnet38_tiny", "epochs": 2, "batch_size": 4,
+        "lr": 0.01, "momentum": 0.9,
         "workers": 0, "log_every": 2, "val_images": 3, "accelerator": "cpu", "augment": AugmentOptions(crop=64),
         "patch": PatchOptions(kind="grid"), **changes,
     }  # fmt: skip
@@ -132,7 +133,7 @@ def test_a_run_writes_records_board_and_weights(small_demo: Path, tmp_path: Path
 
     content = json.loads(run.config_path.read_text())
     assert content["classes"] == list(run.classes) and content["versions"]["torch"]
-    assert run.config == config(small_demo, tmp_path / "run", lr=0.01, momentum=0.9)
+    assert run.config == config(small_demo, tmp_path / "run")
     net = RunFolder(run.path).load_model()
     state = torch.load(run.checkpoint_path, weights_only=True)["model"]
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())

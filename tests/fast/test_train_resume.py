@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 
 from cpn_fast.checkpoint import load_checkpoint, state_sha256
 from cpn_fast.config import AugmentOptions, PatchOptions, TrainConfig
+from cpn_fast.data.types import Batch
 from cpn_fast.files.errors import DataError
 from cpn_fast.run_folder import RunFolder, config_to_dict
 from cpn_fast.train import run_train
+from cpn_fast.trainer import Trainer
 
 STEPS, EVERY, KILLS = 12, 4, (2, 7, 11)
 
@@ -54,6 +56,7 @@ def config(demo: Path, output: Path, **changes: object) -> TrainConfig:
         "output": output,
         "backbone": "resnet38_tiny",
         "epochs": 2,
+        "lr": 0.01,
         "batch_size": 2,
         "workers": 0,
         "checkpoint_every": EVERY,
@@ -87,19 +90,32 @@ def uninterrupted(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return run_train(config(small_demo, tmp_path_factory.mktemp("uninterrupted") / "run"))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_killed_run_resumes_bit_equal(uninterrupted: RunFolder, small_demo: Path, tmp_path: Path, workers: int) -> None:
-    assert uninterrupted.config.options.dropout == 0.5
-    assert uninterrupted.config.patch.kind == "superpixel"
-    settings = config(small_demo, tmp_path / "run", workers=workers)
-    jobs = [(config_to_dict(settings) | {"resume": index > 0}, kill) for index, kill in enumerate((*KILLS, None))]
+@pytest.fixture(scope="module")
+def resumed_runs(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, RunFolder]:
+    """By number of workers: runs killed three times and resumed after each."""
+    folder = tmp_path_factory.mktemp("killed")
+    runs = {workers: RunFolder(folder / f"workers {workers}") for workers in (0, 2)}
+    jobs = [
+        (config_to_dict(config(small_demo, run.path, workers=workers, resume=index > 0)), kill)
+        for workers, run in runs.items()
+        for index, kill in enumerate((*KILLS, None))
+    ]
     done = subprocess.run(
-        [sys.executable, "-c", JOBS], input=json.dumps(jobs), capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", JOBS], input=json.dumps(jobs), capture_output=True, text=True, timeout=500
     )
     exits = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("exit")]
-    assert exits == ["-9", "-9", "-9", "0"], done.stderr
+    assert exits == ["-9", "-9", "-9", "0"] * 2, done.stderr
+    return runs
 
-    run = RunFolder(tmp_path / "run")
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_run_resumes_bit_equal(
+    uninterrupted: RunFolder, resumed_runs: dict[int, RunFolder], workers: int
+) -> None:
+    run = resumed_runs[workers]
+    assert run.config.options.dropout == 0.5
+    assert run.config.patch.kind == "superpixel"
+    assert run.config.workers == workers
     resumed, expected = (load_checkpoint(r.checkpoint_path) for r in (run, uninterrupted))
     assert resumed["step"] == expected["step"] == STEPS
     for part in ("model", "optimizer"):
@@ -131,9 +147,14 @@ def test_finished_run_can_go_on_to_more_steps(uninterrupted: RunFolder, small_de
     assert tensors_sha256(load_file(run.model_path)) == tensors_sha256(load_file(uninterrupted.model_path))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_leaves_a_checkpoint(small_demo: Path, tmp_path: Path, number: signal.Signals) -> None:
-    """A run of very many steps is asked to stop in the middle, in a process of its own."""
+def check_stopped(run: RunFolder, before: int) -> None:
+    state = load_checkpoint(run.checkpoint_path)
+    assert 1 <= state["step"] < before
+    assert [record["step"] for record in run.records("step")] == list(range(1, state["step"] + 1))
+
+
+def test_ctrl_c_leaves_a_checkpoint(small_demo: Path, tmp_path: Path) -> None:
+    """A run of very many steps gets SIGINT in the middle, its workers too, as from a terminal."""
     run = RunFolder(tmp_path / "run")
     arguments = ["--data", f"demo:{small_demo}", "--output", str(run.path), "--method", "cam", "--crop", "64"]
     arguments += ["--backbone", "resnet38_tiny", "--batch-size", "2", "--epochs", "1000", "--eval-every", "0"]
@@ -144,14 +165,27 @@ def test_signal_leaves_a_checkpoint(small_demo: Path, tmp_path: Path, number: si
     deadline = time.monotonic() + 120
     while not run.records("step") and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.killpg(process.pid, number)  # as a terminal does: to the workers too
+    os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert "--resume" in output and "Traceback" not in output
-    state = load_checkpoint(run.checkpoint_path)
-    steps = [record["step"] for record in run.records("step")]
-    assert 1 <= state["step"] < 6000
-    assert steps == list(range(1, state["step"] + 1))
+    check_stopped(run, 6000)
+
+
+def test_sigterm_leaves_a_checkpoint(small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step_of = Trainer.train_step
+
+    def train_step(self: Trainer, step: int, batch: Batch) -> None:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step_of(self, step, batch)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        run_train(config(small_demo, tmp_path / "run", method="cam", epochs=100, eval_every=0))
+    check_stopped(RunFolder(tmp_path / "run"), 6)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_folder_with_a_run_is_refused(uninterrupted: RunFolder, small_demo: Path) -> None:
