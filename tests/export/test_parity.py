@@ -156,7 +156,7 @@ def test_comparison_on_a_source(trained, shapes_folder, tmp_path):
     report = run_parity(config)
     assert report.met
     images = report.groups["images"]
-    assert images.images >= 9 and len(images.sizes) >= 3 and len(images.batches) >= 2
+    assert images.images >= 9 and len(images.sizes) >= 2 and len(images.batches) >= 2
     assert report.eager_seconds > 0 and report.onnx_seconds > 0
     written = json.loads((tmp_path / "parity.json").read_text())
     assert written["groups"]["images"]["pixels_equal"] == images.pixels_equal

@@ -38,7 +38,10 @@ class SmallBackbone(Backbone):
 
 @pytest.mark.parametrize(
     ("refinement", "map_norm", "flip", "scales"),
-    [("none", "max", True, (1.0,)), ("prcm_released", "minmax", False, (0.75,))],
+    [
+        ("none", "max", True, (1.0,)),
+        pytest.param("prcm_released", "minmax", False, (0.75,), marks=pytest.mark.slow),
+    ],
 )
 def test_every_kind_of_network(refinement, map_norm, flip, scales, tmp_path):
     import onnx_ir
