@@ -253,7 +253,11 @@ class _Run:
 
     def _write(self, item: _Decoded, mask: NDArray[np.uint8], scores: NDArray[np.float32]) -> bool:
         height, width = item.size
-        write_mask(_mask_path(self.config.output, item.job.id), enlarge(mask, height, width), self.palette)
+        path = _mask_path(self.config.output, item.job.id)
+        try:
+            write_mask(path, enlarge(mask, height, width), self.palette)
+        except OSError as error:
+            raise DataError(f"{path}: cannot write the mask ({error}); make room there and call again") from error
         info = self.labeller.info
         if item.job.labels is None:
             best = int(scores.argmax())

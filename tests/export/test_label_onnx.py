@@ -161,6 +161,13 @@ def test_a_batch_that_fails_is_tried_image_by_image(model, photos, tmp_path, mon
     assert "Failed to allocate memory" in entries(tmp_path / "out")["bild 2"]["error"]
 
 
+def test_mask_that_cannot_be_written_ends_the_call_with_its_path(model, photos, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "SegmentationClass").write_text("a file where the folder should be")
+    with pytest.raises(DataError, match=r"SegmentationClass.*cannot write the mask"):
+        run_label_onnx(LabelOnnxConfig(model, (photos,), tmp_path / "out"))
+
+
 def test_shards_are_disjoint_and_complete(model, photos, tmp_path):
     for part in ("1/3", "2/3", "3/3"):
         run_label_onnx(LabelOnnxConfig(model, (photos,), tmp_path / part[0], shard=part))
