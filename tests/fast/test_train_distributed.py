@@ -30,7 +30,20 @@ if __name__ == "__main__":
 def test_gradients_equal_single_process(small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One step with momentum and no decay: the momentum buffers then are the gradients."""
     arguments = ["--data", f"demo:{small_demo}", "--method", "cpn", "--backbone", "resnet38_tiny", "--crop", "64"]
-    arguments += ["--batch-size", "4", "--epochs", "1", "--max-steps", "1", "--workers", "0", "--patch", "grid"]
+    arguments += [
+        "--batch-size",
+        "4",
+        "--lr",
+        "0.01",
+        "--epochs",
+        "1",
+        "--max-steps",
+        "1",
+        "--workers",
+        "0",
+        "--patch",
+        "grid",
+    ]
     arguments += ["--options.dropout", "0", "--weight-decay", "0", "--eval-every", "0", "--accelerator", "cpu"]
     arguments += ["--patch.grid-sides", "112", "224"]
     script = tmp_path / "train_without_dropout.py"

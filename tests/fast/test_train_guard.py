@@ -168,7 +168,7 @@ def test_run_stops_before_weights_are_touched(
 ) -> None:
     """Step 6 goes bad; the error comes with step 7, and the weights are those after step 5."""
     config = TrainConfig(
-        data=f"demo:{small_demo}", output=tmp_path / "run", method="cam", backbone="resnet38_tiny", epochs=2,
+        data=f"demo:{small_demo}", output=tmp_path / "run", method="cam", backbone="resnet38_tiny", epochs=2, lr=1e-3,
         batch_size=2, workers=0, checkpoint_every=5, eval_every=0, accelerator="cpu",
         augment=AugmentOptions(crop=64), patch=PatchOptions(kind="grid"),
     )  # fmt: skip
@@ -204,7 +204,7 @@ def test_bad_last_step_is_noticed_before_the_checkpoint(
     small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = TrainConfig(
-        data=f"demo:{small_demo}", output=tmp_path / "run", method="cam", backbone="resnet38_tiny", epochs=1,
+        data=f"demo:{small_demo}", output=tmp_path / "run", method="cam", backbone="resnet38_tiny", epochs=1, lr=1e-3,
         max_steps=2, batch_size=2, workers=0, eval_every=0, accelerator="cpu", augment=AugmentOptions(crop=64),
     )  # fmt: skip
     step_of = trainer.Trainer.train_step
