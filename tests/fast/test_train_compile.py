@@ -75,8 +75,8 @@ def test_losses_equal_eager(small_demo: Path, tmp_path: Path, monkeypatch: pytes
     """Five steps of a whole run with dropout on, through the default compiler, to 1e-4."""
     monkeypatch.setattr(build, "create_backbone", lambda name, frozen: Mini())
     eager = TrainConfig(
-        data=f"demo:{small_demo}", output=tmp_path / "eager", backbone="resnet38_tiny", batch_size=2, lr=0.01, workers=0,
-        epochs=2, max_steps=5, eval_every=0, accelerator="cpu", augment=AugmentOptions(crop=32),
+        data=f"demo:{small_demo}", output=tmp_path / "eager", backbone="resnet38_tiny", batch_size=2, lr=0.01,
+        workers=0, epochs=2, max_steps=5, eval_every=0, accelerator="cpu", augment=AugmentOptions(crop=32),
         patch=PatchOptions(kind="grid"), channels_last=True,
     )  # fmt: skip
     compiled = replace(eager, output=tmp_path / "compiled", compile=True)
