@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cpn_fast.files.errors import DataError
+
 NORM = "grad_norm"
 
 
-class NonFiniteError(RuntimeError):
-    """A loss or gradient that is NaN or infinite; names step, images and part."""
+class NonFiniteError(DataError):
+    """A loss or gradient that is NaN or infinite; names step, images and part. The command line ends with its line."""
 
 
 class LateRead:

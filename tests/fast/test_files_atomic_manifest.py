@@ -127,3 +127,11 @@ def test_appends_are_on_disk_before_the_process_dies(tmp_path: Path) -> None:
     start = time.monotonic()
     subprocess.run([sys.executable, "-c", code, str(path)], check=False, timeout=30)
     assert Manifest(path).done() == {"a"}, f"after {time.monotonic() - start:.1f} s"
+
+
+def test_a_file_that_a_library_made_private_gets_the_modes_of_any_new_file(tmp_path):
+    (tmp_path / "plain").write_bytes(b"")
+    with atomic_path(tmp_path / "weights.bin") as temporary:
+        temporary.write_bytes(b"x")
+        temporary.chmod(0o600)
+    assert (tmp_path / "weights.bin").stat().st_mode == (tmp_path / "plain").stat().st_mode
