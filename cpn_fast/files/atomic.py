@@ -9,9 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-_UMASK = os.umask(0)
-os.umask(_UMASK)
-
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -28,7 +25,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_UMASK)  # some libraries create files that nobody else may read
+        _open_to_others(temporary)
         os.replace(temporary, path)
     except BaseException:
         with suppress(FileNotFoundError):
@@ -53,6 +50,16 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
 def atomic_write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` as UTF-8 in one step."""
     atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def _open_to_others(path: Path) -> None:
+    """Give a file that a library made private (safetensors does) the mode of any new file here."""
+    if path.stat().st_mode & 0o077 == 0:
+        probe = path.with_name(path.name + "-mode")
+        with probe.open("xb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+        probe.unlink()
+        path.chmod(mode & 0o777)
 
 
 def _sync_folder(folder: Path) -> None:
