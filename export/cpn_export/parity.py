@@ -31,6 +31,7 @@ from cpn_fast.files.max_side import reduce_image
 from cpn_fast.inference import ClassMapping
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.run_folder import RunFolder
+from cpn_fast.runtime_tuning import tune_allocator
 from cpn_fast.terminal import item_progress
 from cpn_kernels.cam_norm import MapNorm
 
@@ -191,6 +192,7 @@ class Pair:
 
     def __init__(self, run: RunFolder, model: Path, threads: int = 0) -> None:
         torch.set_num_threads(threads or os.cpu_count() or 1)
+        tune_allocator()  # as `cpn label` does: the times are to be its times
         self.onnx = OnnxLabeller(model, threads=threads)
         info = self.onnx.info
         if info.classes != run.classes:
