@@ -86,3 +86,12 @@ def make_run(small_demo: Path) -> Callable[..., RunFolder]:
         return run
 
     return make
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_threads() -> None:
+    """Begin every module with the asked-for number of torch threads: with another one, sums round differently."""
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -85,9 +85,20 @@ def tensors_sha256(state: dict) -> str:
     return digest.hexdigest()
 
 
+def run_jobs(jobs: list[tuple[dict, int | None]]) -> None:
+    """Run the jobs in processes that no other test has touched; those with a step to die at must die."""
+    done = subprocess.run(
+        [sys.executable, "-c", JOBS], input=json.dumps(jobs), capture_output=True, text=True, timeout=500
+    )
+    exits = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("exit")]
+    assert exits == ["0" if kill is None else "-9" for _, kill in jobs], done.stderr
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return run_train(config(small_demo, tmp_path_factory.mktemp("uninterrupted") / "run"))
+    run = RunFolder(tmp_path_factory.mktemp("uninterrupted") / "run")
+    run_jobs([(config_to_dict(config(small_demo, run.path)), None)])
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -95,16 +106,13 @@ def resumed_runs(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """By number of workers: runs killed three times and resumed after each."""
     folder = tmp_path_factory.mktemp("killed")
     runs = {workers: RunFolder(folder / f"workers {workers}") for workers in (0, 2)}
-    jobs = [
-        (config_to_dict(config(small_demo, run.path, workers=workers, resume=index > 0)), kill)
-        for workers, run in runs.items()
-        for index, kill in enumerate((*KILLS, None))
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", JOBS], input=json.dumps(jobs), capture_output=True, text=True, timeout=500
+    run_jobs(
+        [
+            (config_to_dict(config(small_demo, run.path, workers=workers, resume=index > 0)), kill)
+            for workers, run in runs.items()
+            for index, kill in enumerate((*KILLS, None))
+        ]
     )
-    exits = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("exit")]
-    assert exits == ["-9", "-9", "-9", "0"] * 2, done.stderr
     return runs
 
 
