@@ -200,7 +200,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "resnet50": {"lr": 0.01, "momentum": 0.9, "epochs": 8},
     "mobilenet_v2": {"lr": 0.003, "momentum": 0.9, "epochs": 16},
     "mobilenet_v2_stride8": {"lr": 0.003, "momentum": 0.9, "epochs": 16},
-    "resnet38_tiny": {"lr": 0.02, "momentum": 0.9, "epochs": 20},
+    "resnet38_tiny": {"lr": 0.01, "momentum": 0.9, "epochs": 20},
 }
 """Learning rate, momentum and epochs per backbone, used where the command line names none."""
 
