@@ -166,6 +166,7 @@ def test_ctrl_c_leaves_a_checkpoint(small_demo: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     arguments = ["--data", f"demo:{small_demo}", "--output", str(run.path), "--method", "cam", "--crop", "64"]
     arguments += [
+    arguments += ["--eval-every", "0"]
         "--backbone",
         "resnet38_tiny",
         "--batch-size",
