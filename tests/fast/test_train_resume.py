@@ -165,19 +165,8 @@ def test_ctrl_c_leaves_a_checkpoint(small_demo: Path, tmp_path: Path) -> None:
     """A run of very many steps gets SIGINT in the middle, its workers too, as from a terminal."""
     run = RunFolder(tmp_path / "run")
     arguments = ["--data", f"demo:{small_demo}", "--output", str(run.path), "--method", "cam", "--crop", "64"]
-    arguments += [
-    arguments += ["--eval-every", "0"]
-        "--backbone",
-        "resnet38_tiny",
-        "--batch-size",
-        "2",
-        "--epochs",
-        "1000",
-        "--lr",
-        "1e-4",
-        "--eval-every",
-        "0",
-    ]
+    arguments += ["--backbone", "resnet38_tiny", "--batch-size", "2", "--epochs", "1000"]
+    arguments += ["--lr", "1e-4", "--eval-every", "0"]
     process = subprocess.Popen(
         [sys.executable, "-m", "cpn_fast.train", *arguments, "--workers", "2", "--accelerator", "cpu"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
