@@ -121,7 +121,7 @@ class TrainConfig:
         hidden_colour: what a hidden pixel shows: ImageNet's mean, or the training set's.
         compile: torch.compile network and loss.
         precision: Lightning Fabric precision.
-        channels_last: memory format; None = on (measured faster on CPU and GPU).
+        channels_last: memory format (faster in trials on a CPU; not tried on a GPU).
         tf32: TF32 matrix products on a GPU.
         accelerator: Fabric accelerator.
         devices: processes (CPU) or GPUs.
