@@ -14,8 +14,8 @@ _TOP_PAD = 64 << 20
 def tune_allocator() -> bool:
     """Make glibc keep freed blocks, so that each training step reuses the last one's pages.
 
-    By default glibc gives large blocks back at once and every step faults all its pages in again: measured 1.5 to 2
-    times slower on the CPU. Memory that was used once stays with the process.
+    By default glibc gives large blocks back at once and every step faults all its pages in again. How much that costs
+    depends on the machine: trials ranged from a large gain to a small loss. Memory once used stays with the process.
 
     Returns:
         True where glibc took the settings, False on other platforms, where nothing changes.
