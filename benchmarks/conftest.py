@@ -71,6 +71,24 @@ def against(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., flo
 
 
 @pytest.fixture
+def record_pair(request: pytest.FixtureRequest) -> Callable[..., float]:
+    """`record_pair(candidate=..., peer=...)`: measured items_per_second and peak_mib of both; returns the ratio."""
+
+    def record(candidate: dict[str, float], peer: dict[str, float]) -> float:
+        name = request.node.name
+        ratio = candidate["items_per_second"] / peer["items_per_second"]
+        measured[name] = {"ratio": round(ratio, 3)}
+        for side, values in (("candidate", candidate), ("peer", peer)):
+            measured[name][f"{side}_ms"] = round(1e3 / values["items_per_second"], 2)
+            measured[name][f"{side}_items_per_second"] = round(values["items_per_second"], 3)
+            measured[name][f"{side}_peak_mib"] = round(values["peak_mib"])
+        _check_against_committed(name, ratio)
+        return ratio
+
+    return record
+
+
+@pytest.fixture
 def calibrate() -> Callable[[torch.nn.Module, torch.Tensor], None]:
     """`calibrate(net, images)`: batch norm statistics of these images, so that untrained maps are neither 0 nor huge.
 
@@ -130,6 +148,11 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             f"{name}: {values['ratio']:.2f} times as fast "
             f"({values['candidate_ms']:.1f} ms against {values['peer_ms']:.1f} ms; "
             f"{values['candidate_items_per_second']:.2f} against {values['peer_items_per_second']:.2f} items/s)"
+            + (
+                f", peak {values['candidate_peak_mib']:.0f} against {values['peer_peak_mib']:.0f} MiB"
+                if "peer_peak_mib" in values
+                else ""
+            )
         )
 
 

@@ -20,10 +20,13 @@ class MethodOptions:
         map_norm: CAM normalisation, "minmax" (the ancestors') or "max" (eq. 16).
         pair_norm: a hidden view is normalised by its "own" maximum, or by at least that of the full image ("shared").
         tcp: use the triplet complementary-pair loss (eq. 14).
+        tcp_target: what stands still in its first term: the map of the full "image", which the pair of hidden views
+            has to reproduce, or the "pair". With max-normalised maps the latter rewards maps that shrink to a peak.
         cpcr: use the cross-regularisation loss (eq. 15).
         affinity: what PCM compares pixels by: "correlation" (embeddings centred per image, then cosine) or "cosine" of
             the embeddings as they are (the ancestors').
-        prcm: form of the pixel-region correlation: "softmax", "released", or "none" (PCM alone).
+        prcm: form of the pixel-region correlation: "softmax", "released", or "none" (PCM alone, which gave the better
+            RCAM wherever it was measured). `seam_prcm` takes "softmax" where this says "none".
         pcm: use PCM; False leaves the CAM unrefined (then cpcr and the refined part of tcp are off).
         ohem: fraction of elements kept by OHEM in cpcr / ECR; 1 keeps all.
         ohem_pool: elements OHEM picks from: "present" (background and present classes) or "all".
@@ -34,15 +37,17 @@ class MethodOptions:
         p_hidden: probability with which a patch is hidden in I_h.
         seam_scale: scale of SEAM's second view.
         dropout: channel dropout before the classifier.
+        warm_up: share of all steps, at the beginning, in which a method of several views trains as plain `cam`.
     """
 
     map_norm: Literal["minmax", "max"] = "minmax"
     pair_norm: Literal["own", "shared"] = "own"
     tcp: bool = True
+    tcp_target: Literal["image", "pair"] = "image"
     cpcr: bool = True
     pcm: bool = True
     affinity: Literal["correlation", "cosine"] = "correlation"
-    prcm: Literal["softmax", "released", "none"] = "softmax"
+    prcm: Literal["softmax", "released", "none"] = "none"
     ohem: float = 0.2
     ohem_pool: Literal["present", "all"] = "present"
     cpcr_target: Literal["winner", "dense", "released"] = "winner"
@@ -52,6 +57,7 @@ class MethodOptions:
     p_hidden: float = 0.5
     seam_scale: float = 0.3
     dropout: float = 0.5
+    warm_up: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -175,6 +181,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "options.cpcr_target": "dense",
         "options.ohem_pool": "all",
         "options.affinity": "cosine",
+        "options.tcp_target": "pair",
+        "options.prcm": "softmax",
+        "options.warm_up": 0.0,
         "refine_lr_factor": 10.0,
         "momentum": 0.9,
         "patch.segments": 200,
@@ -185,6 +194,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "options.ohem_pool": "all",
         "options.refined_pair_gradient": True,
         "options.prcm": "released",
+        "options.tcp_target": "pair",
+        "options.warm_up": 0.0,
         "options.affinity": "cosine",
         "refine_lr_factor": 10.0,
         "options.min_pool_weight": 1.0,

@@ -118,7 +118,13 @@ class ClassMapping:
 
 
 def open_labeller(
-    run: RunFolder, scales: Sequence[float], flip: bool, device: str, beta: float, threshold: float = 0.5
+    run: RunFolder,
+    scales: Sequence[float],
+    flip: bool,
+    device: str,
+    beta: float,
+    threshold: float = 0.5,
+    compiled: bool = False,
 ) -> Labeller:
     """The run's network, ready to label on a device.
 
@@ -129,6 +135,7 @@ def open_labeller(
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
         beta: background score of the mask, 0..1.
         threshold: class probability above which a class stands in for missing labels.
+        compiled: torch.compile the network, once for all image sizes.
 
     Raises:
         DataError: for a device that is not there, a scale or score out of range, or a run without weights.
@@ -145,6 +152,8 @@ def open_labeller(
     tune_allocator()
     set_tf32(True)
     net = run.load_model(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if compiled:
+        net.compile(dynamic=True)
     return Labeller(net, scales, flip, beta, threshold, run.config.options.map_norm).to(device)
 
 

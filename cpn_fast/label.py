@@ -73,6 +73,7 @@ class LabelConfig:
         batch_size: images of equal size that go through the network together.
         workers: threads that read images, and as many that write masks.
         device: where the network runs; auto = a GPU where there is one.
+        compile: torch.compile the network, for all image sizes at once; the first images then take longer.
         sheet: number of least confident masks on the contact sheet; 0 = none.
     """
 
@@ -94,6 +95,7 @@ class LabelConfig:
     batch_size: int = 1
     workers: int = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = False
     sheet: int = 24
 
 
@@ -133,7 +135,7 @@ def run_label(config: LabelConfig) -> LabelSummary:
     _check_options(config)
     run, source = RunFolder(config.run), open_source(config.data)
     beta = run.beta if config.beta is None else config.beta
-    labeller = open_labeller(run, config.scales, config.flip, config.device, beta, config.threshold)
+    labeller = open_labeller(run, config.scales, config.flip, config.device, beta, config.threshold, config.compile)
     name = map_of(labeller, config.maps)
     classes = run.classes
     mapping = ClassMapping.between(source.classes, classes)

@@ -149,6 +149,18 @@ def _check_values(config: TrainConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < low:
             raise DataError(f"--{name.replace('_', '-')} {value}: expected at least {low}")
+    options = config.options
+    for name, fits, expected in (
+        ("p_hidden", 0 <= options.p_hidden <= 1, "0..1"),
+        ("ohem", 0 < options.ohem <= 1, "above 0, at most 1"),
+        ("seam_scale", 0 < options.seam_scale <= 1, "above 0, at most 1"),
+        ("dropout", 0 <= options.dropout < 1, "0 or more, below 1"),
+        ("warm_up", 0 <= options.warm_up < 1, "0 or more, below 1"),
+        ("min_pool_weight", options.min_pool_weight >= 0, "0 or more"),
+    ):
+        if not fits:
+            option = name.replace("_", "-")
+            raise DataError(f"--options.{option} {getattr(options, name)}: expected {expected}")
 
 
 def _check_folder(folder: RunFolder, config: TrainConfig) -> None:
@@ -165,7 +177,9 @@ def create_fabric(config: TrainConfig) -> Fabric:
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
     world = int(os.environ.get("WORLD_SIZE", devices))
     # With one of its losses off, heads of CPN may get no gradient; DDP must then look for them in every step.
-    partial = config.method == "cpn" and not (config.options.tcp and config.options.cpcr)
+    options = config.options
+    partial = config.method == "cpn" and not (options.tcp and options.cpcr)
+    partial = partial or (config.method != "cam" and options.warm_up > 0)
     strategy = DDPStrategy(find_unused_parameters=partial) if world > 1 else "auto"
     return Fabric(
         accelerator=config.accelerator,

@@ -187,7 +187,8 @@ class Trainer:
         set_learning_rate(network.bare_optimizer, rate)
         seed_step(config.seed, step, self.fabric.global_rank)
         batch = batch.to(self.fabric.device)
-        outputs = network.module(batch.images, batch.patches, batch.keys, batch.labels)
+        warm_up = step <= round(config.options.warm_up * self.schedule.total_steps)
+        outputs = network.module(batch.images, batch.patches, batch.keys, batch.labels, warm_up)
         self.fabric.backward(outputs["loss"])
 
         previous = self.monitor.take()

@@ -29,9 +29,10 @@ def create_method(config: TrainConfig, net: CamNet, colour: tuple[float, float, 
             `--hidden-colour dataset`; None leaves it (ImageNet's, or what its weights brought).
 
     Returns:
-        A module; `module(images, patches, keys, labels)` (the fields of a Batch) gives a dict of tensors: `loss` with
-        gradient; detached parts `cls`, `tcp`, `cpcr`, `er`, `ecr`, `min_pool` that apply; `scores` [B, K] logits; and
-        normalised foreground maps `cam`, `rcam` [B, K, h, w] for watching.
+        A module; `module(images, patches, keys, labels, warm_up=False)` (the fields of a Batch, and whether to train as
+        a plain classifier) gives a dict of tensors: `loss` with gradient; detached parts `cls`, `tcp`, `cpcr`, `er`,
+        `ecr`, `min_pool` that apply; `scores` [B, K] logits; and normalised foreground maps `cam`, `rcam` [B, K, h, w]
+        for watching.
     """
     if colour is not None:
         net.mean.copy_(torch.tensor(colour))

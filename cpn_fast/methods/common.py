@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cpn_fast.config import MethodOptions
+from cpn_fast.models.cam import CamNet
 from cpn_kernels.cam_norm import MapNorm, normalise_cam, winner_mask
 from cpn_kernels.cp_loss import ohem_mean
+from cpn_kernels.cp_triplet import normalise_images
 
 
 def classification_loss(scores: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
@@ -22,6 +25,28 @@ def classification_loss(scores: Tensor, labels: Tensor, valid: Tensor) -> Tensor
     per_view = F.binary_cross_entropy_with_logits(scores.float(), targets.float(), reduction="none").mean(dim=2)
     weights = valid.to(per_view.dtype)
     return ((per_view * weights).sum(dim=0) / weights.sum(dim=0).clamp(min=1)).mean()
+
+
+def classify_only(net: CamNet, options: MethodOptions, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """A plain classifier's step: one view and L_cls. The baseline, and the first steps of the other methods.
+
+    Args:
+        net: the network.
+        options: of the run.
+        images: uint8 [B, H, W, 3].
+        labels: float [B, K] in {0, 1}.
+
+    Returns:
+        `loss`, `cls`, `scores` and `cam` as every method gives them.
+    """
+    out = net(normalise_images(images, net.mean))
+    loss = classification_loss(out.scores[None], labels, torch.ones(1, labels.shape[0], device=labels.device))
+    return {
+        "loss": loss,
+        "cls": loss.detach(),
+        "scores": out.scores.detach(),
+        "cam": watch(out.cam, labels, options.map_norm),
+    }
 
 
 def to_grid(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cpn_fast.config import MethodOptions
-from cpn_fast.methods.common import classification_loss, min_pool_loss, watch
+from cpn_fast.methods.common import classification_loss, classify_only, min_pool_loss, watch
 from cpn_fast.models.cam import CamNet
 from cpn_kernels.cam_norm import channel_peak
 from cpn_kernels.cp_loss import cp_loss
@@ -34,8 +34,15 @@ class CpnMethod(nn.Module):
             floor = channel_peak(cam.detach()[: labels.shape[0]]).repeat(3, 1)
         return self.net.refine(cam, features, labels.repeat(3, 1), self.options.map_norm, floor)
 
-    def forward(self, images: Tensor, patches: Tensor, keys: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Losses of uint8 images [B, H, W, 3] with patches int32 [B, H, W] and keys int64 [B]."""
+    def forward(
+        self, images: Tensor, patches: Tensor, keys: Tensor, labels: Tensor, warm_up: bool = False
+    ) -> dict[str, Tensor]:
+        """Losses of uint8 images [B, H, W, 3] with patches int32 [B, H, W] and keys int64 [B].
+
+        With `warm_up` they are a plain classifier's.
+        """
+        if warm_up:
+            return classify_only(self.net, self.options, images, labels)
         options, batch = self.options, labels.shape[0]
         views, visible = cp_triplet(images, patches, keys, options.p_hidden, mean=self.net.mean)
         out = self.net(views)
@@ -50,6 +57,7 @@ class CpnMethod(nn.Module):
             map_norm=options.map_norm,
             pair_norm=options.pair_norm,
             tcp=options.tcp,
+            tcp_target=options.tcp_target,
             cpcr=options.cpcr,
             ohem=options.ohem,
             ohem_pool=options.ohem_pool,

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from cpn_fast.config import MethodOptions
 from cpn_fast.methods.common import (
     classification_loss,
+    classify_only,
     equivariant_cross_loss,
     min_pool_loss,
     to_grid,
@@ -26,8 +27,12 @@ class SeamMethod(nn.Module):
         super().__init__()
         self.net, self.options = net, options
 
-    def forward(self, images: Tensor, patches: Tensor, keys: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Losses of uint8 images [B, H, W, 3]; `patches` and `keys` are not used."""
+    def forward(
+        self, images: Tensor, patches: Tensor, keys: Tensor, labels: Tensor, warm_up: bool = False
+    ) -> dict[str, Tensor]:
+        """Losses of uint8 images [B, H, W, 3], with `warm_up` a plain classifier's; `patches`, `keys` are not used."""
+        if warm_up:
+            return classify_only(self.net, self.options, images, labels)
         options = self.options
         large = normalise_images(images, self.net.mean)
         small = F.interpolate(large, scale_factor=options.seam_scale, mode="bilinear", align_corners=True)

@@ -13,7 +13,7 @@ def refinement_of(config: TrainConfig) -> Refinement:
     options = config.options
     if config.method == "cam" or not options.pcm:
         return "none"
-    if config.method == "seam" or options.prcm == "none":
+    if config.method == "seam" or (options.prcm == "none" and config.method != "seam_prcm"):
         return "pcm"
     return "prcm_released" if options.prcm == "released" else "prcm"
 

@@ -112,9 +112,10 @@ def test_a_network_without_heads_says_so():
         ("cam", {}, "none"),
         ("seam", {}, "pcm"),
         ("seam_prcm", {}, "prcm"),
-        ("cpn", {}, "prcm"),
+        ("cpn", {}, "pcm"),
+        ("cpn", {"prcm": "softmax"}, "prcm"),
+        ("seam_prcm", {"prcm": "released"}, "prcm_released"),
         ("cpn", {"prcm": "released"}, "prcm_released"),
-        ("cpn", {"prcm": "none"}, "pcm"),
         ("cpn", {"pcm": False}, "none"),
     ],
 )

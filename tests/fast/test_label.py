@@ -263,6 +263,18 @@ def test_batches_give_the_masks_of_single_images(run, data, tmp_path):
     assert agreement(masks(tmp_path / "many"), masks(tmp_path / "one")) > 0.9995
 
 
+def test_compiled_network_gives_the_same_masks_with_few_graphs(run, data, tmp_path):
+    run_label(config(run, data, tmp_path / "eager", scales=(1.0,), flip=False))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    run_label(config(run, data, tmp_path / "compiled", scales=(1.0,), flip=False, compile=True))
+    sizes = {mask.shape for mask in masks(tmp_path / "eager").values()}
+    assert len(sizes) > 1
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert 1 <= graphs < len(sizes), f"{graphs} graphs for {len(sizes)} sizes"
+    assert agreement(masks(tmp_path / "compiled"), masks(tmp_path / "eager")) > 0.9995
+
+
 def test_image_without_any_class_is_background(run, data, tmp_path):
     source, labeller = open_source(f"folder:{data}"), open_labeller(run, SCALES, True, "cpu", 0.3)
     empty = [type(r)(r.id, r.image_path, (), None) for r in source.records("all")]

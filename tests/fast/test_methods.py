@@ -9,6 +9,7 @@ from cpn_fast.config import PRESETS, MethodOptions, TrainConfig, preset_defaults
 from cpn_fast.methods import create_method
 from cpn_fast.methods.common import classification_loss, equivariant_cross_loss, min_pool_loss
 from cpn_fast.models import create_model
+from cpn_kernels.cp_triplet import normalise_images
 
 
 def batch(size: int = 32, count: int = 2):
@@ -75,6 +76,18 @@ def test_the_loss_is_the_sum_of_its_parts_and_finite(tmp_path, method):
     assert len(parts) == {"cam": 1, "seam": 3, "seam_prcm": 3, "cpn": 3}[method]
 
 
+@pytest.mark.parametrize("method", ["seam", "cpn"])
+def test_warm_up_is_a_plain_classifiers_step(tmp_path, method):
+    module = method_of(tmp_path, method).eval()  # no dropout
+    images, patches, keys, labels = batch()
+    out = module(images, patches, keys, labels, warm_up=True)
+    logits = module.net(normalise_images(images)).scores.double()
+    expected = -(labels * logits.sigmoid().log() + (1 - labels) * (-logits).sigmoid().log()).mean()
+    assert out["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert not {"tcp", "cpcr", "er", "ecr", "rcam"} & out.keys()
+    assert "rcam" in module(images, patches, keys, labels)
+
+
 def test_nothing_hidden_gives_no_complementary_pair_loss(tmp_path):
     # p = 0 hides nothing: I_h = I, lambda = 1, and L_tcp compares a map with itself
     out = method_of(tmp_path, "cpn", p_hidden=0.0)(*batch())
@@ -129,7 +142,8 @@ def test_an_unknown_preset_is_named():
         {"refined_pair_gradient": True},
         {"loss_resolution": "input"},
         {"min_pool_weight": 1.0},
-        {"prcm": "none"},
+        {"prcm": "softmax"},
+        {"tcp_target": "pair"},
         {"affinity": "cosine"},
         {"prcm": "released"},
         {"pcm": False},

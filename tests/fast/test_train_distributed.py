@@ -28,7 +28,7 @@ if __name__ == "__main__":
 
 
 def test_gradients_equal_single_process(small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One step with momentum and no decay: the momentum buffers then are the gradients."""
+    """A warm-up step and one with every loss, with momentum and no decay: the momentum buffers hold the gradients."""
     arguments = ["--data", f"demo:{small_demo}", "--method", "cpn", "--backbone", "resnet38_tiny", "--crop", "64"]
     arguments += [
         "--batch-size",
@@ -38,7 +38,9 @@ def test_gradients_equal_single_process(small_demo: Path, tmp_path: Path, monkey
         "--epochs",
         "1",
         "--max-steps",
-        "1",
+        "2",
+        "--options.warm-up",
+        "0.34",
         "--workers",
         "0",
         "--patch",
@@ -61,14 +63,15 @@ def test_gradients_equal_single_process(small_demo: Path, tmp_path: Path, monkey
     gradients = []
     for run in (single, pair):
         state = load_checkpoint(run.checkpoint_path)
-        assert state["step"] == 1
+        assert state["step"] == 2
         gradients.append([item["momentum_buffer"] for item in state["optimizer"]["state"].values()])
     assert len(gradients[0]) == len(gradients[1]) > 30
     for expected, found in zip(*gradients, strict=True):
         assert expected.abs().max() > 0
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
-    (one,), (two,) = (run.records("step") for run in (single, pair))
+    (warm, one), (warm_pair, two) = (run.records("step") for run in (single, pair))
+    assert "tcp" not in warm and abs(warm["loss"] - warm_pair["loss"]) <= 1e-5 * warm["loss"]
     assert min(one["tcp"], one["cpcr"]) > 0.01
     for name in ("loss", "cls", "tcp", "cpcr", "grad_norm"):
         assert abs(one[name] - two[name]) <= 1e-5 * abs(one[name])

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from cpn_fast.checkpoint import load_checkpoint, state_sha256
-from cpn_fast.config import AugmentOptions, PatchOptions, TrainConfig
+from cpn_fast.config import AugmentOptions, MethodOptions, PatchOptions, TrainConfig
 from cpn_fast.data.types import Batch
 from cpn_fast.files.errors import DataError
 from cpn_fast.run_folder import RunFolder, config_to_dict
@@ -65,6 +65,7 @@ def config(demo: Path, output: Path, **changes: object) -> TrainConfig:
         "accelerator": "cpu",
         "augment": AugmentOptions(crop=64),
         "patch": PatchOptions(segments=20),
+        "options": MethodOptions(warm_up=0.3),  # 4 of 12 steps: a run is killed within and after
         **changes,
     }
     return TrainConfig(**values)
@@ -123,6 +124,7 @@ def test_killed_run_resumes_bit_equal(
     run = resumed_runs[workers]
     assert run.config.options.dropout == 0.5
     assert run.config.patch.kind == "superpixel"
+    assert [("tcp" in record) for record in run.records("step")] == [False] * 4 + [True] * 8
     assert run.config.workers == workers
     resumed, expected = (load_checkpoint(r.checkpoint_path) for r in (run, uninterrupted))
     assert resumed["step"] == expected["step"] == STEPS

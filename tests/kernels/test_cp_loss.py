@@ -217,6 +217,20 @@ def test_cam_learns_from_the_full_image_in_the_first_term_alone() -> None:
     assert torch.autograd.gradcheck(lambda o: cp_loss(torch.cat([o, pair]), rcam, LABELS, VISIBLE)[0], full)
 
 
+def test_cam_learns_from_the_pair_where_the_full_image_is_the_target() -> None:
+    cam, rcam = raw_maps(0).requires_grad_(), raw_maps(1)
+    tcp, cpcr = cp_loss(cam, rcam, LABELS, VISIBLE, tcp_target="image")
+    assert not cpcr.requires_grad
+    assert float(tcp) == pytest.approx(float(cp_loss(cam, rcam, LABELS, VISIBLE)[0]), abs=1e-12)
+    gradient = torch.autograd.grad(tcp, cam)[0]
+    assert (gradient[:3] == 0).all() and (gradient[3:] != 0).any()
+    rcam, small = raw_maps(1, 3, 3), raw_maps(0, 3, 3)
+    full, pair = small[:3], small[3:].requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda p: cp_loss(torch.cat([full, p]), rcam, LABELS, VISIBLE, tcp_target="image")[0], pair
+    )
+
+
 def test_rcam_gradient_of_the_second_triplet_term() -> None:
     cam, rcam = raw_maps(0), raw_maps(1).requires_grad_()
     gradient = torch.autograd.grad(cp_loss(cam, rcam, LABELS, VISIBLE)[0], rcam)[0]

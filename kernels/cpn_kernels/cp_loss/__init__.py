@@ -22,6 +22,7 @@ def cp_loss(
     map_norm: MapNorm = "minmax",
     pair_norm: Literal["own", "shared"] = "own",
     tcp: bool = True,
+    tcp_target: Literal["pair", "image"] = "pair",
     cpcr: bool = True,
     ohem: float = 0.2,
     ohem_pool: Literal["present", "all"] = "present",
@@ -31,8 +32,8 @@ def cp_loss(
 ) -> tuple[Tensor, Tensor]:
     """L_tcp (eq. 14) and L_cpcr (eq. 15) of a batch of triplets; each a mean per image, then over the images.
 
-    The maps are normalised inside. The pair is the target of L_tcp, the unrefined maps are the target of L_cpcr, so
-    `cam_triplet` receives gradient from the first L_tcp term alone (and only in I), `rcam_triplet` from the rest.
+    The maps are normalised inside. The unrefined maps are the target of L_cpcr, so `cam_triplet` receives gradient from
+    the first L_tcp term alone (and only on the side that is not its target), `rcam_triplet` from the rest.
 
     Args:
         cam_triplet: raw logit maps of (I.., I_h.., I_hbar..), float [3B, K, h, w].
@@ -43,6 +44,8 @@ def cp_loss(
         pair_norm: hidden views are normalised by their "own" maximum, or by one at least that of I ("shared"; the
             maximum of I is a constant there).
         tcp: compute L_tcp, else it is 0.
+        tcp_target: the constant side of L_tcp's first term: the "pair", or the map of the full "image", which the
+            pair is then to reproduce.
         cpcr: compute L_cpcr, else it is 0.
         ohem: share of L_cpcr's elements that count per image, the largest; in (0, 1].
         ohem_pool: they are chosen from the background and "present" classes, or from "all" channels.
@@ -66,6 +69,7 @@ def cp_loss(
         raise ValueError(f"visible is {tuple(visible.shape)}; expected [{images}]")
     for name, value, known in (
         ("pair_norm", pair_norm, ("own", "shared")),
+        ("tcp_target", tcp_target, ("pair", "image")),
         ("ohem_pool", ohem_pool, ("present", "all")),
         ("cpcr_target", cpcr_target, ("winner", "dense", "released")),
     ):
@@ -81,6 +85,7 @@ def cp_loss(
         map_norm=map_norm,
         pair_norm=pair_norm,
         tcp=tcp,
+        tcp_target=tcp_target,
         cpcr=cpcr,
         ohem=ohem,
         ohem_pool=ohem_pool,

@@ -63,11 +63,16 @@ def normalised_triplet(
     )
 
 
-def triplet_error(maps: Triplet, visible: Tensor, pair_gradient: bool) -> Tensor:
-    """One term of eq. 14: mean |(lambda Y_h + lambda_bar Y_hbar) - Y_o| over images, classes and positions."""
+def triplet_error(maps: Triplet, visible: Tensor, target: str) -> Tensor:
+    """One term of eq. 14: mean |(lambda Y_h + lambda_bar Y_hbar) - Y_o| over images, classes and positions.
+
+    `target` is the side without gradient: "pair", "image" (that is Y_o) or "none".
+    """
     full, hidden, complement = maps
     pair = visible * hidden + (1 - visible) * complement
-    return ((pair if pair_gradient else pair.detach()) - full).abs().mean()
+    pair = pair.detach() if target == "pair" else pair
+    full = full.detach() if target == "image" else full
+    return (pair - full).abs().mean()
 
 
 def cross_target(full: Tensor, part: Tensor, share: Tensor, target: str) -> Tensor:
@@ -103,6 +108,7 @@ def cp_loss(
     map_norm: MapNorm,
     pair_norm: str,
     tcp: bool,
+    tcp_target: str,
     cpcr: bool,
     ohem: float,
     ohem_pool: str,
@@ -114,12 +120,12 @@ def cp_loss(
     cam = normalised_triplet(cam_triplet, labels, map_norm, pair_norm, size)
     share = visible.to(cam[0].dtype)[:, None, None, None]
     zero = torch.zeros((), dtype=cam[0].dtype, device=cam_triplet.device)
-    tcp_loss = triplet_error(cam, share, pair_gradient=False) if tcp else zero
+    tcp_loss = triplet_error(cam, share, tcp_target) if tcp else zero
     if rcam_triplet is None:
         return tcp_loss, zero
     refined = normalised_triplet(rcam_triplet, labels, map_norm, pair_norm, size)
     if tcp:
-        tcp_loss = tcp_loss + triplet_error(refined, share, refined_pair_gradient)
+        tcp_loss = tcp_loss + triplet_error(refined, share, "none" if refined_pair_gradient else "pair")
     if not cpcr:
         return tcp_loss, zero
     pool = F.pad(labels, (1, 0), value=1) if ohem_pool == "present" else None
