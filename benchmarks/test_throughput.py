@@ -55,7 +55,7 @@ def train(data: Path, output: Path, method: str, *more: str) -> list[dict[str, A
     cpn(
         "train", "--data", f"folder:{data}", "--split", "all", "--method", method, "--backbone", "mobilenet_v2",
         "--crop", CROP, "--batch-size", BATCH, "--lr", 1e-4, "--epochs", 20, "--max-steps", UNCOUNTED + COUNTED,
-        "--eval-every", 0, "--output", output, *more,
+        "--eval-every", 0, "--options.warm-up", 0, "--output", output, *more,
     )  # fmt: skip
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [record for record in records if record["kind"] == "step"]

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix, f1_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cpn_fast.board import MapStatistics, map_record
-from cpn_fast.config import AugmentOptions, PatchOptions, TrainConfig
+from cpn_fast.config import AugmentOptions, MethodOptions, PatchOptions, TrainConfig
 from cpn_fast.curves import average_precision, classifier_scores, create_curves
 from cpn_fast.data.open import open_source
 from cpn_fast.files.errors import DataError
@@ -109,7 +109,8 @@ def test_map_statistics_by_hand() -> None:
 
 
 def test_a_run_writes_records_board_and_weights(small_demo: Path, tmp_path: Path) -> None:
-    run = run_train(config(small_demo, tmp_path / "run"))
+    settings = config(small_demo, tmp_path / "run", options=MethodOptions(warm_up=0.0))
+    run = run_train(settings)
     steps = run.records("step")
     assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
     assert [record["epoch"] for record in steps] == [0, 0, 0, 1, 1, 1]
@@ -133,7 +134,7 @@ def test_a_run_writes_records_board_and_weights(small_demo: Path, tmp_path: Path
 
     content = json.loads(run.config_path.read_text())
     assert content["classes"] == list(run.classes) and content["versions"]["torch"]
-    assert run.config == config(small_demo, tmp_path / "run")
+    assert run.config == settings
     net = RunFolder(run.path).load_model()
     state = torch.load(run.checkpoint_path, weights_only=True)["model"]
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
