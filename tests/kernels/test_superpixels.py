@@ -96,7 +96,7 @@ def test_count_on_photographs() -> None:
 
 def test_fast_slic() -> None:
     pytest.importorskip("fast_slic", reason="fast-slic is optional")
-    labels = superpixels(torch.from_numpy(textured())[None], 40, backend="fast_slic")[0].numpy()
+    labels = superpixels(torch.from_numpy(textured())[None], 40, backend="fast-slic")[0].numpy()
     count = int(labels.max()) + 1
     assert np.array_equal(np.unique(labels), np.arange(count))
 
