@@ -37,14 +37,6 @@ CPN_HD int32_t atomic_min(int32_t* at, int32_t value) {
 #endif
 }
 
-CPN_HD void atomic_max(int32_t* at, int32_t value) {
-#if defined(__CUDA_ARCH__)
-  atomicMax(at, value);
-#else
-  if (value > *at) *at = value;
-#endif
-}
-
 // A value that other threads may be writing; an older one may be seen.
 CPN_HD int32_t racy_load(const int32_t* at) { return *const_cast<const volatile int32_t*>(at); }
 

@@ -14,9 +14,8 @@ struct Pixel {
 // Per image: what the connectivity pass found.
 struct Outcome {
   Choice choice;
-  int32_t largest;  // of the regions that are too small
-  int32_t lost;     // 1 where the region of pixel 0 is not kept
-  int32_t beside;   // first pixel beside that region
+  int32_t lost;    // 1 where the region of pixel 0 is not kept
+  int32_t beside;  // first pixel beside that region
 };
 
 static_assert(sizeof(Sums) == 6 * sizeof(int64_t), "sums are also added up one by one");

@@ -67,18 +67,15 @@ void join_runs(const Plan& plan, const int32_t* labels, Runs& runs) {
 }
 
 Choice choose(const Plan& plan, const Runs& runs) {
-  int found = 0, largest = 0;
+  int found = 0;
   for (int run = 0; run < runs.count; ++run) {
-    if (runs.parent[run] != run) continue;
-    largest = std::max(largest, runs.size[run]);
-    if (runs.size[run] >= plan.smallest) runs.ranking[found++] = runs.size[run];
+    if (runs.parent[run] == run) runs.ranking[found++] = runs.size[run];
   }
-  if (found == 0) return {largest, 1};
-  if (found <= plan.segments) return {plan.smallest - 1, 0};
+  if (found <= plan.segments) return {0, 0};
   std::nth_element(runs.ranking, runs.ranking + plan.segments - 1, runs.ranking + found, std::greater<>());
-  const uint64_t size = runs.ranking[plan.segments - 1];
-  const auto larger = std::count_if(runs.ranking, runs.ranking + found, [&](uint64_t other) { return other > size; });
-  return {static_cast<int>(size), plan.segments - static_cast<int>(larger)};
+  const int size = runs.ranking[plan.segments - 1];
+  const auto larger = std::count_if(runs.ranking, runs.ranking + found, [&](int32_t other) { return other > size; });
+  return {size, plan.segments - static_cast<int>(larger)};
 }
 
 int run_of_pixel(const Plan& plan, const Runs& runs, int pixel) {

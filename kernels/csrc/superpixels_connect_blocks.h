@@ -33,7 +33,7 @@ struct StartPass {
     const Job job = of_image(batch_job, block.z);
     each_pixel(block, job, [&](int pixel) {
       job.parent[pixel] = pixel, job.size[pixel] = 0, job.histogram[pixel] = 0;
-      if (pixel == 0) *job.outcome = {{0, 0}, 0, 0, job.plan.pixels()}, job.histogram[job.plan.pixels()] = 0;
+      if (pixel == 0) *job.outcome = {{0, 0}, 0, job.plan.pixels()}, job.histogram[job.plan.pixels()] = 0;
     });
   }
 };
@@ -77,10 +77,7 @@ struct HistogramPass {
   CPN_HD void operator()(const Block& block, Shared&) const {
     const Job job = of_image(batch_job, block.z);
     each_pixel(block, job, [&](int pixel) {
-      if (job.parent[pixel] != pixel) return;
-      const int size = job.size[pixel];
-      if (size >= job.plan.smallest) atomic_add(job.histogram + size, 1);
-      else if (size > racy_load(&job.outcome->largest)) atomic_max(&job.outcome->largest, size);
+      if (job.parent[pixel] == pixel) atomic_add(job.histogram + job.size[pixel], 1);
     });
   }
 };
@@ -110,9 +107,8 @@ struct ChoosePass {
     const auto asked = static_cast<uint64_t>(job.plan.segments);
     block.each(kBlockThreads, [&](int range) {
       const uint64_t before = range == 0 ? 0 : shared.counts[range - 1], through = shared.counts[range];
-      if (range == kBlockThreads - 1 && through <= asked) {
-        job.outcome->choice = through == 0 ? Choice{job.outcome->largest, 1} : Choice{job.plan.smallest - 1, 0};
-      } else if (before < asked && through >= asked && shared.counts[kBlockThreads - 1] > asked) {
+      // With no more regions than asked for, the choice of StartPass stays: all.
+      if (before < asked && through >= asked && shared.counts[kBlockThreads - 1] > asked) {
         uint64_t larger = before;
         int size = range_end(range) - 1;
         while (larger + job.histogram[size] < asked) larger += job.histogram[size--];

@@ -25,7 +25,6 @@ struct Plan {
   int height, width;
   int rows, cols;      // grid of cells, rows * cols clusters
   int segments;        // regions asked for, at most the number of pixels
-  int smallest;        // a region with fewer pixels is merged into a neighbour
   int row_stride;      // all iterations but the last look at every row_stride-th row
   int64_t scale;       // Lab units per pixel of distance, 16 fractional bits
 
@@ -92,7 +91,6 @@ inline bool make_plan(int height, int width, int64_t segments, double compactnes
   const double limit = 15900.0 / reach;
   const double wanted = kLabUnit * compactness / side;
   plan.scale = static_cast<int64_t>((wanted < limit ? wanted : limit) * 65536);
-  plan.smallest = static_cast<int>(side * side / 16);
   const int lowest = height / plan.rows;  // every cell has at least row_stride rows, so each visit meets all cells
   plan.row_stride = lowest >= 12 ? 3 : lowest >= 8 ? 2 : 1;
   return true;
@@ -149,8 +147,8 @@ CPN_HD int merge_neighbour(const Plan& plan, const Centre* centres, const int32_
   return left <= up ? first - 1 : first - plan.width;
 }
 
-// Which regions are kept: the `segments` largest of those with at least `smallest` pixels, the earlier one on ties; at
-// least the largest of all. All with more than `size` pixels, and of those with exactly `size` the first `quota`.
+// Which regions are kept: the `segments` largest, the earlier one on ties. That is all with more than `size` pixels, and
+// of those with exactly `size` the first `quota`.
 struct Choice {
   int size;
   int quota;

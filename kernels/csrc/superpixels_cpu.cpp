@@ -177,7 +177,7 @@ ImageMemory take_image(Arena& arena, const Plan& plan, int threads) {
   memory.runs.size = arena.take<int32_t>(pixels);
   memory.runs.target = arena.take<int32_t>(pixels);
   memory.runs.row_begin = arena.take<int32_t>(plan.height + 1);
-  memory.runs.ranking = arena.take<uint64_t>(pixels);
+  memory.runs.ranking = arena.take<int32_t>(pixels);
   memory.runs.count = 0;
   return memory;
 }

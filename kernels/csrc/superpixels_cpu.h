@@ -13,7 +13,7 @@ struct Runs {
   int32_t* size;        // pixels of the region, at its root
   int32_t* target;      // at a root: the root it is merged into, itself when kept; then the final label
   int32_t* row_begin;   // [height + 1] first run of each row
-  uint64_t* ranking;    // regions by size, for the choice
+  int32_t* ranking;     // sizes of the regions, for the choice
   int count;
 };
 
