@@ -61,10 +61,15 @@ def choose_clusters(image: np.ndarray, segments: int, compactness: float) -> tup
         seen = (y + iteration) % stride == 0
         count = np.bincount(cluster[seen], minlength=rows * columns)
         full = count > 0
-        sums = [np.bincount(cluster[seen], plane[seen], rows * columns) for plane in (*np.moveaxis(colour, -1, 0), x, y)]
+        sums = [
+            np.bincount(cluster[seen], plane[seen], rows * columns) for plane in (*np.moveaxis(colour, -1, 0), x, y)
+        ]
         mean = [np.floor((2 * total[full] + count[full]) / (2 * count[full])).astype(np.int64) for total in sums[:3]]
         for total, starts, own in zip(
-            sums[3:], (lefts, tops), (np.arange(rows * columns) % columns, np.arange(rows * columns) // columns), strict=True
+            sums[3:],
+            (lefts, tops),
+            (np.arange(rows * columns) % columns, np.arange(rows * columns) // columns),
+            strict=True,
         ):
             start = starts[own[full]]
             relative = (total[full].astype(np.int64) - start * count[full]) * 256

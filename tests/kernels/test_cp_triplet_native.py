@@ -34,7 +34,9 @@ def assert_bits_of_the_reference(images: Tensor, patches: Tensor, keys: Tensor, 
     found, visible = cp_triplet(images, patches, keys, p, mean=mean)
     expected, expected_visible = reference.cp_triplet(images, patches, keys, p, mean)
     assert found.shape == expected.shape and found.dtype == torch.float32
-    assert torch.equal(found.view(torch.int32), expected.contiguous(memory_format=torch.channels_last).view(torch.int32))
+    assert torch.equal(
+        found.view(torch.int32), expected.contiguous(memory_format=torch.channels_last).view(torch.int32)
+    )
     assert torch.equal(visible, expected_visible)
     assert found.is_contiguous(memory_format=torch.channels_last)
 

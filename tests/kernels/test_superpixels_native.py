@@ -126,7 +126,7 @@ def test_opcheck_and_compile() -> None:
 
 
 def test_limits_are_named() -> None:
-    with pytest.raises(ValueError, match="1 x 40000 pixels.*32767"):
+    with pytest.raises(ValueError, match=r"1 x 40000 pixels.*32767"):
         superpixels(torch.zeros(1, 1, 40000, 3, dtype=torch.uint8), 4, backend="native")
     for compactness in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="compactness is"):

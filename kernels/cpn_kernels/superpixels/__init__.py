@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 import torch
@@ -42,7 +42,10 @@ def backend_version(backend: Backend) -> str:
     if resolved == "native":
         return f"native {native.version()}"
     package = {"skimage": "scikit-image", "fast-slic": "fast-slic"}[resolved]
-    return f"{resolved} {version(package)}"
+    try:
+        return f"{resolved} {version(package)}"
+    except PackageNotFoundError as error:
+        raise ImportError(f"backend {resolved!r} needs the package {package}: pip install {package}") from error
 
 
 def superpixels(
