@@ -12,9 +12,22 @@ CPN_HD int find_pixel_root(const int32_t* parent, int pixel) {
   return pixel;
 }
 
+// The same, and each pixel on the way is lifted to its grandparent. A pixel below another never becomes a root again, so
+// that a lost race for its parent does no harm: what is written is an ancestor of it.
+CPN_HD int lift_to_root(int32_t* parent, int pixel) {
+  int above = racy_load(parent + pixel);
+  while (above != pixel) {
+    const int next = racy_load(parent + above);
+    if (next == above) return above;
+    parent[pixel] = next;
+    pixel = next, above = racy_load(parent + pixel);
+  }
+  return pixel;
+}
+
 CPN_HD void join_pixels(int32_t* parent, int one, int other) {
   while (true) {
-    one = find_pixel_root(parent, one), other = find_pixel_root(parent, other);
+    one = lift_to_root(parent, one), other = lift_to_root(parent, other);
     if (one == other) return;
     const int low = one < other ? one : other, high = one < other ? other : one;
     const int before = atomic_min(parent + high, low);
@@ -272,15 +285,22 @@ struct LabelPass {
   }
 };
 
-// launch(pass, blocks in x, in y, in z) runs a pass after the one before.
+// launch(pass, blocks in x, in y, in z) runs a pass after the one before. The clusters of all pixels:
 template <class Launcher>
-void run_passes(const Launcher& launch, const Job& job) {
-  const int tiles = job.tiles, batch = job.batch, clusters = job.plan.clusters();
-  launch(LabPass{job}, tiles, 1, batch);
+void run_clustering(const Launcher& launch, const Job& job) {
+  const int clusters = job.plan.clusters();
+  launch(LabPass{job}, job.tiles, 1, job.batch);
   for (int iteration = -1; iteration < kIterations; ++iteration) {
-    launch(VisitPass{job, iteration}, clusters * job.chunks, 1, batch);
-    if (iteration < kIterations - 1) launch(CentrePass{job}, (clusters + kBlockThreads - 1) / kBlockThreads, 1, batch);
+    launch(VisitPass{job, iteration}, clusters * job.chunks, 1, job.batch);
+    if (iteration == kIterations - 1) break;
+    launch(CentrePass{job}, (clusters + kBlockThreads - 1) / kBlockThreads, 1, job.batch);
   }
+}
+
+// From clusters to connected regions.
+template <class Launcher>
+void run_connectivity(const Launcher& launch, const Job& job) {
+  const int tiles = job.tiles, batch = job.batch;
   launch(StartPass{job}, tiles, 1, batch);
   launch(JoinPass{job}, tiles, 1, batch);
   launch(SizePass{job}, tiles, 1, batch);

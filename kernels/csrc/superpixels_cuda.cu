@@ -46,7 +46,9 @@ CPN_API int cpn_superpixels_cuda(const uint8_t* images, int32_t* labels, int bat
   Arena arena(workspace, static_cast<size_t>(workspace_bytes));
   const Job job = make_job(plan, batch, images, labels, arena);
   if (workspace == nullptr || !arena.fits()) return kSmallWorkspace;
-  run_passes(StreamLauncher{static_cast<cudaStream_t>(stream)}, job);
+  const StreamLauncher launch{static_cast<cudaStream_t>(stream)};
+  run_clustering(launch, job);
+  run_connectivity(launch, job);
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? kOk : kCudaError + static_cast<int>(error);
 }

@@ -1,15 +1,16 @@
 // The passes that the GPU launches, run block by block and thread by thread in two orders, against the CPU backend bit
 // for bit; and each region connected, by a flood fill that shares nothing with either. Ends with 0 and a count, or
 // names what differs.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <random>
-#include <set>
 #include <string>
 #include <vector>
 
 #include "superpixels_connect_blocks.h"
+#include "superpixels_cpu.h"
 
 extern "C" int64_t cpn_superpixels_cpu_workspace(int, int, int, int64_t, double, int);
 extern "C" int cpn_superpixels_cpu(const uint8_t*, int32_t*, int, int, int, int64_t, double, int, void*, int64_t);
@@ -73,7 +74,8 @@ std::vector<int32_t> by_blocks(const Case& test, const std::vector<uint8_t>& ima
   std::vector<int32_t> labels(images.size() / 3, -7);
   cpn::Arena arena(workspace, count.used());
   const cpn::Job job = cpn::make_job(plan, test.batch, images.data(), labels.data(), arena);
-  cpn::run_passes(cpn::HostLauncher{backwards}, job);
+  cpn::run_clustering(cpn::HostLauncher{backwards}, job);
+  cpn::run_connectivity(cpn::HostLauncher{backwards}, job);
   return labels;
 }
 
@@ -102,6 +104,41 @@ int check_regions(const Case& test, const int32_t* labels) {
   return count;
 }
 
+// The connectivity pass alone, on clusters that no SLIC would give: patches, stripes and specks of a few clusters.
+void check_connectivity(std::mt19937& random, int height, int width) {
+  const auto below = [&](int limit) { return static_cast<int>(random() % static_cast<unsigned>(limit)); };
+  Case test{"clusters", 1, height, width, 1 + below(12), 10};
+  cpn::Plan plan;
+  if (!cpn::make_plan(height, width, test.segments, test.compactness, plan)) fail(test, "no plan");
+  test.segments = plan.segments;
+  const int pixels = plan.pixels(), cell = 1 + below(6), noise = 2 + below(20), used = 1 + below(plan.clusters());
+  std::vector<cpn::Centre> centres(plan.clusters());
+  for (cpn::Centre& centre : centres) centre = {below(4), below(4), below(4), 0, 0};
+  std::vector<int32_t> clusters(pixels);
+  for (int i = 0; i < pixels; ++i) {
+    clusters[i] = below(noise) == 0 ? below(used) : (i % width / cell * 7 + i / width / cell * 13) % used;
+  }
+
+  std::vector<int32_t> expected = clusters, start(pixels + 1), parent(pixels), size(pixels), target(pixels),
+                       ranking(pixels), row_begin(height + 1);
+  cpn::Runs runs{start.data(), parent.data(), size.data(), target.data(), row_begin.data(), ranking.data(), 0};
+  cpn::connect_regions(plan, centres.data(), runs, expected.data());
+  check_regions(test, expected.data());
+
+  for (bool backwards : {false, true}) {
+    cpn::Arena count(nullptr, 0);
+    cpn::make_job(plan, 1, nullptr, nullptr, count);
+    char* workspace;
+    const auto memory = aligned(static_cast<int64_t>(count.used()), workspace);
+    std::vector<int32_t> labels = clusters;
+    cpn::Arena arena(workspace, count.used());
+    const cpn::Job job = cpn::make_job(plan, 1, nullptr, labels.data(), arena);
+    std::copy(centres.begin(), centres.end(), job.centres);
+    cpn::run_connectivity(cpn::HostLauncher{backwards}, job);
+    if (labels != expected) fail(test, backwards ? "connectivity backwards" : "connectivity forwards");
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -127,6 +164,10 @@ int main() {
       if (count > test.segments) fail(test, std::to_string(count) + " regions");
     }
   }
-  std::printf("%zu cases\n", cases.size());
+  std::mt19937 random(1);
+  constexpr int kRandomMaps = 2000;
+  for (int i = 0; i < kRandomMaps; ++i) check_connectivity(random, 1 + random() % 24, 1 + random() % 24);
+  check_connectivity(random, 1100, 1000);  // more tiles than a block has threads
+  std::printf("%zu cases, %d random maps\n", cases.size(), kRandomMaps + 1);
   return 0;
 }
