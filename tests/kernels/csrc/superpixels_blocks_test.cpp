@@ -105,9 +105,9 @@ int check_regions(const Case& test, const int32_t* labels) {
 }
 
 // The connectivity pass alone, on clusters that no SLIC would give: patches, stripes and specks of a few clusters.
-void check_connectivity(std::mt19937& random, int height, int width) {
+void check_connectivity(std::mt19937& random, int height, int width, int segments) {
   const auto below = [&](int limit) { return static_cast<int>(random() % static_cast<unsigned>(limit)); };
-  Case test{"clusters", 1, height, width, 1 + below(12), 10};
+  Case test{"clusters", 1, height, width, segments, 10};
   cpn::Plan plan;
   if (!cpn::make_plan(height, width, test.segments, test.compactness, plan)) fail(test, "no plan");
   test.segments = plan.segments;
@@ -166,8 +166,8 @@ int main() {
   }
   std::mt19937 random(1);
   constexpr int kRandomMaps = 2000;
-  for (int i = 0; i < kRandomMaps; ++i) check_connectivity(random, 1 + random() % 24, 1 + random() % 24);
-  check_connectivity(random, 1100, 1000);  // more tiles than a block has threads
+  for (int i = 0; i < kRandomMaps; ++i) check_connectivity(random, 1 + random() % 24, 1 + random() % 24, 1 + random() % 12);
+  check_connectivity(random, 1100, 1000, 4000);  // more tiles than a block has threads
   std::printf("%zu cases, %d random maps\n", cases.size(), kRandomMaps + 1);
   return 0;
 }
