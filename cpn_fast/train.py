@@ -32,7 +32,7 @@ from cpn_fast.trainer import Network, Outputs, Schedule, Trainer
 
 log = logging.getLogger(__name__)
 
-SHORT = {"--patch": "--patch.kind", "--crop": "--augment.crop"}
+SHORT = {"--patch": "--patch.kind", "--superpixels": "--patch.superpixels", "--crop": "--augment.crop"}
 """Short forms on the command line of settings that lie deeper."""
 
 
@@ -60,7 +60,8 @@ def parse(argv: Sequence[str]) -> TrainConfig:
         except ValueError as error:
             raise DataError(f"--preset: {error}") from error
     description = (
-        "Train CAM, SEAM or CPN from image labels. --patch and --crop are short for --patch.kind and --augment.crop. "
+        "Train CAM, SEAM or CPN from image labels. --patch, --superpixels and --crop are short for --patch.kind, "
+        "--patch.superpixels and --augment.crop. "
         "--preset sets the defaults shown here, other options override it; --resume takes the run's own settings."
     )
     return tyro.cli(TrainConfig, args=given, default=default, prog="cpn train", description=description)
@@ -118,7 +119,8 @@ def run_train(config: TrainConfig) -> RunFolder:
     trainer = Trainer(config, fabric, network, schedule, outputs, source.classes)
     red, green, blue = (round(255 * value) for value in network.net.mean.tolist())
     span = (start_step, schedule.last_step, fabric.global_rank, fabric.world_size)
-    stream = BatchStream(source, records, config, *span, fill=(red, green, blue))
+    device = fabric.device if fabric.device.type == "cuda" else None
+    stream = BatchStream(source, records, config, *span, fill=(red, green, blue), map_device=device)
     try:
         finished = trainer.fit(stream, start_step)
     finally:

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cpn_fast.config import TrainConfig
+from cpn_fast.config import PatchOptions, TrainConfig
 from cpn_fast.data.augment import IMAGENET_MEAN_PIXEL, Geometry, augment, grid_patches
+from cpn_fast.data.device_maps import DeviceMaps, geometry_numbers
 from cpn_fast.data.parallel import parallel_map
 from cpn_fast.data.random import generator, key64
 from cpn_fast.data.superpixel_cache import SuperpixelCache
 from cpn_fast.data.types import Batch, Record, Sample, Source
 from cpn_fast.files.errors import DataError
+from cpn_kernels.superpixels import backend_version, superpixels
 
 GRACE_SECONDS = 30
 
@@ -49,7 +51,7 @@ def _sum_colours(source: Source, record: Record) -> tuple[np.ndarray, int]:
 
 
 class BatchStream:
-    """Batches of steps start_step .. total_steps - 1, as CPU tensors.
+    """Batches of steps start_step .. total_steps - 1, as CPU tensors (the patches on `map_device` where it is given).
 
     A step's batch depends on the config's seed, the step number and the records alone. An epoch is a fresh
     permutation; with fewer records than a batch holds, they are shown again with other augmentations.
@@ -64,9 +66,11 @@ class BatchStream:
         world_size: number of processes.
         cache: prepared superpixels; None = made and prepared here where the method needs them.
         fill: colour of crop padding, uint8 RGB.
+        map_device: keep cached superpixels there and take the patches of the crops there; None = on the host.
 
     Raises:
-        DataError: for no records, records without labels, or a batch that the processes cannot share evenly.
+        DataError: for no records, records without labels, a batch that the processes cannot share evenly, or a
+            superpixel backend that is not installed.
     """
 
     def __init__(
@@ -81,12 +85,16 @@ class BatchStream:
         *,
         cache: SuperpixelCache | None = None,
         fill: tuple[int, int, int] = IMAGENET_MEAN_PIXEL,
+        map_device: torch.device | None = None,
     ) -> None:
         _check(source, records, config, world_size)
         if cache is None and needs_superpixels(config):
             cache = SuperpixelCache(source, records, config.patch, config.augment)
             cache.prepare(progress=rank == 0)
-        self._crops = _Crops(source, list(records), config, cache, fill)
+        self._maps = None
+        if cache is not None and map_device is not None:
+            self._maps = DeviceMaps(cache, records, map_device)
+        self._crops = _Crops(source, list(records), config, cache, fill, geometries=self._maps is not None)
         self._steps = _Steps(start_step, total_steps, config.batch_size, rank, world_size)
         self._workers = config.workers
 
@@ -107,12 +115,37 @@ class BatchStream:
             generator=torch.Generator(),
         )
         for ids, tensors in loader:
+            if self._maps is not None:
+                tensors["patches"] = self._maps.crops(tensors.pop("geometry"), tensors["images"].shape[1])
             yield Batch(tuple(ids), **tensors)
 
 
 def needs_superpixels(config: TrainConfig) -> bool:
-    """Whether the method hides superpixels; the other methods and grid patches need no cache."""
+    """Whether cached superpixels are needed: not for other methods, grid patches, or superpixels made of each crop."""
+    return _hides_superpixels(config) and config.patch.superpixels == "cached"
+
+
+def _hides_superpixels(config: TrainConfig) -> bool:
     return config.method == "cpn" and config.patch.kind == "superpixel"
+
+
+def online_patches(crop: np.ndarray, geometry: Geometry, patch: PatchOptions) -> np.ndarray:
+    """Superpixels of the part of a crop that shows the image.
+
+    Args:
+        crop: uint8 [crop, crop, 3] RGB.
+        geometry: of the crop.
+        patch: S_N, compactness and backend.
+
+    Returns:
+        int32 [crop, crop], segments from 0, -1 = padding.
+    """
+    (row, column), (rows, columns) = geometry.target, geometry.extent
+    shown = np.ascontiguousarray(crop[row : row + rows, column : column + columns])
+    labels = superpixels(torch.from_numpy(shown)[None], patch.segments, patch.compactness, patch.backend)[0]
+    out = np.full(crop.shape[:2], -1, np.int32)
+    out[row : row + rows, column : column + columns] = labels.numpy()
+    return out
 
 
 def _check(source: Source, records: Sequence[Record], config: TrainConfig, world_size: int) -> None:
@@ -123,6 +156,11 @@ def _check(source: Source, records: Sequence[Record], config: TrainConfig, world
             f"batch size {config.batch_size} cannot be shared by {world_size} processes; "
             f"choose a multiple of {world_size}"
         )
+    if _hides_superpixels(config):
+        try:
+            backend_version(config.patch.backend)
+        except ImportError as error:
+            raise DataError(f"--patch.backend {config.patch.backend}: {error}") from error
     bare = [record for record in records if record.labels is None]
     if bare:
         raise DataError(
@@ -157,12 +195,14 @@ class _Crops(Dataset[tuple[str, dict[str, torch.Tensor]]]):
         config: TrainConfig,
         cache: SuperpixelCache | None,
         fill: tuple[int, int, int],
+        geometries: bool,
     ) -> None:
         self._source = source
         self._records = records
         self._config = config
         self._cache = cache
         self._fill = fill
+        self._geometries = geometries
 
     def __len__(self) -> int:
         return len(self._records)
@@ -172,7 +212,8 @@ class _Crops(Dataset[tuple[str, dict[str, torch.Tensor]]]):
         config, count = self._config, len(self._records)
         epoch, within = divmod(step, steps_per_epoch(count, config.batch_size))
         repeat, place = divmod(within * config.batch_size + slot, count)
-        record = self._records[_permutation(config.seed, epoch, count)[place]]
+        number = int(_permutation(config.seed, epoch, count)[place])
+        record = self._records[number]
         # A record shown twice in an epoch (fewer records than a batch) needs other numbers the second time.
         suffix = f"-{repeat}" if repeat else ""
         sample = self._source.read(record)
@@ -180,18 +221,25 @@ class _Crops(Dataset[tuple[str, dict[str, torch.Tensor]]]):
         crop, geometry = augment(sample.image, config.augment, rng, self._fill)
         tensors = {
             "images": torch.from_numpy(crop),
-            "patches": torch.from_numpy(self._patches(record, geometry, epoch, suffix)),
             "keys": torch.tensor(key64(config.seed, epoch, record.id, f"hide{suffix}")),
             "labels": torch.from_numpy(_labels(record, sample)),
         }
+        if self._cache is not None and self._geometries:
+            level = self._cache.level(record, geometry.share_seen)
+            tensors["geometry"] = torch.from_numpy(geometry_numbers(geometry, number, level))
+        else:
+            patches = self._patches(record, crop, geometry, epoch, f"grid{suffix}")
+            tensors["patches"] = torch.from_numpy(patches)
         return record.id, tensors
 
-    def _patches(self, record: Record, geometry: Geometry, epoch: int, suffix: str) -> np.ndarray:
+    def _patches(self, record: Record, crop: np.ndarray, geometry: Geometry, epoch: int, purpose: str) -> np.ndarray:
         config = self._config
         if self._cache is not None:
             return geometry.apply_map(self._cache.get(record, geometry.share_seen))
+        if _hides_superpixels(config):
+            return online_patches(crop, geometry, config.patch)
         if config.method == "cpn":
-            rng = generator(config.seed, epoch, record.id, f"grid{suffix}")
+            rng = generator(config.seed, epoch, record.id, purpose)
             return grid_patches(geometry, config.patch.grid_sides, rng)
         return geometry.apply_map(np.zeros((1, 1), np.int32))
 

@@ -13,9 +13,8 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,12 +27,11 @@ from cpn_fast.data.parallel import folder_lock, parallel_map
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.atomic import atomic_write_bytes
 from cpn_fast.files.errors import DataError
-from cpn_kernels.superpixels import reference, superpixels
+from cpn_kernels.superpixels import backend_version, reference, resolve_backend, superpixels
 
 logger = logging.getLogger(__name__)
 
 LEVELS = 3
-BACKEND: Literal["skimage"] = "skimage"
 FORMAT = 1
 """Changes with the files' layout or the meaning of their parameters."""
 
@@ -110,7 +108,7 @@ class SuperpixelCache:
     Args:
         source: reads the images.
         records: the images.
-        patch: S_N, compactness and the folder.
+        patch: S_N, compactness, backend and the folder.
         augment: crop side and resize range.
     """
 
@@ -171,23 +169,54 @@ class SuperpixelCache:
         Raises:
             DataError: for a record that was not prepared or a file that went missing.
         """
+        entry = self._entry(record)
+        level = self.level(record, share_seen)
+        try:
+            with np.load(entry.path, allow_pickle=False) as stored:
+                return np.asarray(stored[f"level{level}"])
+        except DAMAGE as error:
+            raise _unreadable(entry.path, error) from error
+
+    def level(self, record: Record, share_seen: float) -> int:
+        """The level that `get` takes: the one whose share of the image is nearest, by ratio. Raises as `get` does."""
+        shares = self._entry(record).shares
+        return int(np.argmin([abs(math.log(share / share_seen)) for share in shares]))
+
+    def levels(self, record: Record) -> list[np.ndarray]:
+        """All maps of a prepared record, coarse to fine, all of one size. Raises as `get` does."""
+        entry = self._entry(record)
+        try:
+            with np.load(entry.path, allow_pickle=False) as stored:
+                return [np.asarray(stored[f"level{level}"]) for level in range(LEVELS)]
+        except DAMAGE as error:
+            raise _unreadable(entry.path, error) from error
+
+    def map_size(self, record: Record) -> tuple[int, int]:
+        """Height and width of the maps of a prepared record, in pixels, read alone. Raises as `get` does."""
+        entry = self._entry(record)
+        try:
+            with zipfile.ZipFile(entry.path) as stored, stored.open("level0.npy") as file:
+                np.lib.format.read_magic(file)
+                height, width = np.lib.format.read_array_header_1_0(file)[0]
+        except DAMAGE as error:
+            raise _unreadable(entry.path, error) from error
+        return height, width
+
+    def _entry(self, record: Record) -> _Entry:
         entry = self._entries.get(record.id)
         if entry is None:
             raise DataError(
                 f"{record.image_path}: no superpixels for {record.id!r}; call prepare() on its records first"
             )
-        level = int(np.argmin([abs(math.log(share / share_seen)) for share in entry.shares]))
-        try:
-            with np.load(entry.path, allow_pickle=False) as stored:
-                return np.asarray(stored[f"level{level}"])
-        except DAMAGE as error:
-            raise DataError(
-                f"{entry.path}: cached superpixels cannot be read ({error}); delete the file and start again"
-            ) from error
+        return entry
 
     def segment_counts(self, record: Record) -> tuple[int, ...]:
         """Segments that SLIC made of a prepared record, per level, coarse to fine."""
         return self._entries[record.id].actual
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: cached superpixels cannot be read ({error}); delete the file and start again")
 
 
 def _prepare_one(
@@ -205,14 +234,16 @@ def _prepare_one(
 
 
 def _parameter_digest(patch: PatchOptions, augment: AugmentOptions) -> bytes:
-    """16 bytes of everything but the image that decides over a map, the algorithm's own text and version included."""
+    """16 bytes of everything but the image that decides over a map, the backend and its version included."""
     options = (patch.segments, float(patch.compactness), augment.crop, augment.resize_range())
-    text = repr((FORMAT, LEVELS, BACKEND, version("scikit-image"), options)).encode()
-    return hashlib.blake2b(text + _algorithm_source(), digest_size=16).digest()
+    text = repr((FORMAT, LEVELS, backend_version(patch.backend), options)).encode()
+    source = b"" if resolve_backend(patch.backend) == "native" else _adapter_source()
+    return hashlib.blake2b(text + source, digest_size=16).digest()
 
 
 @cache
-def _algorithm_source() -> bytes:
+def _adapter_source() -> bytes:
+    """How the published packages are asked: their own version does not tell."""
     return Path(reference.__file__).read_bytes()
 
 
@@ -239,7 +270,9 @@ def _compute(source: Source, path: Path, patch: PatchOptions, augment: AugmentOp
     asked = tuple(min(pixels, max(1, round(patch.segments / share))) for share in shares)
     maps: dict[int, np.ndarray] = {}
     for segments in sorted(set(asked)):
-        labels = superpixels(torch.from_numpy(image)[None], segments, patch.compactness, backend=BACKEND)[0].numpy()
+        labels = superpixels(torch.from_numpy(image)[None], segments, patch.compactness, backend=patch.backend)[
+            0
+        ].numpy()
         maps[segments] = labels.astype(np.uint16) if int(labels.max()) < 2**16 else labels
     actual = tuple(int(maps[segments].max()) + 1 for segments in asked)
     buffer = io.BytesIO()

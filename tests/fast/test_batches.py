@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import multiprocessing
 import os
 import signal
@@ -20,6 +21,7 @@ from cpn_fast.data.random import key64
 from cpn_fast.data.types import Batch, Record, Sample
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import read_image
+from cpn_kernels.superpixels import superpixels
 
 
 class Pictures:
@@ -202,6 +204,31 @@ def test_grid_patches_need_no_cache(source, config, tmp_path):
     assert not (tmp_path / "unused").exists()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_maps_on_a_device_give_the_same_batches(source, config, workers):
+    kept_there = BatchStream(source, source.all, replace(config, workers=workers), 0, 7, map_device=torch.device("cpu"))
+    assert digest(list(kept_there)) == digest(run(source, config))
+
+
+@pytest.mark.parametrize("backend", ["skimage", "auto"])
+def test_online_superpixels_are_of_the_crop_and_need_no_cache(source, config, tmp_path, backend):
+    patch = PatchOptions(segments=12, superpixels="online", backend=backend, cache_dir=tmp_path / "unused")
+    online = replace(config, patch=patch, augment=AugmentOptions(crop=32, resize=(24, 48)))
+    assert not needs_superpixels(online)
+    batches = run(source, online)
+    padded = 0
+    for batch in batches:
+        for image, patches in zip(batch.images, batch.patches, strict=True):
+            shown = torch.nonzero(patches >= 0)
+            (top, left), (bottom, right) = shown.min(0).values.tolist(), (shown.max(0).values + 1).tolist()
+            part = image[top:bottom, left:right][None]
+            assert torch.equal(patches[top:bottom, left:right], superpixels(part, 12, 10.0, backend)[0])
+            padded += bool((patches < 0).any())
+    assert padded > 0
+    assert not (tmp_path / "unused").exists()
+    assert digest(run(source, replace(online, workers=2))) == digest(batches)
+
+
 def test_methods_without_pairs_get_one_patch(source, config, tmp_path):
     for method in ("cam", "seam", "seam_prcm"):
         patch = PatchOptions(cache_dir=tmp_path / "unused")
@@ -229,6 +256,10 @@ def test_errors_say_what_to_do(source, config):
         BatchStream(source, [], config, 0, 1)
     with pytest.raises(DataError, match="multiple of 3"):
         BatchStream(source, source.all, config, 0, 1, 0, 3)
+    if importlib.util.find_spec("fast_slic") is None:
+        absent = replace(config, patch=replace(config.patch, backend="fast-slic"))
+        with pytest.raises(DataError, match=r"--patch\.backend fast-slic: .*pip install"):
+            BatchStream(source, source.all, absent, 0, 1)
     bare = replace(source.all[0], labels=None)
     with pytest.raises(DataError, match=r"0\.png.*1 of 11"):
         BatchStream(source, [bare, *source.all[1:]], config, 0, 1)

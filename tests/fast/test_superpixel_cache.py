@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from cpn_fast.data.superpixel_cache import SuperpixelCache, level_shares
 from cpn_fast.data.types import Record, Sample
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import read_image
+from cpn_kernels import native_library
 from cpn_kernels.superpixels import superpixels
 
 AUGMENT = AugmentOptions(crop=64, resize=(64, 110))
@@ -121,7 +123,7 @@ def test_second_run_computes_nothing_and_moved_files_count(source, tmp_path):
         assert np.array_equal(first.get(a, 0.5), second.get(b, 0.5))
 
 
-@pytest.mark.parametrize("change", ["segments", "compactness", "crop", "resize"])
+@pytest.mark.parametrize("change", ["segments", "compactness", "crop", "resize", "backend"])
 def test_any_other_parameter_is_another_map(source, tmp_path, change):
     make_cache(source, tmp_path / "cache").prepare(progress=False)
     patch, augment = PatchOptions(segments=50, cache_dir=tmp_path / "cache"), AUGMENT
@@ -129,12 +131,38 @@ def test_any_other_parameter_is_another_map(source, tmp_path, change):
         patch = replace(patch, segments=51)
     elif change == "compactness":
         patch = replace(patch, compactness=20.0)
+    elif change == "backend":
+        if not native_library.available():
+            pytest.skip(native_library.load()[1])
+        patch = replace(patch, backend="native")
     elif change == "crop":
         augment = replace(augment, crop=60)
     else:
         augment = replace(augment, resize=(64, 120))
     cache = SuperpixelCache(source, source.records("train")[:1], patch, augment)
     assert cache.prepare(progress=False).computed == 1
+
+
+@pytest.mark.skipif(not native_library.available(), reason=native_library.load()[1] or "there")
+def test_native_maps_are_cached_under_the_name_that_auto_means(tmp_path):
+    source = Pictures(tmp_path / "images", [image[:40, :40] for image in scenes(20)])
+    patch = PatchOptions(segments=20, backend="native", cache_dir=tmp_path / "cache")
+    cache = SuperpixelCache(source, source.records("train"), patch, AUGMENT)
+    assert cache.prepare(progress=False, processes=2).computed == 20  # in forked helpers
+    record = source.records("train")[3]
+    image = torch.from_numpy(source.read(record).image)[None]
+    share = level_shares(40, 40, AUGMENT)[0]
+    assert np.array_equal(cache.get(record, share), superpixels(image, round(20 / share), 10.0, "native")[0])
+    auto = SuperpixelCache(source, source.records("train"), replace(patch, backend="auto"), AUGMENT)
+    assert auto.prepare(progress=False).reused == 20
+
+
+def test_a_missing_backend_is_named(source, tmp_path):
+    patch = PatchOptions(segments=50, backend="fast-slic", cache_dir=tmp_path / "cache")
+    if importlib.util.find_spec("fast_slic") is not None:
+        pytest.skip("fast-slic is installed")
+    with pytest.raises(ImportError, match="fast-slic"):
+        SuperpixelCache(source, source.records("train"), patch, AUGMENT).prepare(progress=False)
 
 
 def test_changed_image_is_computed_again_and_others_are_kept(source, tmp_path):

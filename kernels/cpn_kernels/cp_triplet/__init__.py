@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cpn_kernels.cp_triplet import reference
+from cpn_kernels.cp_triplet import native, reference
 from cpn_kernels.cp_triplet.reference import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "cp_triplet", "normalise_images"]
@@ -72,4 +72,6 @@ def cp_triplet(
         raise ValueError(f"keys are {keys.dtype} {tuple(keys.shape)}; expected int64 {tuple(images.shape[:1])}")
     if not 0 <= p_hidden <= 1:
         raise ValueError(f"p_hidden is {p_hidden}; expected a probability in [0, 1]")
+    if native.suits(images, patches):
+        return native.cp_triplet(images, patches, keys, p_hidden, mean)
     return reference.cp_triplet(images, patches, keys, p_hidden, mean)

@@ -51,6 +51,6 @@ def slic_fast_slic(image: np.ndarray, segments: int, compactness: float) -> np.n
     try:
         fast_slic = importlib.import_module("fast_slic")
     except ImportError as error:
-        raise ImportError("backend 'fast_slic' needs the package fast-slic: pip install fast-slic") from error
+        raise ImportError("backend 'fast-slic' needs the package fast-slic: pip install fast-slic") from error
     labels = fast_slic.Slic(num_components=segments, compactness=compactness).iterate(np.ascontiguousarray(image))
     return relabel(labels.astype(np.int64))

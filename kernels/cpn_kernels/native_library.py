@@ -1,0 +1,95 @@
+"""The shared library of kernels/csrc, loaded with ctypes; without it the operators use their references."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.resources
+import logging
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+NAME = "libcpn_native.so"
+ABI = 1
+"""Of the C interface that this Python code speaks; `cpn_native_abi` in csrc says the library's."""
+
+VARIABLE = "CPN_NATIVE_LIBRARY"
+"""Environment variable: path of another build of the library, or "none" to do without."""
+
+_STATUS = {1: "an argument is out of range", 2: "the workspace is too small"}
+_CUDA_ERROR = 1000
+_ALIGNMENT = 64
+
+
+@cache
+def load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None and the reason in words; looked for once in a process."""
+    named = os.environ.get(VARIABLE)
+    if named == "none":
+        return None, f"{VARIABLE} is none"
+    try:
+        if named:
+            library = ctypes.CDLL(str(Path(named).absolute()))
+        else:
+            resource = importlib.resources.files("cpn_kernels") / NAME
+            if not resource.is_file():
+                return None, (
+                    f"{NAME} is not installed with cpn_kernels: there was no C++17 compiler when it was built; "
+                    "install one (g++ or clang) and reinstall"
+                )
+            with importlib.resources.as_file(resource) as path:
+                library = ctypes.CDLL(str(path))
+        found = int(library.cpn_native_abi())
+    except (OSError, AttributeError) as error:
+        return _refuse(f"{named or NAME} cannot be loaded ({error}); reinstall, or set {VARIABLE}")
+    if found != ABI:
+        return _refuse(f"{named or NAME} has interface {found}, this cpn_kernels needs {ABI}; reinstall")
+    return library, ""
+
+
+def _refuse(reason: str) -> tuple[None, str]:
+    logger.warning("%s; the reference operators are used", reason)
+    return None, reason
+
+
+def library() -> ctypes.CDLL:
+    """The library.
+
+    Raises:
+        ImportError: where there is none, with the reason.
+    """
+    loaded, reason = load()
+    if loaded is None:
+        raise ImportError(f"the native operators are not there: {reason}")
+    return loaded
+
+
+@torch.compiler.assume_constant_result
+def available() -> bool:
+    """Whether the library is there; a constant for a compiled graph."""
+    return load()[0] is not None
+
+
+@torch.compiler.assume_constant_result
+def has_cuda() -> bool:
+    """Whether the library is there and was built with a CUDA compiler; a constant for a compiled graph."""
+    return hasattr(load()[0], "cpn_superpixels_cuda")
+
+
+def check(status: int, name: str) -> None:
+    """Raise RuntimeError for an error code of the C interface."""
+    if status >= _CUDA_ERROR:
+        raise RuntimeError(f"{name}: CUDA error {status - _CUDA_ERROR}")
+    if status:
+        raise RuntimeError(f"{name}: {_STATUS.get(status, f'error {status}')}")
+
+
+def workspace(size: int, device: torch.device) -> tuple[Tensor, int]:
+    """Uninitialised memory of `size` bytes: the tensor that holds it, and its first aligned address."""
+    memory = torch.empty(size + _ALIGNMENT, dtype=torch.uint8, device=device)
+    return memory, memory.data_ptr() + -memory.data_ptr() % _ALIGNMENT
