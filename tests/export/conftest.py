@@ -111,7 +111,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """
     torch = pytest.importorskip("torch", reason="needs the [train] packages")
     from cpn_export.to_onnx import ExportConfig, run_export
-    from cpn_fast.config import TrainConfig
+    from cpn_fast.config import MethodOptions, TrainConfig
     from cpn_fast.models.backbones import create_backbone
     from cpn_fast.models.cam import CamNet
     from cpn_fast.run_folder import RunFolder
@@ -143,7 +143,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     assert right > 0.9, f"only {right:.2f} of the labels are right: the network did not learn"
     run = RunFolder(tmp_path_factory.mktemp("trained") / "run")
     run.path.mkdir()
-    run.create(TrainConfig(data="demo:", output=run.path, backbone="resnet38_tiny"), TRAINED_CLASSES)
+    options = MethodOptions(prcm="softmax")
+    run.create(TrainConfig(data="demo:", output=run.path, backbone="resnet38_tiny", options=options), TRAINED_CLASSES)
     run.save_model(net, 60)
     model = run_export(ExportConfig(run.path, run.path / "model.onnx", scales=SCALES, beta=0.3))
     return SimpleNamespace(run=run, model=model)

@@ -40,6 +40,7 @@ class SmallBackbone(Backbone):
     ("refinement", "map_norm", "flip", "scales"),
     [
         ("none", "max", True, (1.0,)),
+        ("pcm", "minmax", True, (1.0,)),
         pytest.param("prcm_released", "minmax", False, (0.75,), marks=pytest.mark.slow),
     ],
 )

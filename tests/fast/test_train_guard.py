@@ -1,6 +1,7 @@
 """Optimizer groups, schedule, and the guard that keeps NaN and infinity out of the weights."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from cpn_fast import trainer
 from cpn_fast.checkpoint import load_checkpoint
-from cpn_fast.config import AugmentOptions, PatchOptions, TrainConfig
+from cpn_fast.config import AugmentOptions, MethodOptions, PatchOptions, TrainConfig
 from cpn_fast.guard import NonFiniteError, StepMonitor
 from cpn_fast.models import create_model
 from cpn_fast.optim import create_optimizer, gate, parameter_groups, poly_factor, set_learning_rate
@@ -30,7 +31,7 @@ class Small(nn.Module):
 
 
 def test_groups_of_the_real_network() -> None:
-    net = create_model(CONFIG, 5)
+    net = create_model(replace(CONFIG, options=MethodOptions(prcm="softmax")), 5)
     groups = {group["name"]: group for group in parameter_groups(net, CONFIG)}
     grouped = [p for group in groups.values() for p in group["params"]]
     trainable = [p for p in net.parameters() if p.requires_grad]
