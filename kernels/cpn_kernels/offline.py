@@ -24,7 +24,7 @@ TARGETS = (80, 86, 89, 90, 100)
 SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448}
 """Bytes of shared memory that one block may have, by target."""
 
-SOURCES = ("pixel_correlation",)
+SOURCES = ("pixel_correlation", "cp_triplet")
 """Operators whose `offline_cases.py` says what to compile."""
 
 TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|QGMMA|UTCHMMA|UTCQMMA)\b")

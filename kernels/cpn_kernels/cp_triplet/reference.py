@@ -21,6 +21,14 @@ def normalise_images(images: Tensor, mean: Sequence[float] | Tensor | None = Non
     return ((images / 255 - centre) / spread).permute(0, 3, 1, 2)
 
 
+def grid_patches(sides: Tensor, height: int, width: int) -> Tensor:
+    """Patches of the grids with these sides, [B], row by row from the upper left corner; int [B, height, width]."""
+    sides = sides[:, None, None]
+    rows = torch.arange(height, device=sides.device)[None, :, None] // sides
+    columns = torch.arange(width, device=sides.device)[None, None] // sides
+    return rows * ((width + sides - 1) // sides) + columns
+
+
 def hidden_pixels(patches: Tensor, keys: Tensor, p_hidden: float) -> Tensor:
     """Pixels whose patch is hidden in I_h, padding excluded; bool [B, H, W]."""
     threshold = math.floor(p_hidden * 2**32)
@@ -40,6 +48,8 @@ def cp_triplet(
     images: Tensor, patches: Tensor, keys: Tensor, p_hidden: float, mean: Sequence[float] | Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Triplet [3B, 3, H, W] and visible fraction [B]; see the public function."""
+    if patches.ndim == 1:
+        patches = grid_patches(patches, images.shape[1], images.shape[2])
     inside = patches >= 0
     hidden = hidden_pixels(patches, keys, p_hidden)
     visible = inside & ~hidden

@@ -20,7 +20,7 @@ def _operand(x, OPERAND: tl.constexpr, ROUND: tl.constexpr):
     ROUND with OPERAND float32 rounds to the nearest bfloat16, ties to even, as the hardware's conversion does: Triton's
     interpreter multiplies no bfloat16, and its own conversion cuts off.
     """
-    if ROUND and OPERAND == tl.float32:
+    if ROUND and OPERAND == tl.float32:  # noqa: SIM300
         x = x.to(tl.float32)
         bits = x.to(tl.int32, bitcast=True)
         near = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
