@@ -26,6 +26,9 @@ MOST_PROGRAMS = 128
 UNFUSED = {"enable_fp_fusion": False}
 """All passes round alike: see `triton_tiles`."""
 
+TILED = UNFUSED | {"num_warps": 8}
+"""Of the kernels that hold tiles of several maps: with fewer warps they spill registers."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -61,7 +64,7 @@ def padded(classes: int) -> int:
 
 def span(classes: int) -> int:
     """Positions of a tile: as many as keep its maps in registers."""
-    return 16 if INTERPRETED else max(8, 1024 // padded(classes))
+    return 32 if INTERPRETED else max(8, 1024 // padded(classes))
 
 
 def _plane(maps: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
@@ -98,7 +101,7 @@ class _Call:
         return torch.zeros(shape, dtype=dtype, device=self.cam.device)
 
     def tile(self) -> dict[str, object]:
-        return {"UPSAMPLE": self.upsample, "KP": padded(self.classes), "SPAN": self.span} | UNFUSED
+        return {"UPSAMPLE": self.upsample, "KP": padded(self.classes), "SPAN": self.span} | TILED
 
 
 def forward(
@@ -113,14 +116,14 @@ def forward(
     call = _Call(cam, rcam, labels, visible, size)
     terms = options.terms(call.refined)
     stats = call.empty(6 if call.refined else 3, call.batch, call.classes, 4)
-    for which in range(stats.shape[0]):
-        triton_kernel.stats_kernel[(call.classes, call.batch)](
+    for refined in (False, True)[: 1 + call.refined]:
+        triton_kernel.stats_kernel[(call.classes, call.batch, 3)](
             call.cam,
             call.rcam,
             call.labels,
             stats,
             *call.tail,
-            MAP=which,
+            REFINED=refined,
             UPSAMPLE=call.upsample,
             SPAN=min(STATS_SPAN, 64) if INTERPRETED else STATS_SPAN,
             **UNFUSED,

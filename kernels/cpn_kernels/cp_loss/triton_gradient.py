@@ -144,8 +144,7 @@ def slopes_kernel(
     share = tl.load(visible + image).to(tl.float32)
     count = out_h * out_w
     for which in tl.static_range(MAPS):
-        MAP: tl.constexpr = 0 if which == 0 else which + 2
-        lowest, _, kept, _, _ = norm_rule(maps, stats, MAP, image, k, labelled, MINMAX, SHARED)
+        lowest, _, kept, _, _ = norm_rule(maps, stats, which + 2 * (which > 0), image, k, labelled, MINMAX, SHARED)
         flat = tl.zeros([KP], tl.float32)
         steep = tl.zeros([KP], tl.float32)
         for start in range(tl.program_id(0) * SPAN, count, tl.num_programs(0) * SPAN):
@@ -154,7 +153,7 @@ def slopes_kernel(
                 maps, stats, ranks, upstream, image, k, labelled, share, y, x, inside, which,
                 TCP, CPCR, PAIR, PRESENT, TARGET, UPSAMPLE, MINMAX, SHARED,
             )  # fmt: skip
-            value = numerator(raw_tile(maps, MAP, image, k, y, x, inside, UPSAMPLE), lowest, MINMAX)
+            value = numerator(raw_tile(maps, which > 0, which - (which > 0), image, k, y, x, inside, UPSAMPLE), lowest, MINMAX)
             gradient = tl.where(kept[:, None], gradient, 0.0)
             flat += tl.sum(tl.where(value > 0, gradient, 0.0), axis=1)
             steep += tl.sum(gradient * value, axis=1)
@@ -227,12 +226,11 @@ def gradient_kernel(
         first = tl.program_id(0) * SPAN
         count = tl.minimum(out_h * out_w, first + SPAN)
     for which in tl.static_range(MAPS):
-        MAP: tl.constexpr = 0 if which == 0 else which + 2
-        lowest, divisor, kept, own, own_divides = norm_rule(maps, stats, MAP, image, k, labelled, MINMAX, SHARED)
+        lowest, divisor, kept, own, own_divides = norm_rule(maps, stats, which + 2 * (which > 0), image, k, labelled, MINMAX, SHARED)
         plane = (image * MAPS + which) * classes + k
         flat = tl.load(slopes + plane * 2, mask=k < classes, other=0.0)
         steep = tl.load(slopes + plane * 2 + 1, mask=k < classes, other=0.0) / (divisor * divisor)
-        row = stats + ((MAP * batch + image) * classes + k) * 4
+        row = stats + (((which + 2 * (which > 0)) * batch + image) * classes + k) * 4
         low_share = (steep - flat / divisor) / tl.load(row + 2, mask=k < classes, other=1.0)
         high_share = tl.where(own_divides, -steep, 0.0) / tl.load(row + 3, mask=k < classes, other=1.0)
         nw = tl.zeros([KP], tl.float32)
@@ -247,7 +245,7 @@ def gradient_kernel(
                 maps, stats, ranks, upstream, image, k, labelled, share, y, x, inside, which,
                 TCP, CPCR, PAIR, PRESENT, TARGET, UPSAMPLE, MINMAX, SHARED,
             )  # fmt: skip
-            raw = raw_tile(maps, MAP, image, k, y, x, inside, UPSAMPLE)
+            raw = raw_tile(maps, which > 0, which - (which > 0), image, k, y, x, inside, UPSAMPLE)
             value = gradient / divisor[:, None]
             if MINMAX:
                 value = tl.where(numerator(raw, lowest, MINMAX) <= 0, 0.0, value)

@@ -43,13 +43,14 @@ def stats_kernel(
     grid_w,
     out_h,
     out_w,
-    MAP: tl.constexpr,
+    REFINED: tl.constexpr,
     UPSAMPLE: tl.constexpr,
     SPAN: tl.constexpr,
 ):
-    """One channel of one map. An absent class is not read: its maximum is 0."""
+    """One channel of one view of the CAM, or of the RCAM if REFINED. An absent class is not read: its maximum is 0."""
     maps = (cam, rcam, cam_n, cam_k, cam_p, rcam_n, rcam_k, rcam_p, batch, classes, grid_h, grid_w, out_h, out_w)
     image = tl.program_id(1).to(tl.int64)
+    view = tl.program_id(2)
     k = tl.program_id(0) + tl.arange(0, 1)
     lowest = tl.full([1, SPAN], float("inf"), tl.float32)
     highest = tl.full([1, SPAN], -1.0, tl.float32)
@@ -60,7 +61,7 @@ def stats_kernel(
     count = tl.where(present, out_h * out_w, 0)
     for start in range(0, count, SPAN):
         y, x, inside = positions(start, SPAN, out_w, count)
-        value = raw_tile(maps, MAP, image, k, y, x, inside, UPSAMPLE)
+        value = raw_tile(maps, REFINED, view, image, k, y, x, inside, UPSAMPLE)
         value = tl.where(value < 0, 0.0, value)
         broken += (value != value).to(tl.int32)
         low = tl.where(inside[None, :], value, float("inf"))
@@ -76,7 +77,8 @@ def stats_kernel(
     lows = tl.sum(tl.where(lowest == least[:, None], lows, 0.0), axis=1)
     highs = tl.sum(tl.where(highest == most[:, None], highs, 0.0), axis=1)
     nan = tl.sum(broken, axis=1) > 0
-    row = stats + ((MAP * batch + image) * classes + k) * 4
+    which = view + 3 if REFINED else view
+    row = stats + ((which * batch + image) * classes + k) * 4
     tl.store(row, tl.where(nan, float("nan"), tl.where(present, least, 0.0)))
     tl.store(row + 1, tl.where(nan, float("nan"), tl.where(present, most, 0.0)))
     tl.store(row + 2, tl.where(lows > 0, lows, 1.0))

@@ -26,14 +26,14 @@ def source_cell(position, grid, out):
 
 
 @triton.jit
-def raw_tile(maps, MAP: tl.constexpr, image, k, y, x, inside, UPSAMPLE: tl.constexpr):
-    """Raw map values of classes k at output positions (y, x), bilinear if UPSAMPLE; float32 [KP, positions]."""
-    if MAP < 3:
-        plane = maps[0] + (MAP * maps[8] + image) * maps[2] + k[:, None].to(tl.int64) * maps[3]
-        step = maps[4]
-    else:
-        plane = maps[1] + ((MAP - 3) * maps[8] + image) * maps[5] + k[:, None].to(tl.int64) * maps[6]
+def raw_tile(maps, REFINED: tl.constexpr, view, image, k, y, x, inside, UPSAMPLE: tl.constexpr):
+    """Raw CAM, or RCAM if REFINED, of classes k at output positions (y, x); float32 [KP, positions]."""
+    if REFINED:
+        plane = maps[1] + (view * maps[8] + image) * maps[5] + k[:, None].to(tl.int64) * maps[6]
         step = maps[7]
+    else:
+        plane = maps[0] + (view * maps[8] + image) * maps[2] + k[:, None].to(tl.int64) * maps[3]
+        step = maps[4]
     held = (k < maps[9])[:, None] & inside[None, :]
     height, width = tl.cast(maps[10], tl.int32), tl.cast(maps[11], tl.int32)
     if UPSAMPLE:
@@ -98,7 +98,7 @@ def foreground(
 ):
     """Normalised foreground Y of one map, [KP, positions]."""
     lowest, divisor, kept, _, _ = norm_rule(maps, stats, MAP, image, k, labelled, MINMAX, SHARED)
-    raw = raw_tile(maps, MAP, image, k, y, x, inside, UPSAMPLE)
+    raw = raw_tile(maps, MAP > 2, MAP % 3, image, k, y, x, inside, UPSAMPLE)
     return tl.where(kept[:, None], numerator(raw, lowest, MINMAX) / divisor[:, None], 0.0)
 
 

@@ -78,7 +78,7 @@ def forward_tiles(shape: Shape, capability: tuple[int, int]) -> Tiles:
     if shape.precision == "fp32" and capability[0] == 8:
         return Tiles(32, 32, 8, 2 if shape.width <= 192 else 1)
     if not shape.half:
-        return Tiles(64, 32, 4, 2)
+        return Tiles(64, 32, 4, 1 if shape.width > 192 and capability[0] == 8 else 2)
     if capability[0] == 9 and shape.channels <= 64:
         return Tiles(128, 64, 8, 3)
     return Tiles(64, 64, 4, 2)
@@ -92,10 +92,12 @@ def backward_tiles(shape: Shape, capability: tuple[int, int]) -> Tiles:
         if capability[0] == 9:
             return Tiles(64, 64 if shape.width <= 192 else 32, 8, 2)
         return Tiles(32, 32, 4, 2)
+    if shape.precision == "tf32" and capability[0] == 9:
+        return Tiles(32, 32, 8, 2)
     if shape.precision == "tf32":
         return Tiles(32, 16, 4, 2) if shape.width <= 192 else Tiles(16, 16, 4, 2)
     if shape.width <= 192 and shape.channels <= 32:
-        return Tiles(32, 32, 8, 2)
+        return Tiles(32, 32, 8, 1)
     return Tiles(16, 16, 8, 1)
 
 
