@@ -24,7 +24,7 @@ TARGETS = (80, 86, 89, 90, 100)
 SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448}
 """Bytes of shared memory that one block may have, by target."""
 
-SOURCES = ("pixel_correlation", "cp_triplet")
+SOURCES = ("pixel_correlation", "cp_triplet", "cp_loss")
 """Operators whose `offline_cases.py` says what to compile."""
 
 TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|QGMMA|UTCHMMA|UTCQMMA)\b")
@@ -42,6 +42,7 @@ class Case:
         constants: value of every other argument.
         options: num_warps, num_stages, enable_fp_fusion.
         tensor_core: whether its machine code must hold tensor-core instructions.
+        common: whether an ordinary training step launches it; CI compiles these alone.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Case:
     constants: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
     tensor_core: bool = False
+    common: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,10 +163,17 @@ def cases(target: int) -> list[Case]:
     ]
 
 
-def compile_target(target: int) -> tuple[list[Resources], list[str]]:
-    """Compile all kernels for one target: what they use, and what is wrong with them."""
+def compile_target(target: int, common: bool = False) -> tuple[list[Resources], list[str]]:
+    """Compile the kernels for one target: what they use, and what is wrong with them.
+
+    Args:
+        target: compute capability, such as 90.
+        common: those of an ordinary training step alone.
+    """
     rows, faults = [], []
     for case in cases(target):
+        if common and not case.common:
+            continue
         row = compile_case(case, target)
         rows.append(row)
         faults += row.faults(case.tensor_core)
@@ -198,10 +207,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--target", type=int, choices=TARGETS, help="compile for this one alone and print JSON")
+    parser.add_argument("--common", action="store_true", help="with --target: the kernels of a training step alone")
     parser.add_argument("--table", type=Path, help="write what every kernel uses here")
     options = parser.parse_args(arguments)
     if options.target is not None:
-        rows, faults = compile_target(options.target)
+        rows, faults = compile_target(options.target, options.common)
         table = {"kernels": [asdict(row) for row in rows], "faults": faults}
     else:
         table = {"triton": triton.__version__, "shared_limit": SHARED_LIMIT} | _all_targets(TARGETS)

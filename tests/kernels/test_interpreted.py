@@ -17,9 +17,10 @@ FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
 
 
 def test_every_operator_has_a_file() -> None:
-    assert {"test_pixel_correlation_kernel.py"} <= set(FILES)
+    assert {f"test_{name}_kernel.py" for name in ("cp_loss", "cp_triplet", "pixel_correlation")} == set(FILES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_in_the_interpreter(name: str, repository: Path) -> None:
     done = subprocess.run(

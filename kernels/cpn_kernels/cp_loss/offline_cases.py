@@ -17,7 +17,8 @@ _STEP = {"cam_p": 1, "rcam_p": 1}
 
 def _case(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> Case:
     options = launch.TILED if "KP" in constants and "SPAN" in constants else launch.UNFUSED
-    return Case(f"cp_loss.{name}", kernel, types, constants, dict(options))
+    common = name in ("stats[grid]", "result") or name.endswith("[20 classes, grid]") or "[0, 20 classes, grid]" in name
+    return Case(f"cp_loss.{name}", kernel, types, constants, dict(options), common=common)
 
 
 def _sized(classes: int, upsample: bool, options: launch.Options, label: str) -> list[Case]:

@@ -32,9 +32,7 @@ def cp_loss_op(
     """Losses [2], stats and ranks; `size` is empty for the grid itself."""
     from cpn_kernels.cp_loss import launch
 
-    options = launch.Options(
-        map_norm, pair_norm, tcp, cpcr, ohem, ohem_pool, cpcr_target, refined_pair_gradient
-    )
+    options = launch.Options(map_norm, pair_norm, tcp, cpcr, ohem, ohem_pool, cpcr_target, refined_pair_gradient)
     return launch.forward(cam, rcam, labels, visible, _size(size), options)
 
 
@@ -84,9 +82,7 @@ def cp_loss_gradient_op(
     """Gradients of cam and rcam (empty without rcam)."""
     from cpn_kernels.cp_loss import launch
 
-    options = launch.Options(
-        map_norm, pair_norm, tcp, cpcr, ohem, ohem_pool, cpcr_target, refined_pair_gradient
-    )
+    options = launch.Options(map_norm, pair_norm, tcp, cpcr, ohem, ohem_pool, cpcr_target, refined_pair_gradient)
     return launch.backward(upstream, cam, rcam, labels, visible, stats, ranks, _size(size), options)
 
 

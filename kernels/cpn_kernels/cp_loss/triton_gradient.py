@@ -153,7 +153,9 @@ def slopes_kernel(
                 maps, stats, ranks, upstream, image, k, labelled, share, y, x, inside, which,
                 TCP, CPCR, PAIR, PRESENT, TARGET, UPSAMPLE, MINMAX, SHARED,
             )  # fmt: skip
-            value = numerator(raw_tile(maps, which > 0, which - (which > 0), image, k, y, x, inside, UPSAMPLE), lowest, MINMAX)
+            value = numerator(
+                raw_tile(maps, which > 0, which - (which > 0), image, k, y, x, inside, UPSAMPLE), lowest, MINMAX
+            )
             gradient = tl.where(kept[:, None], gradient, 0.0)
             flat += tl.sum(tl.where(value > 0, gradient, 0.0), axis=1)
             steep += tl.sum(gradient * value, axis=1)
@@ -226,7 +228,9 @@ def gradient_kernel(
         first = tl.program_id(0) * SPAN
         count = tl.minimum(out_h * out_w, first + SPAN)
     for which in tl.static_range(MAPS):
-        lowest, divisor, kept, own, own_divides = norm_rule(maps, stats, which + 2 * (which > 0), image, k, labelled, MINMAX, SHARED)
+        lowest, divisor, kept, own, own_divides = norm_rule(
+            maps, stats, which + 2 * (which > 0), image, k, labelled, MINMAX, SHARED
+        )
         plane = (image * MAPS + which) * classes + k
         flat = tl.load(slopes + plane * 2, mask=k < classes, other=0.0)
         steep = tl.load(slopes + plane * 2 + 1, mask=k < classes, other=0.0) / (divisor * divisor)

@@ -14,10 +14,20 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def _constant(values: Sequence[float], device: torch.device) -> Tensor:
+    """float32 [n] on the device; a GPU fills it itself, since a copy from the host would make the host wait."""
+    if device.type == "cuda":
+        return torch.stack([torch.full((), value, dtype=torch.float32, device=device) for value in values])
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
 def normalise_images(images: Tensor, mean: Sequence[float] | Tensor | None = None) -> Tensor:
     """(x / 255 - mean) / std of uint8 [B, H, W, 3] as float32 [B, 3, H, W]; see the public function."""
-    centre = torch.as_tensor(IMAGENET_MEAN if mean is None else mean, dtype=torch.float32, device=images.device)
-    spread = torch.tensor(IMAGENET_STD, dtype=torch.float32, device=images.device)
+    if isinstance(mean, Tensor):
+        centre = mean.to(dtype=torch.float32, device=images.device)
+    else:
+        centre = _constant(IMAGENET_MEAN if mean is None else mean, images.device)
+    spread = _constant(IMAGENET_STD, images.device)
     return ((images / 255 - centre) / spread).permute(0, 3, 1, 2)
 
 

@@ -47,6 +47,7 @@ def _product_cases(shape: launch.Shape, capability: tuple[int, int]) -> list[Cas
             arguments | {"DIVIDE": divide, "BLOCK_Q": ahead.rows, "BLOCK_K": ahead.others},
             {"num_warps": ahead.warps, "num_stages": ahead.stages},
             tensor_core=True,
+            common=divide and (shape.width, shape.channels) == (192, 32),
         )
         for divide in (True, False)
     ]
@@ -67,6 +68,7 @@ def _product_cases(shape: launch.Shape, capability: tuple[int, int]) -> list[Cas
                 },
                 {"num_warps": back.warps, "num_stages": back.stages},
                 tensor_core=True,
+                common=role == "both" and (shape.width, shape.channels) == (192, 32),
             )
         )
     return found

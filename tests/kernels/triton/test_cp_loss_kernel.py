@@ -41,9 +41,7 @@ def law(cam: Tensor, rcam: Tensor | None, options: dict, size: tuple[int, int] |
 
 
 def ours(cam: Tensor, rcam: Tensor | None, options: dict, size: tuple[int, int] | None, device: torch.device) -> Tensor:
-    return cp_loss_op(
-        cam, rcam, LABELS.to(device), VISIBLE.float().to(device), list(size or ()), *options.values()
-    )[0]
+    return cp_loss_op(cam, rcam, LABELS.to(device), VISIBLE.float().to(device), list(size or ()), *options.values())[0]
 
 
 def compare(
@@ -90,7 +88,7 @@ def test_without_refined_maps(device: torch.device) -> None:
 
 @pytest.mark.parametrize(
     ("grid", "size"),
-    [((3, 4), (7, 9)), ((3, 3), (5, 5)), ((4, 5), (3, 2)), ((1, 4), (3, 6)), ((3, 1), (1, 5)), ((1, 1), (2, 2))],
+    [((3, 3), (7, 5)), ((3, 4), (2, 3)), ((1, 4), (3, 6)), ((3, 1), (1, 5))],
     ids=str,
 )
 def test_upsampled(grid: tuple, size: tuple, device: torch.device) -> None:
@@ -148,9 +146,9 @@ def test_constant_maps(value: float, map_norm: str, device: torch.device) -> Non
 
 def test_no_class_present(device: torch.device) -> None:
     cam, rcam = (raw_maps(s).float().to(device).requires_grad_() for s in (0, 1))
-    losses = cp_loss_op(
-        cam, rcam, torch.zeros(2, 3, device=device), VISIBLE.float().to(device), [], *DEFAULT.values()
-    )[0]
+    losses = cp_loss_op(cam, rcam, torch.zeros(2, 3, device=device), VISIBLE.float().to(device), [], *DEFAULT.values())[
+        0
+    ]
     torch.testing.assert_close(losses.detach().cpu(), torch.zeros(2), rtol=0, atol=1e-6)
     assert all((x == 0).all() for x in torch.autograd.grad(losses.sum(), (cam, rcam)))
 
