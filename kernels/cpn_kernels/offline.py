@@ -212,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.target is not None:
         rows, faults = compile_target(options.target, options.common)
-        table = {"kernels": [asdict(row) for row in rows], "faults": faults}
+        table: dict[str, Any] = {"kernels": [asdict(row) for row in rows], "faults": faults}
     else:
         table = {"triton": triton.__version__, "shared_limit": SHARED_LIMIT} | _all_targets(TARGETS)
     text = json.dumps(table, indent=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -23,7 +24,7 @@ COLLECT_SPAN = 256
 MOST_PROGRAMS = 128
 """Programs that share an image; each adds up its own part."""
 
-UNFUSED = {"enable_fp_fusion": False}
+UNFUSED: dict[str, Any] = {"enable_fp_fusion": False}
 """All passes round alike: see `triton_tiles`."""
 
 TILED = UNFUSED | {"num_warps": 8}
@@ -43,11 +44,11 @@ class Options:
     cpcr_target: str = "winner"
     refined_pair_gradient: bool = False
 
-    def norm(self) -> dict[str, object]:
+    def norm(self) -> dict[str, Any]:
         """Constants of every kernel that normalises."""
         return {"MINMAX": self.map_norm == "minmax", "SHARED": self.pair_norm == "shared"}
 
-    def terms(self, refined: bool) -> dict[str, object]:
+    def terms(self, refined: bool) -> dict[str, Any]:
         """Constants of the forward passes."""
         return self.norm() | {
             "TCP": self.tcp,
@@ -100,7 +101,7 @@ class _Call:
     def zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.cam.device)
 
-    def tile(self) -> dict[str, object]:
+    def tile(self) -> dict[str, Any]:
         return {"UPSAMPLE": self.upsample, "KP": padded(self.classes), "SPAN": self.span} | TILED
 
 

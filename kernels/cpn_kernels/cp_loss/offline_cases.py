@@ -10,7 +10,7 @@ from cpn_kernels.cp_loss import launch, triton_gradient, triton_kernel
 from cpn_kernels.offline import Case
 
 _SHAPE = "cam_k rcam_k batch classes grid_h grid_w out_h out_w"
-_MAPS = dict.fromkeys("cam rcam visible stats".split(), "*fp32") | {"labels": "*fp32"}
+_MAPS = dict.fromkeys(["cam", "rcam", "visible", "stats"], "*fp32") | {"labels": "*fp32"}
 _STRIDES = dict.fromkeys(_SHAPE.split(), "i32") | {"cam_n": "i32", "rcam_n": "i32"}
 _STEP = {"cam_p": 1, "rcam_p": 1}
 
@@ -46,7 +46,7 @@ def _sized(classes: int, upsample: bool, options: launch.Options, label: str) ->
 
 def offline_cases(capability: tuple[int, int]) -> list[Case]:
     """VOC's and COCO's classes at the grid and upsampled, and the other options once."""
-    shape = dict.fromkeys("batch classes grid_h grid_w".split(), "i32")
+    shape = dict.fromkeys(["batch", "classes", "grid_h", "grid_w"], "i32")
     stats = {key: value for key, value in (_MAPS | _STRIDES).items() if key != "visible"}
     found = [
         _case(

@@ -76,20 +76,14 @@ def triplet_kernel(
             element = first * 3 + local
             channel = local % 3
             held = element < pixels * 3
-            if OWN_MEAN:
-                mean = tl.load(means + channel)
-            else:
-                mean = _of_channel(channel, mean_r, mean_g, mean_b)
+            mean = tl.load(means + channel) if OWN_MEAN else _of_channel(channel, mean_r, mean_g, mean_b)
             std = _of_channel(channel, std_r, std_g, std_b)
             colour = tl.load(images + element, mask=held, other=0).to(tl.float32)
             owner = tl.gather(state, local // 3, 0)
             _write_views(output, element, view_stride, (colour / 255 - mean) / std, owner, held)
     else:
         for channel in tl.static_range(3):
-            if OWN_MEAN:
-                mean = tl.load(means + channel)
-            else:
-                mean = _of_channel(channel, mean_r, mean_g, mean_b)
+            mean = tl.load(means + channel) if OWN_MEAN else _of_channel(channel, mean_r, mean_g, mean_b)
             colour = tl.load(images + pixel * 3 + channel, mask=inside, other=0).to(tl.float32)
             value = (colour / 255 - mean) / _of_channel(channel, std_r, std_g, std_b)
             _write_views(output, channel * pixels + pixel, view_stride, value, state, inside)
