@@ -118,16 +118,21 @@ def test_ties_count_as_in_topk(ohem: float, device: torch.device) -> None:
 
 
 def test_ties_share_the_gradient(device: torch.device) -> None:
-    # The refined maps of both hidden views are constant, so all their errors but the background's are equal.
-    cam, rcam = torch.zeros(6, 3, 4, 4), torch.zeros(6, 3, 4, 4)
-    rcam[2:] = 0.5
-    rcam[2:, :, 0, 0] = 1.0
-    rcam = rcam.to(device).requires_grad_()
+    # The refined maps of both hidden views are constant but for one place, so nearly all errors are equal.
+    def refined(value: float) -> Tensor:
+        maps = torch.zeros(6, 3, 4, 4, dtype=torch.float64)
+        maps[2:] = value
+        maps[2:, :, 0, 0] = 1.0
+        return maps
+
+    cam = torch.zeros(6, 3, 4, 4)
     options = DEFAULT | {"map_norm": "max", "tcp": False, "ohem": 0.5}
-    gradient = torch.autograd.grad(ours(cam.to(device), rcam, options, None, device)[1], rcam)[0]
+    rcam = refined(0.5).float().to(device).requires_grad_()
+    gradient = torch.autograd.grad(ours(cam.to(device), rcam, options, None, device)[1], rcam)[0].cpu().double()
     inner = gradient[2:].flatten(2)[:, :, 1:]
-    assert gradient.isfinite().all() and (inner[0] != 0).any()
     torch.testing.assert_close(inner, inner[:, :, :1].expand_as(inner))  # no place is preferred to another
+    above, below = (float(law(cam.double(), refined(0.5 + d), options, None)[1]) for d in (1e-3, -1e-3))
+    assert float(inner.sum()) == pytest.approx((above - below) / 2e-3, rel=1e-4)  # and together they are the slope
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, 2.0])
