@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cpn_kernels.backend import takes_kernel
 from cpn_kernels.pixel_correlation import reference
-from cpn_kernels.pixel_correlation.op import LARGEST_CHANNELS, LARGEST_EMBEDDING, pixel_correlation_op
+from cpn_kernels.pixel_correlation.op import fits, pixel_correlation_op
 from cpn_kernels.pixel_correlation.portable import pixel_correlation_portable
 
 __all__ = ["pixel_correlation"]
@@ -49,10 +49,10 @@ def pixel_correlation(
         return pixel_correlation_portable(*_widened(embedding, maps), eps, queries=queries)
     if embedding.shape[0] != maps.shape[0] or embedding.shape[2] != maps.shape[2]:
         raise ValueError(f"embedding {tuple(embedding.shape)} and maps {tuple(maps.shape)} differ in B or N")
-    fits = embedding.shape[1] <= LARGEST_EMBEDDING and maps.shape[1] <= LARGEST_CHANNELS
-    if fits and takes_kernel(embedding, maps, queries):
-        halved = embedding.dtype != torch.float32 or torch.is_autocast_enabled(embedding.device.type)
-        return pixel_correlation_op(embedding, queries, maps, eps, "bf16" if halved else "fp32")[0]
+    halved = embedding.dtype != torch.float32 or torch.is_autocast_enabled(embedding.device.type)
+    precision = "bf16" if halved else "fp32"
+    if takes_kernel(embedding, maps, queries) and fits(embedding.shape[1], maps.shape[1], precision):
+        return pixel_correlation_op(embedding, queries, maps, eps, precision)[0]
     embedding, maps = _widened(embedding, maps)
     if queries is not None:
         return reference.pixel_correlation_queried(embedding, maps, eps, queries.to(embedding.dtype))

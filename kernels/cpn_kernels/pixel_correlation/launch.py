@@ -66,9 +66,7 @@ class Shape(NamedTuple):
 
 def kernel_shape(embedding: int, channels: int, precision: str) -> Shape:
     """Padded sizes for an embedding of up to 256 channels and up to 128 map channels."""
-    # Three tf32 products hold each operand in three parts: over 192 channels whole pieces of 64 spill registers.
-    widest = 32 if precision == "fp32" and embedding > 192 else 64
-    piece = min(widest, max(16, triton.next_power_of_2(embedding)))
+    piece = min(64, max(16, triton.next_power_of_2(embedding)))
     width = triton.cdiv(embedding, piece) * piece
     return Shape(width, piece, max(16, triton.next_power_of_2(channels)), precision)
 
@@ -100,7 +98,7 @@ def backward_tiles(shape: Shape, capability: tuple[int, int]) -> Tiles:
         return Tiles(32, 16, 4, 2) if shape.width <= 192 else Tiles(16, 16, 4, 2)
     if shape.width <= 192 and shape.channels <= 32:
         return Tiles(32, 32, 8, 1)
-    return Tiles(16, 16, 4, 2)
+    return Tiles(16, 16, 4, 2 if capability[0] == 9 else 1)
 
 
 def _capability(tensor: Tensor) -> tuple[int, int]:

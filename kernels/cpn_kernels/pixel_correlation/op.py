@@ -7,8 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LARGEST_EMBEDDING = 256
-LARGEST_CHANNELS = 128
+
+def fits(embedding: int, channels: int, precision: str) -> bool:
+    """Whether the kernels take so many embedding and map channels: more would spill registers.
+
+    Args:
+        embedding: E.
+        channels: C.
+        precision: of the products, "bf16" or "fp32".
+    """
+    if precision == "fp32" and embedding > 192:
+        return embedding <= 256 and channels <= 64
+    return embedding <= 256 and channels <= 128
 
 
 def _settled(precision: str) -> str:
