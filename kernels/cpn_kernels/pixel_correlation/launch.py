@@ -97,7 +97,7 @@ def backward_tiles(shape: Shape, capability: tuple[int, int]) -> Tiles:
     if shape.precision == "tf32":
         return Tiles(32, 16, 4, 2) if shape.width <= 192 else Tiles(16, 16, 4, 2)
     if shape.width <= 192 and shape.channels <= 32:
-        return Tiles(32, 32, 8, 1)
+        return Tiles(32, 32, 8, 2 if capability[0] == 9 else 1)
     return Tiles(16, 16, 4, 2 if capability[0] == 9 else 1)
 
 
