@@ -64,7 +64,7 @@ def normalise_cam(
         normalised = (rectified - lowest - EPS).relu() / (peak - lowest + EPS)
     else:
         normalised = rectified / (peak + EPS)
-    kept = (labels > 0)[:, :, None, None] & (own_peak >= MIN_PEAK)
+    kept = (labels > 0)[:, :, None, None] & ~(own_peak < MIN_PEAK)  # a NaN is kept: it must show
     return torch.where(kept, normalised, torch.zeros_like(normalised))
 
 

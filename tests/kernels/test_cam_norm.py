@@ -83,6 +83,16 @@ def test_weak_channels_are_zero_without_gradient(map_norm: str) -> None:
     assert (gradient[0, [0, 2, 3]] == 0).all()
 
 
+@pytest.mark.parametrize("map_norm", ["minmax", "max"])
+def test_nan_stays_visible(map_norm: str) -> None:
+    raw = tie_free(2, 2, 3, 3)
+    raw[0, 1, 1, 1] = float("nan")
+    normalised = normalise_cam(raw, torch.tensor([[1, 1], [1, 1]]), map_norm=map_norm)
+    assert normalised[0, 1].isnan().all() and normalised[0, 0].isfinite().all() and normalised[1].isfinite().all()
+    absent = normalise_cam(raw, torch.tensor([[1, 0], [1, 1]]), map_norm=map_norm)
+    assert (absent[0, 1] == 0).all()
+
+
 def test_constant_map() -> None:
     raw = torch.full((1, 1, 3, 3), 2.0, requires_grad=True)
     minmax = normalise_cam(raw, torch.ones(1, 1))

@@ -100,6 +100,24 @@ def test_a_draw_depends_on_key_and_patch_alone() -> None:
     assert torch.equal(both, mirrored.flip(4))
 
 
+def test_grid_sides_stand_for_their_patches() -> None:
+    images, _, keys = sample()
+    sides = torch.tensor([2, 4])
+    ids = torch.tensor([[[y // s * -(-11 // s) + x // s for x in range(11)] for y in range(9)] for s in (2, 4)])
+    for ours, theirs in zip(cp_triplet(images, sides, keys, 0.5), cp_triplet(images, ids, keys, 0.5), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_dtype_and_memory(memory_format: torch.memory_format) -> None:
+    images, patches, keys = sample()
+    expected = cp_triplet(images, patches, keys, 0.5)[0]
+    assert expected.is_contiguous(memory_format=torch.channels_last)
+    triplet = cp_triplet(images, patches, keys, 0.5, dtype=torch.bfloat16, memory_format=memory_format)[0]
+    assert triplet.is_contiguous(memory_format=memory_format)
+    assert torch.equal(triplet, expected.bfloat16())
+
+
 def test_only_padding() -> None:
     images, patches, keys = sample()
     triplet, visible = cp_triplet(images, torch.full_like(patches, -1), keys, 0.5)

@@ -134,6 +134,27 @@ def test_portable_equals_law() -> None:
     torch.testing.assert_close(pixel_correlation_portable(embedding, maps, block=4), law, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("asked", [1, 9, reference.BLOCK + 3])
+def test_queries_that_are_no_keys(asked: int) -> None:
+    embedding, maps = (x.requires_grad_() for x in sample(2, 3, 13))
+    queries = sample(2, 1, asked)[0].requires_grad_()
+    output = pixel_correlation(embedding, maps, queries=queries)
+    unit, wanted = F.normalize(embedding, dim=1), F.normalize(queries, dim=1)
+    affinity = torch.einsum("bei,bej->bij", unit, wanted).clamp(min=0)
+    expected = torch.einsum("bci,bij->bcj", maps, affinity) / (affinity.sum(1, keepdim=True) + 1e-5)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-13)
+    inputs = (embedding, maps, queries)
+    ours, theirs = (torch.autograd.grad(x.square().sum(), inputs) for x in (output, expected))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    portable = pixel_correlation_portable(embedding, maps, block=4, queries=queries)
+    torch.testing.assert_close(portable, expected, rtol=0, atol=1e-13)
+
+
+def test_mismatched_queries_are_named() -> None:
+    with pytest.raises(ValueError, match=r"queries are \(1, 3, 5\).*\(1, 4, 5\)"):
+        pixel_correlation(torch.zeros(1, 4, 5), torch.zeros(1, 2, 5), queries=torch.zeros(1, 3, 5))
+
+
 class _Exported(torch.nn.Module):
     def forward(self, embedding: Tensor, maps: Tensor) -> Tensor:
         return pixel_correlation(embedding, maps)

@@ -6,8 +6,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from cpn_kernels.backend import takes_kernel
 from cpn_kernels.cam_norm import MapNorm
 from cpn_kernels.cp_loss import reference
+from cpn_kernels.cp_loss.op import cp_loss_op
 from cpn_kernels.cp_loss.reference import ohem_mean
 
 __all__ = ["cp_loss", "ohem_mean"]
@@ -77,6 +79,26 @@ def cp_loss(
             raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")
     if not 0 < ohem <= 1:
         raise ValueError(f"ohem is {ohem}; expected a share in (0, 1]")
+    if map_norm not in ("minmax", "max"):
+        raise ValueError(f"map_norm is {map_norm!r}; expected 'minmax' or 'max'")
+    # The kernel knows the pair as target only.
+    if tcp_target == "pair" and takes_kernel(cam_triplet, rcam_triplet, labels, visible):
+        losses = cp_loss_op(
+            cam_triplet,
+            rcam_triplet,
+            labels,
+            visible,
+            list(size or ()),
+            map_norm,
+            pair_norm,
+            tcp,
+            cpcr,
+            ohem,
+            ohem_pool,
+            cpcr_target,
+            refined_pair_gradient,
+        )[0]
+        return losses[0], losses[1]
     return reference.cp_loss(
         cam_triplet,
         rcam_triplet,

@@ -14,11 +14,29 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def _constant(values: Sequence[float], device: torch.device) -> Tensor:
+    """float32 [n] on the device; a GPU fills it itself, since a copy from the host would make the host wait."""
+    if device.type == "cuda":
+        return torch.stack([torch.full((), value, dtype=torch.float32, device=device) for value in values])
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
 def normalise_images(images: Tensor, mean: Sequence[float] | Tensor | None = None) -> Tensor:
     """(x / 255 - mean) / std of uint8 [B, H, W, 3] as float32 [B, 3, H, W]; see the public function."""
-    centre = torch.as_tensor(IMAGENET_MEAN if mean is None else mean, dtype=torch.float32, device=images.device)
-    spread = torch.tensor(IMAGENET_STD, dtype=torch.float32, device=images.device)
+    if isinstance(mean, Tensor):
+        centre = mean.to(dtype=torch.float32, device=images.device)
+    else:
+        centre = _constant(IMAGENET_MEAN if mean is None else mean, images.device)
+    spread = _constant(IMAGENET_STD, images.device)
     return ((images / 255 - centre) / spread).permute(0, 3, 1, 2)
+
+
+def grid_patches(sides: Tensor, height: int, width: int) -> Tensor:
+    """Patches of the grids with these sides, [B], row by row from the upper left corner; int [B, height, width]."""
+    sides = sides[:, None, None]
+    rows = torch.arange(height, device=sides.device)[None, :, None] // sides
+    columns = torch.arange(width, device=sides.device)[None, None] // sides
+    return rows * ((width + sides - 1) // sides) + columns
 
 
 def hidden_pixels(patches: Tensor, keys: Tensor, p_hidden: float) -> Tensor:
@@ -40,6 +58,8 @@ def cp_triplet(
     images: Tensor, patches: Tensor, keys: Tensor, p_hidden: float, mean: Sequence[float] | Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Triplet [3B, 3, H, W] and visible fraction [B]; see the public function."""
+    if patches.ndim == 1:
+        patches = grid_patches(patches, images.shape[1], images.shape[2])
     inside = patches >= 0
     hidden = hidden_pixels(patches, keys, p_hidden)
     visible = inside & ~hidden

@@ -10,20 +10,24 @@ from torch._higher_order_ops.while_loop import while_loop
 BLOCK = 256
 
 
-def pixel_correlation_portable(embedding: Tensor, maps: Tensor, eps: float = 1e-5, block: int = BLOCK) -> Tensor:
+def pixel_correlation_portable(
+    embedding: Tensor, maps: Tensor, eps: float = 1e-5, block: int = BLOCK, queries: Tensor | None = None
+) -> Tensor:
     """The law's sums, accumulated over blocks of source pixels i; exports to an ONNX `Loop` with dynamic B and N.
 
     Args:
         embedding: g, float [B, E, N].
         maps: float [B, C, N].
         eps: added to the sum of affinities.
-        block: source pixels per iteration; memory is that of a [B, block, N] affinity.
+        block: source pixels per iteration; memory is that of a [B, block, M] affinity.
+        queries: float [B, E, M]; None = the embedding.
 
     Returns:
-        float [B, C, N]. Not differentiable: for inference.
+        float [B, C, M]. Not differentiable: for inference.
     """
     pixels = embedding.shape[2]
     unit = F.normalize(embedding, dim=1)
+    asked = unit if queries is None else F.normalize(queries, dim=1)
     # A block of zero vectors behind the last pixel lets every iteration take whole blocks: they have no affinity.
     sources = torch.cat([unit, unit.new_zeros(unit.shape[0], unit.shape[1], block)], dim=2)
     values = torch.cat([maps, maps.new_zeros(maps.shape[0], maps.shape[1], block)], dim=2)
@@ -35,10 +39,11 @@ def pixel_correlation_portable(embedding: Tensor, maps: Tensor, eps: float = 1e-
 
     def step(start: Tensor, weighted: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         columns = start + offsets
-        affinity = (sources.index_select(2, columns).transpose(1, 2) @ unit).relu()
+        affinity = (sources.index_select(2, columns).transpose(1, 2) @ asked).relu()
         weighted = weighted + values.index_select(2, columns) @ affinity
         return start + block, weighted, total + affinity.sum(dim=1, keepdim=True)
 
     start = torch.zeros((), dtype=torch.int64, device=embedding.device)
-    _, weighted, total = while_loop(more, step, (start, torch.zeros_like(maps), torch.zeros_like(maps[:, :1])))
+    sums = maps.new_zeros(maps.shape[0], maps.shape[1], asked.shape[2])
+    _, weighted, total = while_loop(more, step, (start, sums, torch.zeros_like(sums[:, :1])))
     return weighted / (total + eps)

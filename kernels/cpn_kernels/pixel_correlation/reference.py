@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 BLOCK = 256
 """Pixels per block: memory is that of a [B, N, 256] affinity and grows with N, not with its square."""
@@ -15,10 +16,11 @@ WHOLE = 1024
 """Up to this many pixels the whole matrix is small, and keeping it is faster than computing it again."""
 
 
-def pixel_correlation(embedding: Tensor, maps: Tensor, eps: float = 1e-5) -> Tensor:
+def pixel_correlation(embedding: Tensor, maps: Tensor, eps: float = 1e-5, queries: Tensor | None = None) -> Tensor:
     """The law, with the whole affinity matrix; see the public function."""
     unit = F.normalize(embedding, dim=1)
-    affinity = (unit.transpose(1, 2) @ unit).relu()
+    asked = unit if queries is None else F.normalize(queries, dim=1)
+    affinity = (unit.transpose(1, 2) @ asked).relu()
     return maps @ affinity / (affinity.sum(dim=1, keepdim=True, dtype=maps.dtype) + eps)
 
 
@@ -68,3 +70,12 @@ class _Blocked(torch.autograd.Function):
 def pixel_correlation_blocked(embedding: Tensor, maps: Tensor, eps: float = 1e-5, block: int = BLOCK) -> Tensor:
     """The same sums over column blocks: memory of a block of N, forward and backward."""
     return _Blocked.apply(F.normalize(embedding, dim=1), maps, eps, block)
+
+
+def pixel_correlation_queried(embedding: Tensor, maps: Tensor, eps: float, queries: Tensor) -> Tensor:
+    """The law for queries that are no keys, block by block; a block's affinity is computed again in the backward."""
+    parts = [
+        checkpoint(pixel_correlation, embedding, maps, eps, part, use_reentrant=False)
+        for part in queries.split(BLOCK, dim=2)
+    ]
+    return torch.cat(parts, dim=2)

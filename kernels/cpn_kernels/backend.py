@@ -1,0 +1,36 @@
+"""Which backend serves a tensor: the one question that every public operator asks before it calls a kernel."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+OLDEST = (8, 0)
+"""The first compute capability with bfloat16 tensor cores; the kernels are compiled for it and what came after."""
+
+
+@torch.compiler.assume_constant_result
+def triton_ready() -> bool:
+    """Whether Triton is installed and every CUDA device of this process is new enough for the kernels."""
+    if importlib.util.find_spec("triton") is None or not torch.cuda.is_available():
+        return False
+    return all(torch.cuda.get_device_capability(index) >= OLDEST for index in range(torch.cuda.device_count()))
+
+
+def takes_kernel(*tensors: Tensor | None) -> bool:
+    """Whether a Triton kernel serves these inputs: all on CUDA, none empty, none float64 (whose law is the reference).
+
+    Args:
+        tensors: the inputs of an operator; None is passed over.
+
+    Returns:
+        True where the kernel is to be taken. Never while exporting: a custom operator has no ONNX form.
+    """
+    if torch.compiler.is_exporting():
+        return False
+    given = [tensor for tensor in tensors if tensor is not None]
+    if any(not x.is_cuda or x.dtype == torch.float64 or x.numel() == 0 for x in given):
+        return False
+    return triton_ready()

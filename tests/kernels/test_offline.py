@@ -1,0 +1,63 @@
+"""The kernels compile for GPUs that are not here: no spills, shared memory within the limit, tensor cores in use."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+from cpn_kernels import offline
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [80, 90])
+def test_kernels_of_a_training_step_compile(target: int) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "cpn_kernels.offline", "--target", str(target), "--common"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout, done.stderr[-4000:]
+    table = json.loads(done.stdout)
+    assert done.returncode == 0 and table["faults"] == []
+    rows = {row["name"]: row for row in table["kernels"]}
+    assert {name.partition("[")[0].partition(".")[0] for name in rows} == set(offline.SOURCES)
+    if offline.unchecked():
+        pytest.skip("; ".join(offline.unchecked()))
+    assert all(row["registers"] > 0 and row["stack"] == 0 for row in rows.values())
+    assert rows["pixel_correlation.forward[bf16, 192, 32]"]["tensor_core"] > 0
+    assert rows["pixel_correlation.gradient[both, bf16, 192, 32]"]["tensor_core"] > 0
+
+
+def row(**changed: int | None) -> offline.Resources:
+    values = {"warps": 4, "registers": 90, "stack": 0, "shared": 1024, "tensor_core": 3}
+    return offline.Resources("kernel", 86, **(values | changed))
+
+
+def test_faults_are_named() -> None:
+    assert row().faults(needs_tensor_core=True) == []
+    assert row(tensor_core=0).faults() == []
+    assert row(tensor_core=0).faults(True) == ["kernel on sm_86: no tensor-core instruction"]
+    assert row(stack=8).faults() == ["kernel on sm_86: 8 bytes of stack: it spills registers"]
+    assert row(shared=101_376).faults() == []
+    assert row(shared=101_377).faults() == ["kernel on sm_86: 101377 bytes of shared memory; sm_86 grants 101376"]
+
+
+def test_a_missing_tool_is_told_and_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offline, "tool", lambda name: None)
+    assert offline.unchecked() == [
+        "cuobjdump is missing: registers and spills not checked",
+        "nvdisasm is missing: tensor-core instructions not checked",
+    ]
+    assert row(registers=None, stack=None, tensor_core=None).faults(True) == []
+
+
+def test_every_target_has_a_limit() -> None:
+    assert set(offline.SHARED_LIMIT) == set(offline.TARGETS)
