@@ -16,9 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from cpn_fast.config import TrainConfig
 from cpn_fast.data.demo import generate_demo
+from cpn_fast.models import create_model
+from cpn_fast.run_folder import RunFolder
 
 CROP, BATCH = 320, 8
 UNCOUNTED, COUNTED = 5, 5
@@ -106,14 +110,27 @@ def label(run: Path, data: Path, output: Path, compiled: bool) -> dict[str, floa
     return dict(json.loads((output / "figures.json").read_text()))
 
 
-def test_labelling(data: Path, tmp_path: Path, record_pair: Callable[..., float]) -> None:
-    run = tmp_path / "run"
-    train(data, run, "cpn")
-    eager, compiled = (label(run, data, tmp_path / name, name == "compiled") for name in ("eager", "compiled"))
+def test_labelling(
+    data: Path,
+    tmp_path: Path,
+    record_pair: Callable[..., float],
+    calibrate: Callable[[torch.nn.Module, torch.Tensor], None],
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    config = TrainConfig(f"folder:{data}", run.path, method="cpn", backbone="mobilenet_v2")
+    run.create(config, (data / "classes.txt").read_text().split())
+    torch.manual_seed(0)
+    net = create_model(config, len(run.classes))
+    first = np.asarray(Image.open(min((data / "images").iterdir())))
+    calibrate(net, torch.from_numpy(first)[None])
+    run.save_model(net, 0)
+    eager, compiled = (label(run.path, data, tmp_path / name, name == "compiled") for name in ("eager", "compiled"))
     found, expected = (
-        np.stack([np.asarray(Image.open(p)).ravel()[:147_456] for p in sorted((tmp_path / name).rglob("*.png"))])
+        np.concatenate([np.asarray(Image.open(p)).ravel() for p in sorted((tmp_path / name).rglob("*.png"))])
         for name in ("compiled", "eager")
     )
-    assert len(found) == IMAGES and (np.bincount(expected.ravel(), minlength=2)[1:] > 0).any()
+    shares = np.bincount(expected) / expected.size
+    assert (shares > 0.05).sum() >= 2, "masks of one value would agree whatever was computed"
     assert (found == expected).mean() >= LEAST_EQUAL
     record_pair(candidate=compiled, peer=eager)

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 METHODS = ("cam", "cpn")
 PRETRAIN = PretrainSettings()
 RECIPE = (
-    *("--backbone", "resnet38_tiny", "--epochs", "12", "--batch-size", "8", "--lr", "0.02", "--momentum", "0.9"),
+    *("--backbone", "resnet38_tiny", "--epochs", "14", "--batch-size", "8", "--lr", "0.04", "--momentum", "0.9"),
     *("--crop", "112", "--augment.resize", "104", "136", "--augment.jitter", "0.3", "0.3", "0.3", "0.02"),
     *("--eval-every", "4"),
 )

@@ -37,7 +37,7 @@ def raw_maps(seed: int, height: int = 4, width: int = 7) -> Tensor:
 
 
 def law(cam: Tensor, rcam: Tensor | None, options: dict, size: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-    return reference.cp_loss(cam, rcam, LABELS, VISIBLE, size=size, **options)
+    return reference.cp_loss(cam, rcam, LABELS, VISIBLE, size=size, tcp_target="pair", **options)
 
 
 def ours(cam: Tensor, rcam: Tensor | None, options: dict, size: tuple[int, int] | None, device: torch.device) -> Tensor:
