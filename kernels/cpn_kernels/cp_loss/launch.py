@@ -48,13 +48,17 @@ class Options:
         """Constants of every kernel that normalises."""
         return {"MINMAX": self.map_norm == "minmax", "SHARED": self.pair_norm == "shared"}
 
-    def terms(self, refined: bool) -> dict[str, Any]:
-        """Constants of the forward passes."""
-        return self.norm() | {
+    def pool(self) -> dict[str, Any]:
+        """Constants of every kernel that compares views."""
+        return {"PRESENT": self.ohem_pool == "present", "TARGET": self.cpcr_target}
+
+    def gradient(self, refined: bool) -> dict[str, Any]:
+        """Constants of the backward passes."""
+        return {
+            "MAPS": 4 if refined else 1,
             "TCP": self.tcp,
             "CPCR": self.cpcr and refined,
-            "PRESENT": self.ohem_pool == "present",
-            "TARGET": self.cpcr_target,
+            "PAIR": self.refined_pair_gradient,
         }
 
 
@@ -115,7 +119,6 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses [2] (L_tcp, L_cpcr), and what the gradient needs: stats [maps, B, K, 4], ranks [B, 2, 3]; float32."""
     call = _Call(cam, rcam, labels, visible, size)
-    terms = options.terms(call.refined)
     stats = call.empty(6 if call.refined else 3, call.batch, call.classes, 4)
     for refined in (False, True)[: 1 + call.refined]:
         triton_kernel.stats_kernel[(call.classes, call.batch, 3)](
@@ -129,31 +132,35 @@ def forward(
             SPAN=min(STATS_SPAN, 64) if INTERPRETED else STATS_SPAN,
             **UNFUSED,
         )
-    histograms = call.zeros(3 if terms["CPCR"] else 0, call.batch, 2, triton_kernel.BINS.value, dtype=torch.int32)
-    sums = call.zeros(call.batch, 5, call.programs)
+    inputs = (call.cam, call.rcam, call.labels, call.visible, stats)
+    triplet_sums = call.empty(call.batch, call.programs)
+    if options.tcp:
+        triton_kernel.triplet_kernel[(call.programs, call.batch)](
+            *inputs, triplet_sums, *call.tail, REFINED=call.refined, **options.norm(), **call.tile()
+        )
+    cpcr = options.cpcr and call.refined
+    histograms = call.zeros(3 if cpcr else 0, call.batch, 2, triton_kernel.BINS.value, dtype=torch.int32)
+    sums = call.empty(3 if cpcr else 0, call.batch, 2, call.programs)
     share_bits = struct.unpack("<q", struct.pack("<d", options.ohem))[0]
     # The product in the reference's order: another one could round to another count.
     wanted = max(1, math.floor(options.ohem * (call.classes + 1) * call.out[0] * call.out[1]))
-    for level in range(3 if terms["CPCR"] else 1):
-        triton_kernel.rank_kernel[(call.programs, call.batch)](
-            call.cam,
-            call.rcam,
-            call.labels,
-            call.visible,
-            stats,
+    for level in range(3 if cpcr else 0):
+        triton_kernel.rank_kernel[(call.programs, call.batch, 2)](
+            *inputs,
             histograms,
             sums,
             wanted,
             share_bits,
             *call.tail,
             LEVEL=level,
-            REFINED=call.refined,
-            **terms,
+            **options.norm(),
+            **options.pool(),
             **call.tile(),
         )
     losses, ranks = call.empty(call.batch, 3), call.zeros(call.batch, 2, 3)
     triton_kernel.result_kernel[(call.batch,)](
         call.labels,
+        triplet_sums,
         histograms,
         sums,
         losses,
@@ -164,8 +171,9 @@ def forward(
         call.classes,
         call.places,
         call.programs,
-        CPCR=terms["CPCR"],
-        PRESENT=terms["PRESENT"],
+        TCP=options.tcp,
+        CPCR=cpcr,
+        PRESENT=options.ohem_pool == "present",
         KP=padded(call.classes),
         PARTS=triton.next_power_of_2(call.programs),
         **UNFUSED,
@@ -200,7 +208,7 @@ def backward(
     """
     call = _Call(cam, rcam, labels, visible, size)
     maps = 4 if call.refined else 1
-    constants = options.terms(call.refined) | call.tile() | {"MAPS": maps, "PAIR": options.refined_pair_gradient}
+    constants = options.norm() | options.pool() | options.gradient(call.refined) | call.tile()
     inputs = (call.cam, call.rcam, call.labels, call.visible, stats, ranks, upstream.float().contiguous())
     slopes = call.empty(call.programs, call.batch, maps, call.classes, 2)
     triton_gradient.slopes_kernel[(call.programs, call.batch)](*inputs, slopes, *call.tail, **constants)

@@ -23,23 +23,42 @@ def _case(name: str, kernel: Any, types: dict[str, str], constants: dict[str, An
 
 def _sized(classes: int, upsample: bool, options: launch.Options, label: str) -> list[Case]:
     tile = {"UPSAMPLE": upsample, "KP": launch.padded(classes), "SPAN": launch.span(classes)}
-    terms = options.terms(True)
-    pair = {"MAPS": 4, "PAIR": options.refined_pair_gradient}
+    norm = options.norm()
     inputs = _MAPS | _STRIDES
     found = [
         _case(
-            f"rank[{level}, {label}]",
-            triton_kernel.rank_kernel,
-            inputs | {"histograms": "*i32", "sums": "*fp32", "wanted": "i32", "fraction_bits": "i64"},
-            tile | terms | _STEP | {"LEVEL": level, "REFINED": True},
+            f"triplet[{label}]",
+            triton_kernel.triplet_kernel,
+            inputs | {"sums": "*fp32"},
+            tile | norm | _STEP | {"REFINED": True},
         )
-        for level in range(3)
     ]
+    for level in range(3):
+        found.append(
+            _case(
+                f"rank[{level}, {label}]",
+                triton_kernel.rank_kernel,
+                inputs | {"histograms": "*i32", "sums": "*fp32", "wanted": "i32", "fraction_bits": "i64"},
+                tile | norm | options.pool() | _STEP | {"LEVEL": level},
+            )
+        )
     backward = inputs | {"ranks": "*fp32", "upstream": "*fp32", "slopes": "*fp32"}
     written = dict.fromkeys(("cam_gradient", "rcam_gradient", "corners"), "*fp32")
-    found.append(_case(f"slopes[{label}]", triton_gradient.slopes_kernel, backward, tile | terms | _STEP | pair))
     found.append(
-        _case(f"gradient[{label}]", triton_gradient.gradient_kernel, backward | written, tile | terms | _STEP | pair)
+        _case(
+            f"slopes[{label}]",
+            triton_gradient.slopes_kernel,
+            backward,
+            tile | norm | options.pool() | options.gradient(True) | _STEP,
+        )
+    )
+    found.append(
+        _case(
+            f"gradient[{label}]",
+            triton_gradient.gradient_kernel,
+            backward | written,
+            tile | norm | options.pool() | options.gradient(True) | _STEP,
+        )
     )
     return found
 
@@ -62,9 +81,10 @@ def offline_cases(capability: tuple[int, int]) -> list[Case]:
             "result",
             triton_kernel.result_kernel,
             {"labels": "*fp32", "histograms": "*i32", "wanted": "i32", "fraction_bits": "i64"}
-            | dict.fromkeys(("sums", "losses", "ranks"), "*fp32")
+            | dict.fromkeys(("triplet_sums", "sums", "losses", "ranks"), "*fp32")
             | dict.fromkeys(("batch", "classes", "places", "programs"), "i32"),
             {
+                "TCP": True,
                 "CPCR": True,
                 "PRESENT": True,
                 "KP": launch.padded(80),

@@ -82,18 +82,24 @@ def _map_gradient(
     held = (k < maps[9])[:, None] & inside[None, :]
     gradient = tl.zeros([k.shape[0], y.shape[0]], tl.float32)
     if TCP and (WHICH < 2 or PAIR):
-        full = foreground(maps, stats, BASE, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
-        hidden = foreground(maps, stats, BASE + 1, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
-        complement = foreground(maps, stats, BASE + 2, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
+        full = foreground(maps, stats, BASE > 0, 0, False, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
+        hidden = foreground(maps, stats, BASE > 0, 1, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
+        complement = foreground(
+            maps, stats, BASE > 0, 2, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED
+        )
         elements = tl.cast(maps[8], tl.float32) * maps[9] * maps[12] * maps[13]
         side = _sign(share * hidden + (1 - share) * complement - full) * (tl.load(upstream) / elements)
         side = tl.where(held, side, 0.0)
         gradient += -side if WHICH < 2 else share * side if WHICH == 2 else (1 - share) * side
     if CPCR and WHICH > 1:
         TERM: tl.constexpr = 3 - WHICH
-        full = foreground(maps, stats, 0, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
-        part = foreground(maps, stats, TERM + 1, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
-        other = foreground(maps, stats, 2 + WHICH, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
+        full = foreground(maps, stats, False, 0, False, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
+        part = foreground(
+            maps, stats, False, TERM + 1, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED
+        )
+        other = foreground(
+            maps, stats, True, WHICH - 1, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED
+        )
         part_share = share if TERM == 0 else 1 - share
         pool = labelled if PRESENT else k < maps[9]
         scale = tl.load(upstream + 1) / tl.cast(maps[8], tl.float32)
@@ -144,7 +150,9 @@ def slopes_kernel(
     share = tl.load(visible + image).to(tl.float32)
     count = out_h * out_w
     for which in tl.static_range(MAPS):
-        lowest, _, kept, _, _ = norm_rule(maps, stats, which + 2 * (which > 0), image, k, labelled, MINMAX, SHARED)
+        lowest, _, kept, _, _ = norm_rule(
+            maps, stats, which > 0, which - (which > 0), which > 1, image, k, labelled, MINMAX, SHARED
+        )
         flat = tl.zeros([KP], tl.float32)
         steep = tl.zeros([KP], tl.float32)
         for start in range(tl.program_id(0) * SPAN, count, tl.num_programs(0) * SPAN):
@@ -229,7 +237,7 @@ def gradient_kernel(
         count = tl.minimum(out_h * out_w, first + SPAN)
     for which in tl.static_range(MAPS):
         lowest, divisor, kept, own, own_divides = norm_rule(
-            maps, stats, which + 2 * (which > 0), image, k, labelled, MINMAX, SHARED
+            maps, stats, which > 0, which - (which > 0), which > 1, image, k, labelled, MINMAX, SHARED
         )
         plane = (image * MAPS + which) * classes + k
         flat = tl.load(slopes + plane * 2, mask=k < classes, other=0.0)

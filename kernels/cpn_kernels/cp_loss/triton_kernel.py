@@ -1,9 +1,10 @@
 """The complementary-pair losses on a GPU: few streaming passes over the raw maps, nothing read by the host.
 
 1. `stats_kernel`: minimum, maximum and their numbers, per map and class.
-2. `rank_kernel`, three times: L_tcp's sums, and the exact k-th largest error of L_cpcr by radix select. Errors are
-   >= 0, so their bits order them: histograms of 11, 11 and 9 bits, each within the digits found before.
-3. `result_kernel`: threshold, number of ties and the mean of the k largest, per image and term.
+2. `triplet_kernel`: the sums of L_tcp.
+3. `rank_kernel`, three times: the exact k-th largest error of each term of L_cpcr by radix select. Errors are >= 0, so
+   their bits order them: histograms of 11, 11 and 9 bits, each within the digits found before.
+4. `result_kernel`: threshold, number of ties and the mean of the k largest, per image and term.
 
 Sums are of fixed parts in a fixed order and the histograms are of integers: the same input gives the same bits.
 """
@@ -91,6 +92,7 @@ def wanted_count(present, wanted, fraction_bits, places, PRESENT: tl.constexpr):
 
     The share travels as the bits of its double: as a number it would arrive in single precision.
     """
+    wanted = tl.cast(wanted, tl.int32)
     if PRESENT:
         pool = ((present + 1) * places).to(tl.float64)
         share = tl.cast(fraction_bits, tl.int64).to(tl.float64, bitcast=True)
@@ -127,6 +129,56 @@ def _rank(value, pooled, first, prefix, LEVEL: tl.constexpr, SIZE: tl.constexpr)
 
 
 @triton.jit
+def triplet_kernel(
+    cam,
+    rcam,
+    labels,
+    visible,
+    stats,
+    sums,  # written, float32 [B, programs]
+    cam_n,
+    cam_k,
+    cam_p,
+    rcam_n,
+    rcam_k,
+    rcam_p,
+    batch,
+    classes,
+    grid_h,
+    grid_w,
+    out_h,
+    out_w,
+    REFINED: tl.constexpr,
+    UPSAMPLE: tl.constexpr,
+    MINMAX: tl.constexpr,
+    SHARED: tl.constexpr,
+    KP: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """Sum of L_tcp's absolute differences over every n-th tile of an image."""
+    maps = (cam, rcam, cam_n, cam_k, cam_p, rcam_n, rcam_k, rcam_p, batch, classes, grid_h, grid_w, out_h, out_w)
+    image = tl.program_id(1).to(tl.int64)
+    k = tl.arange(0, KP)
+    labelled = labels_of(labels, image, k, classes)
+    share = tl.load(visible + image).to(tl.float32)
+    count = out_h * out_w
+    total = 0.0
+    for start in range(tl.program_id(0) * SPAN, count, tl.num_programs(0) * SPAN):
+        y, x, inside = positions(start, SPAN, out_w, count)
+        held = (k < classes)[:, None] & inside[None, :]
+        for kind in tl.static_range(1 + REFINED):
+            full = foreground(maps, stats, kind, 0, False, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
+            error = share * foreground(
+                maps, stats, kind, 1, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED
+            )
+            error += (1 - share) * foreground(
+                maps, stats, kind, 2, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED
+            )
+            total += tl.sum(tl.where(held, tl.abs(error - full), 0.0))
+    tl.store(sums + image * tl.num_programs(0) + tl.program_id(0), total)
+
+
+@triton.jit
 def rank_kernel(
     cam,
     rcam,
@@ -134,7 +186,7 @@ def rank_kernel(
     visible,
     stats,
     histograms,  # int32 [3, B, 2, BINS], zero
-    sums,  # float32 [B, 5, programs], zero: of L_tcp; of errors above the first digit, both terms; above the second
+    sums,  # written, float32 [3, B, 2, programs]: errors that are above the digits found so far
     wanted,
     fraction_bits,
     cam_n,
@@ -150,9 +202,6 @@ def rank_kernel(
     out_h,
     out_w,
     LEVEL: tl.constexpr,
-    TCP: tl.constexpr,
-    CPCR: tl.constexpr,
-    REFINED: tl.constexpr,
     PRESENT: tl.constexpr,
     TARGET: tl.constexpr,
     UPSAMPLE: tl.constexpr,
@@ -161,83 +210,59 @@ def rank_kernel(
     KP: tl.constexpr,
     SPAN: tl.constexpr,
 ):
-    """One pass of the radix select over every n-th tile of an image; the first also sums L_tcp."""
+    """One pass of the radix select of one term of eq. 15, over every n-th tile of an image.
+
+    The first term's target is what I_h leaves of Y_o, for I_hbar to refine; the second's is the other way round.
+    """
     maps = (cam, rcam, cam_n, cam_k, cam_p, rcam_n, rcam_k, rcam_p, batch, classes, grid_h, grid_w, out_h, out_w)
     image = tl.program_id(1).to(tl.int64)
+    term = tl.program_id(2)
     k = tl.arange(0, KP)
     labelled = labels_of(labels, image, k, classes)
     pool = labelled if PRESENT else k < classes
     share = tl.load(visible + image).to(tl.float32)
+    share = tl.where(term == 0, share, 1 - share)
     count = out_h * out_w
     level_stride = tl.cast(batch, tl.int64) * 2 * BINS
-    mine = histograms + image * 2 * BINS
-    first_1, first_2, prefix_1, prefix_2 = 0, 0, 0, 0
+    mine = histograms + (image * 2 + term) * BINS
+    first, prefix = 0, 0
     if LEVEL > 0:
         k_wanted = wanted_count(tl.sum(labelled.to(tl.int32), axis=0), wanted, fraction_bits, count, PRESENT)
-        first_1, rest_1 = select(mine, k_wanted)
-        first_2, rest_2 = select(mine + BINS, k_wanted)
+        first, left = select(mine, k_wanted)
         if LEVEL > 1:
-            prefix_1 = first_1 * BINS + select(mine + level_stride, rest_1)[0]
-            prefix_2 = first_2 * BINS + select(mine + level_stride + BINS, rest_2)[0]
-    counts_1 = tl.zeros([BINS], tl.int32)
-    counts_2 = tl.zeros([BINS], tl.int32)
-    triplet_sum = 0.0
-    above_1 = 0.0
-    above_2 = 0.0
+            prefix = first * BINS + select(mine + level_stride, left)[0]
+    counts = tl.zeros([BINS], tl.int32)
+    above = 0.0
     for start in range(tl.program_id(0) * SPAN, count, tl.num_programs(0) * SPAN):
         y, x, inside = positions(start, SPAN, out_w, count)
-        full = foreground(maps, stats, 0, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
-        hidden = foreground(maps, stats, 1, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
-        complement = foreground(maps, stats, 2, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
-        held = (k < classes)[:, None] & inside[None, :]
-        if LEVEL == 0 and TCP:
-            error = tl.abs(share * hidden + (1 - share) * complement - full)
-            triplet_sum += tl.sum(tl.where(held, error, 0.0))
-        if REFINED:
-            other_1 = foreground(maps, stats, 5, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
-            other_2 = foreground(maps, stats, 4, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
-            if LEVEL == 0 and TCP:
-                refined = foreground(maps, stats, 3, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
-                error = tl.abs(share * other_2 + (1 - share) * other_1 - refined)
-                triplet_sum += tl.sum(tl.where(held, error, 0.0))
-            if CPCR:
-                pooled = pool[:, None] & inside[None, :]
-                rest, back = cross_target(maps, full, hidden, share, k, TARGET)
-                front = tl.abs(rest - (1 - share) * other_1)
-                back = tl.abs(back - (1 - share) * (1 - strongest(maps, other_1, k)))
-                added, above = _rank(front, pooled, first_1, prefix_1, LEVEL, KP * SPAN)
-                counts_1 += added
-                above_1 += above
-                added, above = _rank(back, inside, first_1, prefix_1, LEVEL, SPAN)
-                counts_1 += added
-                above_1 += above
-                other_share = 1 - share
-                rest, back = cross_target(maps, full, complement, other_share, k, TARGET)
-                front = tl.abs(rest - (1 - other_share) * other_2)
-                back = tl.abs(back - (1 - other_share) * (1 - strongest(maps, other_2, k)))
-                added, above = _rank(front, pooled, first_2, prefix_2, LEVEL, KP * SPAN)
-                counts_2 += added
-                above_2 += above
-                added, above = _rank(back, inside, first_2, prefix_2, LEVEL, SPAN)
-                counts_2 += added
-                above_2 += above
-    parts = sums + image * 5 * tl.num_programs(0) + tl.program_id(0)
-    if LEVEL == 0:
-        tl.store(parts, triplet_sum)
-    else:
-        tl.store(parts + (2 * LEVEL - 1) * tl.num_programs(0), above_1)
-        tl.store(parts + 2 * LEVEL * tl.num_programs(0), above_2)
-    if CPCR:
-        digit = tl.arange(0, BINS)
-        tl.atomic_add(mine + LEVEL * level_stride + digit, counts_1, mask=counts_1 > 0)
-        tl.atomic_add(mine + LEVEL * level_stride + BINS + digit, counts_2, mask=counts_2 > 0)
+        full = foreground(maps, stats, False, 0, False, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
+        part = foreground(
+            maps, stats, False, 1 + term, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED
+        )
+        other = foreground(
+            maps, stats, True, 2 - term, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED
+        )
+        rest, back = cross_target(maps, full, part, share, k, TARGET)
+        front = tl.abs(rest - (1 - share) * other)
+        back = tl.abs(back - (1 - share) * (1 - strongest(maps, other, k)))
+        added, more = _rank(front, pool[:, None] & inside[None, :], first, prefix, LEVEL, KP * SPAN)
+        counts += added
+        above += more
+        added, more = _rank(back, inside, first, prefix, LEVEL, SPAN)
+        counts += added
+        above += more
+    programs = tl.num_programs(0)
+    tl.store(sums + ((LEVEL * batch + image) * 2 + term) * programs + tl.program_id(0), above)
+    digit = tl.arange(0, BINS)
+    tl.atomic_add(mine + LEVEL * level_stride + digit, counts, mask=counts > 0)
 
 
 @triton.jit
 def result_kernel(
     labels,
+    triplet_sums,  # float32 [B, programs], read if TCP
     histograms,
-    sums,
+    sums,  # float32 [3, B, 2, programs]
     losses,  # written, float32 [B, 3]: L_tcp, and the two terms of L_cpcr
     ranks,  # written, float32 [B, 2, 3]: threshold, share of its ties that count, k
     wanted,
@@ -246,6 +271,7 @@ def result_kernel(
     classes,
     places,
     programs,
+    TCP: tl.constexpr,
     CPCR: tl.constexpr,
     PRESENT: tl.constexpr,
     KP: tl.constexpr,
@@ -254,10 +280,12 @@ def result_kernel(
     """Turn one image's sums and histograms into its losses and the ranks that the gradient needs."""
     image = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PARTS)
-    mine = sums + image * 5 * programs + part
     used = part < programs
-    elements = tl.cast(classes, tl.float32) * tl.cast(places, tl.float32)
-    tl.store(losses + image * 3, tl.sum(tl.load(mine, mask=used, other=0.0), axis=0) / elements)
+    triplet_loss = 0.0
+    if TCP:
+        elements = tl.cast(classes, tl.float32) * tl.cast(places, tl.float32)
+        triplet_loss = tl.sum(tl.load(triplet_sums + image * programs + part, mask=used, other=0.0), axis=0) / elements
+    tl.store(losses + image * 3, triplet_loss)
     k = tl.arange(0, KP)
     present = tl.sum(labels_of(labels, image, k, classes).to(tl.int32), axis=0)
     level_stride = tl.cast(batch, tl.int64) * 2 * BINS
@@ -274,8 +302,9 @@ def result_kernel(
             prefix = (first * BINS + second) * 512
             value = (prefix + digit).to(tl.float32, bitcast=True)
             above = tl.sum(tl.where((digit > third) & (last > 0), last.to(tl.float32) * value, 0.0), axis=0)
-            above += tl.sum(tl.load(mine + (1 + term) * programs, mask=used, other=0.0), axis=0)
-            above += tl.sum(tl.load(mine + (3 + term) * programs, mask=used, other=0.0), axis=0)
+            for level in tl.static_range(1, 3):
+                parts = sums + ((level * batch + image) * 2 + term) * programs + part
+                above += tl.sum(tl.load(parts, mask=used, other=0.0), axis=0)
             threshold = (prefix + third).to(tl.float32, bitcast=True)
             loss = (above + left.to(tl.float32) * threshold) / k_wanted.to(tl.float32)
             ties = tl.sum(tl.where(digit == third, last, 0), axis=0)

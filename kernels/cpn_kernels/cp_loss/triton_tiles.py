@@ -13,7 +13,7 @@ import triton.language as tl
 EPS = tl.constexpr(1e-5)
 MIN_PEAK = tl.constexpr(1e-2)
 
-# Six maps, numbered: 0, 1, 2 the CAM of I, I_h, I_hbar, then the RCAM of the same. `maps` is the tuple (cam, rcam,
+# Six maps: the views 0, 1, 2 are I, I_h, I_hbar, of the CAM or (REFINED) of the RCAM. `maps` is the tuple (cam, rcam,
 # strides of cam: view and image, class, position, strides of rcam, images, classes, grid h, grid w, out H, out W).
 
 
@@ -54,17 +54,32 @@ def raw_tile(maps, REFINED: tl.constexpr, view, image, k, y, x, inside, UPSAMPLE
 
 
 @triton.jit
-def norm_rule(maps, stats, MAP: tl.constexpr, image, k, labelled, MINMAX: tl.constexpr, SHARED: tl.constexpr):
-    """Minimum, divisor, whether the channel is kept, own maximum, and whether that divides; all [KP]."""
-    row = ((MAP * maps[8] + image) * maps[9] + k) * 4
+def norm_rule(
+    maps,
+    stats,
+    REFINED: tl.constexpr,
+    view,
+    HIDDEN: tl.constexpr,
+    image,
+    k,
+    labelled,
+    MINMAX: tl.constexpr,
+    SHARED: tl.constexpr,
+):
+    """Minimum, divisor, whether the channel is kept, own maximum, and whether that divides; all [KP].
+
+    HIDDEN says that the view is no I, whose maximum then bounds the divisor from below if SHARED.
+    """
+    first = 3 if REFINED else 0
+    row = stats + (((first + view) * maps[8] + image) * maps[9] + k) * 4
     known = k < maps[9]
-    lowest = tl.load(stats + row, mask=known, other=0.0)
-    own = tl.load(stats + row + 1, mask=known, other=0.0)
-    kept = labelled & (own >= MIN_PEAK) | labelled & (own != own)
+    lowest = tl.load(row, mask=known, other=0.0)
+    own = tl.load(row + 1, mask=known, other=0.0)
+    kept = labelled & ((own >= MIN_PEAK) | (own != own))
     peak = own
     own_divides = own >= 0
-    if SHARED and MAP % 3 > 0:
-        floor = tl.load(stats + (((MAP - MAP % 3) * maps[8] + image) * maps[9] + k) * 4 + 1, mask=known, other=0.0)
+    if SHARED and HIDDEN:
+        floor = tl.load(stats + ((first * maps[8] + image) * maps[9] + k) * 4 + 1, mask=known, other=0.0)
         own_divides = own >= floor
         peak = tl.where(own_divides, own, floor)
     divisor = peak - lowest + EPS if MINMAX else peak + EPS
@@ -85,7 +100,9 @@ def numerator(raw, lowest, MINMAX: tl.constexpr):
 def foreground(
     maps,
     stats,
-    MAP: tl.constexpr,
+    REFINED: tl.constexpr,
+    view,
+    HIDDEN: tl.constexpr,
     image,
     k,
     labelled,
@@ -97,8 +114,8 @@ def foreground(
     SHARED: tl.constexpr,
 ):
     """Normalised foreground Y of one map, [KP, positions]."""
-    lowest, divisor, kept, _, _ = norm_rule(maps, stats, MAP, image, k, labelled, MINMAX, SHARED)
-    raw = raw_tile(maps, MAP > 2, MAP % 3, image, k, y, x, inside, UPSAMPLE)
+    lowest, divisor, kept, _, _ = norm_rule(maps, stats, REFINED, view, HIDDEN, image, k, labelled, MINMAX, SHARED)
+    raw = raw_tile(maps, REFINED, view, image, k, y, x, inside, UPSAMPLE)
     return tl.where(kept[:, None], numerator(raw, lowest, MINMAX) / divisor[:, None], 0.0)
 
 

@@ -93,7 +93,7 @@ def backward_tiles(shape: Shape, capability: tuple[int, int]) -> Tiles:
             return Tiles(64, 64 if shape.width <= 192 else 32, 8, 2)
         return Tiles(32, 32, 4, 2)
     if shape.precision == "tf32" and capability[0] == 9:
-        return Tiles(32, 32, 8, 2)
+        return Tiles(32, 32, 8, 1)
     if shape.precision == "tf32":
         return Tiles(32, 16, 4, 2) if shape.width <= 192 else Tiles(16, 16, 4, 2)
     if shape.width <= 192 and shape.channels <= 32:
