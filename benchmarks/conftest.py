@@ -128,12 +128,15 @@ def _check_against_committed(name: str, ratio: float) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if not measured or not session.config.getoption("--record"):
         return
+    earlier = json.loads(results_file().read_text(encoding="utf-8")) if results_file().is_file() else {}
+    same = (earlier.get("machine"), earlier.get("threads")) == (_machine(), torch.get_num_threads())
     content = {
         "machine": _machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "benchmarks": dict(sorted(measured.items())),
+        # Those of an earlier, partial run on the same machine stay.
+        "benchmarks": dict(sorted(((earlier["benchmarks"] if same else {}) | measured).items())),
     }
     RESULTS.mkdir(exist_ok=True)
     results_file().write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

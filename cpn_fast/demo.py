@@ -30,8 +30,8 @@ RECIPE = (
     *("--crop", "112", "--augment.resize", "104", "136", "--augment.jitter", "0.3", "0.3", "0.3", "0.02"),
     *("--eval-every", "4"),
 )
-"""The same for every method. Rate, crop and resize were tried on `cam` (six short runs, val masks). The hue shift was
-cut after CPN had been seen on val, because hue tells the generated classes apart."""
+"""The same for every method. Rate, epochs, crop and resize were tried on `cam` (eight short runs, val masks). The hue
+shift was cut after CPN had been seen on val, because hue tells the generated classes apart."""
 METHOD_OPTIONS: dict[str, tuple[str, ...]] = {
     "cam": ("--patch", "grid"),
     "cpn": ("--patch", "superpixel", "--patch.segments", "40"),
