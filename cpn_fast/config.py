@@ -26,7 +26,7 @@ class MethodOptions:
         affinity: what PCM compares pixels by: "correlation" (embeddings centred per image, then cosine) or "cosine" of
             the embeddings as they are (the ancestors').
         prcm: form of the pixel-region correlation: "softmax", "released", or "none" (PCM alone, which gave the better
-            RCAM wherever it was measured). `seam_prcm` takes "softmax" where this says "none".
+            RCAM in nearly every comparison). `seam_prcm` takes "softmax" where this says "none".
         pcm: use PCM; False leaves the CAM unrefined (then cpcr and the refined part of tcp are off).
         ohem: fraction of elements kept by OHEM in cpcr / ECR; 1 keeps all.
         ohem_pool: elements OHEM picks from: "present" (background and present classes) or "all".
