@@ -27,8 +27,9 @@ MOST_PROGRAMS = 128
 UNFUSED: dict[str, Any] = {"enable_fp_fusion": False}
 """All passes round alike: see `triton_tiles`."""
 
-TILED = UNFUSED | {"num_warps": 8}
-"""Of the kernels that hold tiles of several maps: with fewer warps they spill registers."""
+TILED = UNFUSED | {"num_warps": 8, "maxnreg": 255}
+"""Of the kernels that hold tiles of several maps: with fewer warps they spill registers, and without the explicit bound
+the assembler stops at 128 of them and spills the rest."""
 
 
 @dataclass(frozen=True)

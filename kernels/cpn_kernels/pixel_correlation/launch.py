@@ -19,6 +19,10 @@ PACK_GRADIENT_BLOCK = 16
 """Pixels of one packing program."""
 
 
+REGISTERS = 255
+"""Bound of a thread's registers: left to itself the assembler stops at 128 for some tiles, and spills the rest."""
+
+
 class Tiles(NamedTuple):
     """Tile of one program: rows it owns, rows of the other side it takes at a time, warps and pipeline stages."""
 
@@ -150,6 +154,7 @@ def _correlate(
         BLOCK_K=tiles.others,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
+        maxnreg=REGISTERS,
     )
     return output, totals
 
@@ -239,5 +244,6 @@ def backward(
         BLOCK_O=tiles.others,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
+        maxnreg=REGISTERS,
     )
     return result

@@ -46,7 +46,7 @@ def _product_cases(shape: launch.Shape, capability: tuple[int, int]) -> list[Cas
             | _types("query_count key_count channels", "i32")
             | {"eps": "fp32"},
             arguments | {"DIVIDE": divide, "BLOCK_Q": ahead.rows, "BLOCK_K": ahead.others},
-            {"num_warps": ahead.warps, "num_stages": ahead.stages},
+            {"num_warps": ahead.warps, "num_stages": ahead.stages, "maxnreg": launch.REGISTERS},
             tensor_core=True,
             common=divide and (shape.width, shape.channels) == (192, 32),
         )
@@ -67,7 +67,7 @@ def _product_cases(shape: launch.Shape, capability: tuple[int, int]) -> list[Cas
                     "BLOCK_R": back.rows,
                     "BLOCK_O": back.others,
                 },
-                {"num_warps": back.warps, "num_stages": back.stages},
+                {"num_warps": back.warps, "num_stages": back.stages, "maxnreg": launch.REGISTERS},
                 tensor_core=True,
                 common=role == "both" and (shape.width, shape.channels) == (192, 32),
             )
