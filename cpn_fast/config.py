@@ -68,8 +68,8 @@ class PatchOptions:
         kind: "superpixel" (SLIC) or "grid".
         segments: S_N, the number of superpixels that one crop sees.
         compactness: SLIC compactness.
-        backend: which SLIC: "skimage", "native" (this package's C++), "fast-slic" where installed, or "auto" (native
-            where it was built, else skimage).
+        backend: which SLIC: "native" (this package's C++), "skimage", "fast-slic" where installed, or "auto" (native
+            where it was built, else skimage; the run's folder says which, and a resume takes the same).
         superpixels: "cached" (maps of the whole image at three densities, made once), or "online" (SLIC of every crop).
         grid_sides: K_S in pixels of a 448 crop; a side is drawn per image and scaled with the crop.
         cache_dir: where superpixel maps are kept; None = `~/.cache/cpn_fast/superpixels`.
@@ -78,7 +78,7 @@ class PatchOptions:
     kind: Literal["superpixel", "grid"] = "superpixel"
     segments: int = 200
     compactness: float = 10.0
-    backend: Literal["auto", "native", "skimage", "fast-slic"] = "skimage"
+    backend: Literal["auto", "native", "skimage", "fast-slic"] = "auto"
     superpixels: Literal["cached", "online"] = "cached"
     grid_sides: tuple[int, ...] = (56, 112)
     cache_dir: Path | None = None

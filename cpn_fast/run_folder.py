@@ -89,7 +89,9 @@ def check_same_settings(stored: TrainConfig, given: TrainConfig, where: Path) ->
     different = [
         f"{name} (run: {old[name]!r}, now: {new[name]!r})"
         for name in old
-        if name not in FREE_ON_RESUME and old[name] != new[name]
+        if name not in FREE_ON_RESUME
+        and old[name] != new[name]
+        and (name, old[name]) != ("patch.backend", "auto")  # says nothing that another name could contradict
     ]
     if different:
         raise DataError(
@@ -118,12 +120,13 @@ class RunFolder:
         """Whether a run was started here."""
         return self.config_path.is_file()
 
-    def create(self, config: TrainConfig, classes: Sequence[str]) -> None:
-        """Write config.json (settings, classes, versions), making the folder."""
+    def create(self, config: TrainConfig, classes: Sequence[str], backend_version: str | None = None) -> None:
+        """Write config.json (settings, classes, superpixel backend and version, versions), making the folder."""
         content = {
             "format": 1,
             "config": config_to_dict(config),
             "classes": list(classes),
+            "backend_version": backend_version,
             "versions": _versions(),
         }
         atomic_write_text(self.config_path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -145,6 +148,11 @@ class RunFolder:
     def classes(self) -> tuple[str, ...]:
         """The K foreground class names. Raises DataError where there is no run."""
         return tuple(self._stored()["classes"])
+
+    @property
+    def backend_version(self) -> str | None:
+        """Superpixel backend and version that made the patches, e.g. "native 1"; None where there were none."""
+        return self._stored().get("backend_version")
 
     @property
     def beta(self) -> float:

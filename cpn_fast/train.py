@@ -25,6 +25,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.methods import create_method
 from cpn_fast.models import create_model
 from cpn_fast.optim import create_optimizer
+from cpn_fast.patch_backend import settle_backend, share_backend
 from cpn_fast.progress import MetricsLog, TrainProgress
 from cpn_fast.run_folder import RunFolder, check_same_settings
 from cpn_fast.runtime_tuning import set_tf32, tune_allocator
@@ -100,13 +101,15 @@ def run_train(config: TrainConfig) -> RunFolder:
     config = with_recipe(config)
     _check_values(config)
     folder = RunFolder(config.output)
+    config = settle_backend(config, folder)
     _check_folder(folder, config)
     fabric = create_fabric(config)
     fabric.launch()
     _check_devices(fabric, config)
+    backend = share_backend(fabric, config)
     source = open_source(config.data)
     records = _labelled(source, config.split)
-    _start_folder(fabric, folder, config, source)
+    _start_folder(fabric, folder, config, source, backend)
 
     per_epoch = steps_per_epoch(len(records), config.batch_size)
     total = per_epoch * (config.epochs or 1)
@@ -212,7 +215,7 @@ def _labelled(source: Source, split: str) -> list[Record]:
     return records
 
 
-def _start_folder(fabric: Fabric, folder: RunFolder, config: TrainConfig, source: Source) -> None:
+def _start_folder(fabric: Fabric, folder: RunFolder, config: TrainConfig, source: Source, backend: str | None) -> None:
     """Write config.json, once every process has looked at the folder."""
     fabric.barrier()
     if fabric.is_global_zero:
@@ -222,7 +225,7 @@ def _start_folder(fabric: Fabric, folder: RunFolder, config: TrainConfig, source
                 f"{', '.join(source.classes)}; resume with the data the run began with"
             )
         folder.remove_unfinished()
-        folder.create(dataclasses.replace(config, resume=False), source.classes)
+        folder.create(dataclasses.replace(config, resume=False), source.classes, backend)
     fabric.barrier()
 
 

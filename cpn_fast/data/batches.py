@@ -122,10 +122,11 @@ class BatchStream:
 
 def needs_superpixels(config: TrainConfig) -> bool:
     """Whether cached superpixels are needed: not for other methods, grid patches, or superpixels made of each crop."""
-    return _hides_superpixels(config) and config.patch.superpixels == "cached"
+    return hides_superpixels(config) and config.patch.superpixels == "cached"
 
 
-def _hides_superpixels(config: TrainConfig) -> bool:
+def hides_superpixels(config: TrainConfig) -> bool:
+    """Whether the patches of this run are superpixels."""
     return config.method == "cpn" and config.patch.kind == "superpixel"
 
 
@@ -156,7 +157,7 @@ def _check(source: Source, records: Sequence[Record], config: TrainConfig, world
             f"batch size {config.batch_size} cannot be shared by {world_size} processes; "
             f"choose a multiple of {world_size}"
         )
-    if _hides_superpixels(config):
+    if hides_superpixels(config):
         try:
             backend_version(config.patch.backend)
         except ImportError as error:
@@ -236,7 +237,7 @@ class _Crops(Dataset[tuple[str, dict[str, torch.Tensor]]]):
         config = self._config
         if self._cache is not None:
             return geometry.apply_map(self._cache.get(record, geometry.share_seen))
-        if _hides_superpixels(config):
+        if hides_superpixels(config):
             return online_patches(crop, geometry, config.patch)
         if config.method == "cpn":
             rng = generator(config.seed, epoch, record.id, purpose)

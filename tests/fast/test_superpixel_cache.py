@@ -58,8 +58,10 @@ def source(tmp_path):
     return Pictures(tmp_path / "images", scenes(4))
 
 
-def make_cache(source: Pictures, folder: Path, segments: int = 50, augment: AugmentOptions = AUGMENT):
-    options = PatchOptions(segments=segments, cache_dir=folder)
+def make_cache(
+    source: Pictures, folder: Path, segments: int = 50, augment: AugmentOptions = AUGMENT, backend: str = "auto"
+):
+    options = PatchOptions(segments=segments, cache_dir=folder, backend=backend)
     return SuperpixelCache(source, source.records("train"), options, augment)
 
 
@@ -70,8 +72,9 @@ def test_level_shares_by_hand():
     assert level_shares(80, 80, AugmentOptions(crop=100, resize=(50, 50))) == (1.0, 1.0, 1.0)
 
 
-def test_levels_are_slic_of_the_image_at_the_asked_number(source, tmp_path):
-    cache = make_cache(source, tmp_path / "cache")
+@pytest.mark.parametrize("backend", ["auto", "skimage"])
+def test_levels_are_slic_of_the_image_at_the_asked_number(source, tmp_path, backend):
+    cache = make_cache(source, tmp_path / "cache", backend=backend)
     summary = cache.prepare(progress=False)
     assert (summary.computed, summary.reused) == (4, 0)
     record = source.records("train")[1]
@@ -84,7 +87,7 @@ def test_levels_are_slic_of_the_image_at_the_asked_number(source, tmp_path):
         assert stored.shape == image.shape[:2]
         assert np.array_equal(np.unique(stored), np.arange(counts[level]))
         asked = round(50 / share)
-        assert np.array_equal(stored, superpixels(torch.from_numpy(image)[None], asked, 10.0, backend="skimage")[0])
+        assert np.array_equal(stored, superpixels(torch.from_numpy(image)[None], asked, 10.0, backend)[0])
         assert 0.8 * asked <= counts[level] <= 1.2 * asked
     assert summary.asked[0] == 50.0
     assert summary.actual_range[2][0] <= counts[2] <= summary.actual_range[2][1]
@@ -134,7 +137,7 @@ def test_any_other_parameter_is_another_map(source, tmp_path, change):
     elif change == "backend":
         if not native_library.available():
             pytest.skip(native_library.load()[1])
-        patch = replace(patch, backend="native")
+        patch = replace(patch, backend="skimage")
     elif change == "crop":
         augment = replace(augment, crop=60)
     else:
