@@ -70,6 +70,7 @@ def cp_triplet(
 
     Raises:
         ValueError: for another shape or dtype, or a probability outside [0, 1].
+        RuntimeError: on the CPU for a side below 1 (a GPU would have to wait to find out).
     """
     _check_images(images)
     if (
@@ -78,12 +79,14 @@ def cp_triplet(
         or patches.dtype == torch.bool
     ):
         raise ValueError(
-            f"patches are {patches.dtype} {tuple(patches.shape)}; expected integers {tuple(images.shape[:3])}"
+            f"patches are {patches.dtype} {tuple(patches.shape)}; expected integers {tuple(images.shape[:3])}, "
+            f"or sides {tuple(images.shape[:1])}"
         )
     if keys.shape != images.shape[:1] or keys.dtype != torch.int64:
         raise ValueError(f"keys are {keys.dtype} {tuple(keys.shape)}; expected int64 {tuple(images.shape[:1])}")
     if not 0 <= p_hidden <= 1:
         raise ValueError(f"p_hidden is {p_hidden}; expected a probability in [0, 1]")
+    channels_last = memory_format == torch.channels_last
     if takes_kernel(images, patches, keys):
         values = (0.0, 0.0, 0.0) if isinstance(mean, Tensor) else IMAGENET_MEAN if mean is None else mean
         return cp_triplet_op(
@@ -94,8 +97,9 @@ def cp_triplet(
             mean if isinstance(mean, Tensor) else None,
             [float(value) for value in values],
             dtype,
-            memory_format == torch.channels_last,
+            channels_last,
         )
-    backend = native if patches.ndim == 3 and native.suits(images, patches) else reference
-    triplet, visible_fraction = backend.cp_triplet(images, patches, keys, p_hidden, mean)
+    if native.suits(images, patches, dtype):
+        return native.cp_triplet(images, patches, keys, p_hidden, mean, dtype, channels_last)
+    triplet, visible_fraction = reference.cp_triplet(images, patches, keys, p_hidden, mean)
     return triplet.to(dtype=dtype, memory_format=memory_format), visible_fraction
