@@ -1,4 +1,4 @@
-# Everything here does its own set-up; `make setup` again does nothing until pyproject.toml or constraints.txt change.
+# Everything here does its own set-up; `make setup` again does nothing until one of the files changes that it depends on.
 PYTHON ?= python3
 SEEDS ?= 1
 VENV := .venv
@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt CMakeLists.txt
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
 	touch $(STAMP)
