@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cpn_kernels import native_library
 from cpn_kernels.cp_triplet import cp_triplet, native, reference
+from cpn_kernels.philox import first_word
 
 pytestmark = pytest.mark.skipif(not native_library.available(), reason=native_library.load()[1] or "there")
 
@@ -154,6 +155,16 @@ def test_arguments_out_of_range_give_an_error_code_and_nothing_is_written(place:
     assert counts[0, 0] == int((patches >= 0).sum())
     assert library.cpn_cp_triplet_cpu_workspace(-1, 1) == library.cpn_cp_triplet_cpu_workspace(1, 0) == -1
     del memory
+
+
+@pytest.mark.parametrize("patch", [0, 5, 70_000])
+def test_a_patch_is_hidden_where_its_word_is_below_the_threshold_not_at_it(patch: int) -> None:
+    """A probability that puts the threshold on a patch's own word: 32 bits of a word are exact in a double."""
+    images, _, keys = sample(1, 2, 3, 2)
+    patches = torch.full((1, 2, 3), patch, dtype=torch.int32)
+    word = int(first_word(keys, torch.tensor([patch]))[0])
+    assert cp_triplet(images, patches, keys, word / 2**32)[1].item() == 1
+    assert cp_triplet(images, patches, keys, (word + 1) / 2**32)[1].item() == 0
 
 
 def test_no_padding_and_all_padding() -> None:
