@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cpn_fast.config import PatchOptions, TrainConfig
+from cpn_fast.config import TrainConfig
 from cpn_fast.data.augment import IMAGENET_MEAN_PIXEL, Geometry, augment, grid_patches
 from cpn_fast.data.device_maps import DeviceMaps, geometry_numbers
+from cpn_fast.data.online_patches import online_patches, online_patches_of_batch
 from cpn_fast.data.parallel import parallel_map
 from cpn_fast.data.random import generator, key64
 from cpn_fast.data.superpixel_cache import SuperpixelCache
 from cpn_fast.data.types import Batch, Record, Sample, Source
 from cpn_fast.files.errors import DataError
-from cpn_kernels.superpixels import backend_version, superpixels
+from cpn_kernels.superpixels import backend_version, runs_on
 
 GRACE_SECONDS = 30
 
@@ -51,7 +52,7 @@ def _sum_colours(source: Source, record: Record) -> tuple[np.ndarray, int]:
 
 
 class BatchStream:
-    """Batches of steps start_step .. total_steps - 1, as CPU tensors (the patches on `map_device` where it is given).
+    """Batches of steps start_step .. total_steps - 1, as CPU tensors (superpixels on `map_device` where it is given).
 
     A step's batch depends on the config's seed, the step number and the records alone. An epoch is a fresh
     permutation; with fewer records than a batch holds, they are shown again with other augmentations.
@@ -66,7 +67,8 @@ class BatchStream:
         world_size: number of processes.
         cache: prepared superpixels; None = made and prepared here where the method needs them.
         fill: colour of crop padding, uint8 RGB.
-        map_device: keep cached superpixels there and take the patches of the crops there; None = on the host.
+        map_device: keep cached superpixels there and take the patches of the crops there; where the backend runs on it,
+            missing maps, and with `online` the superpixels of the crops, are made there too. None = on the host.
 
     Raises:
         DataError: for no records, records without labels, a batch that the processes cannot share evenly, or a
@@ -88,13 +90,19 @@ class BatchStream:
         map_device: torch.device | None = None,
     ) -> None:
         _check(source, records, config, world_size)
+        slic_device = None
+        if map_device is not None and hides_superpixels(config) and runs_on(map_device, config.patch.backend):
+            slic_device = map_device
         if cache is None and needs_superpixels(config):
             cache = SuperpixelCache(source, records, config.patch, config.augment)
-            cache.prepare(progress=rank == 0)
+            cache.prepare(progress=rank == 0, device=slic_device)
         self._maps = None
         if cache is not None and map_device is not None:
             self._maps = DeviceMaps(cache, records, map_device)
-        self._crops = _Crops(source, list(records), config, cache, fill, geometries=self._maps is not None)
+        self._online = slic_device if cache is None else None
+        self._patch = config.patch
+        geometries = self._maps is not None or self._online is not None
+        self._crops = _Crops(source, list(records), config, cache, fill, geometries)
         self._steps = _Steps(start_step, total_steps, config.batch_size, rank, world_size)
         self._workers = config.workers
 
@@ -117,6 +125,10 @@ class BatchStream:
         for ids, tensors in loader:
             if self._maps is not None:
                 tensors["patches"] = self._maps.crops(tensors.pop("geometry"), tensors["images"].shape[1])
+            elif self._online is not None:
+                # Pinned by the loader where there is a GPU, so that the copy is queued like everything after it.
+                images = tensors["images"] = tensors["images"].to(self._online, non_blocking=True)
+                tensors["patches"] = online_patches_of_batch(images, tensors.pop("geometry"), self._patch)
             yield Batch(tuple(ids), **tensors)
 
 
@@ -128,25 +140,6 @@ def needs_superpixels(config: TrainConfig) -> bool:
 def hides_superpixels(config: TrainConfig) -> bool:
     """Whether the patches of this run are superpixels."""
     return config.method == "cpn" and config.patch.kind == "superpixel"
-
-
-def online_patches(crop: np.ndarray, geometry: Geometry, patch: PatchOptions) -> np.ndarray:
-    """Superpixels of the part of a crop that shows the image.
-
-    Args:
-        crop: uint8 [crop, crop, 3] RGB.
-        geometry: of the crop.
-        patch: S_N, compactness and backend.
-
-    Returns:
-        int32 [crop, crop], segments from 0, -1 = padding.
-    """
-    (row, column), (rows, columns) = geometry.target, geometry.extent
-    shown = np.ascontiguousarray(crop[row : row + rows, column : column + columns])
-    labels = superpixels(torch.from_numpy(shown)[None], patch.segments, patch.compactness, patch.backend)[0]
-    out = np.full(crop.shape[:2], -1, np.int32)
-    out[row : row + rows, column : column + columns] = labels.numpy()
-    return out
 
 
 def _check(source: Source, records: Sequence[Record], config: TrainConfig, world_size: int) -> None:
@@ -225,8 +218,8 @@ class _Crops(Dataset[tuple[str, dict[str, torch.Tensor]]]):
             "keys": torch.tensor(key64(config.seed, epoch, record.id, f"hide{suffix}")),
             "labels": torch.from_numpy(_labels(record, sample)),
         }
-        if self._cache is not None and self._geometries:
-            level = self._cache.level(record, geometry.share_seen)
+        if self._geometries:
+            level = 0 if self._cache is None else self._cache.level(record, geometry.share_seen)
             tensors["geometry"] = torch.from_numpy(geometry_numbers(geometry, number, level))
         else:
             patches = self._patches(record, crop, geometry, epoch, f"grid{suffix}")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from cpn_fast.data.augment import Geometry
-from cpn_fast.data.superpixel_cache import LEVELS, SuperpixelCache
+from cpn_fast.data.superpixel_cache import SuperpixelCache
+from cpn_fast.data.superpixel_maps import LEVELS
 from cpn_fast.data.types import Record
 
 BUDGET = 16 * 2**30

@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import math
 import os
 import time
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.progress import MofNCompleteColumn, Progress
 
 from cpn_fast.config import AugmentOptions, PatchOptions
-from cpn_fast.data.augment import scaled_size
 from cpn_fast.data.parallel import folder_lock, parallel_map
+from cpn_fast.data.superpixel_maps import (
+    LEVELS,
+    Entry,
+    Picture,
+    entries_by_device,
+    make_maps,
+    read_picture,
+    write_maps,
+)
 from cpn_fast.data.types import Record, Source
-from cpn_fast.files.atomic import atomic_write_bytes
 from cpn_fast.files.errors import DataError
-from cpn_kernels.superpixels import backend_version, reference, resolve_backend, superpixels
+from cpn_kernels.superpixels import backend_version, reference, resolve_backend
 
 logger = logging.getLogger(__name__)
 
-LEVELS = 3
 FORMAT = 1
 """Changes with the files' layout or the meaning of their parameters."""
+
+CHUNK = 512
+"""Images that are read ahead at most where a device makes the maps."""
 
 
 DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
@@ -61,41 +67,10 @@ class CacheSummary:
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One image in the cache: its file, and per level the share of the image and the segments asked for and made."""
-
-    path: Path
-    shares: tuple[float, ...]
-    asked: tuple[int, ...]
-    actual: tuple[int, ...]
-    computed: bool
-
-
 def default_cache_dir() -> Path:
     """Where maps are kept: `$CPN_CACHE/superpixels`, else `~/.cache/cpn_fast/superpixels`."""
     cache = os.environ.get("CPN_CACHE")
     return (Path(cache) if cache else Path.home() / ".cache" / "cpn_fast") / "superpixels"
-
-
-def level_shares(height: int, width: int, options: AugmentOptions) -> tuple[float, ...]:
-    """Share of an image that a crop sees at the smallest, the (geometric) middle and the largest resize.
-
-    Args:
-        height: image height in pixels.
-        width: image width in pixels.
-        options: crop side and resize range.
-
-    Returns:
-        Three falling numbers in (0, 1].
-    """
-    low, high = options.resize_range()
-    shares = []
-    for level in range(LEVELS):
-        long_side = round(low * (high / low) ** (level / (LEVELS - 1)))
-        rows, columns = scaled_size(height, width, long_side)
-        shares.append(min(rows, options.crop) * min(columns, options.crop) / (rows * columns))
-    return tuple(shares)
 
 
 class SuperpixelCache:
@@ -118,14 +93,18 @@ class SuperpixelCache:
         self.patch = patch
         self.augment = augment
         self.folder = Path(patch.cache_dir) if patch.cache_dir is not None else default_cache_dir()
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
 
-    def prepare(self, progress: bool = True, processes: int | None = None) -> CacheSummary:
+    def prepare(
+        self, progress: bool = True, processes: int | None = None, device: torch.device | None = None
+    ) -> CacheSummary:
         """Compute what is missing, in parallel processes; several calls at once wait for one another.
 
         Args:
             progress: show a bar on the terminal.
-            processes: how many compute; None = one per core.
+            processes: how many read and compute; None = one per core.
+            device: compute there, images of one size in batches, and let the processes only read. The files are the
+                same, since native labels do not depend on the device. None = in the processes.
 
         Returns:
             Counts of images and of segments.
@@ -140,10 +119,9 @@ class SuperpixelCache:
             raise DataError(
                 f"{self.folder}: cannot make the superpixel cache ({error.strerror}); set CPN_CACHE"
             ) from error
-        work = partial(_prepare_one, self.source, self.folder, self.patch, self.augment)
         bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), disable=not progress)
         with folder_lock(self.folder), bar:
-            results = parallel_map(work, self.records, processes)
+            results = self._computed(processes) if device is None else self._computed_on(device, processes)
             for name, entry in bar.track(results, len(self.records), description="superpixels"):
                 self._entries[name] = entry
         summary = _summarise(list(self._entries.values()), time.perf_counter() - start)
@@ -155,6 +133,16 @@ class SuperpixelCache:
             [round(n) for n in summary.actual],
         )
         return summary
+
+    def _computed(self, processes: int | None) -> Iterator[tuple[str, Entry]]:
+        work = partial(_compute, self.source, self.folder, self.patch, self.augment)
+        return parallel_map(work, self.records, processes)
+
+    def _computed_on(self, device: torch.device, processes: int | None) -> Iterator[tuple[str, Entry]]:
+        work = partial(_find, self.source, self.folder, self.patch, self.augment)
+        for begin in range(0, len(self.records), CHUNK):
+            found = parallel_map(work, self.records[begin : begin + CHUNK], processes)
+            yield from entries_by_device(found, self.patch, device)
 
     def get(self, record: Record, share_seen: float) -> np.ndarray:
         """The map whose density suits a crop.
@@ -202,7 +190,7 @@ class SuperpixelCache:
             raise _unreadable(entry.path, error) from error
         return height, width
 
-    def _entry(self, record: Record) -> _Entry:
+    def _entry(self, record: Record) -> Entry:
         entry = self._entries.get(record.id)
         if entry is None:
             raise DataError(
@@ -219,9 +207,10 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: cached superpixels cannot be read ({error}); delete the file and start again")
 
 
-def _prepare_one(
+def _find(
     source: Source, folder: Path, patch: PatchOptions, augment: AugmentOptions, record: Record
-) -> tuple[str, _Entry]:
+) -> tuple[str, Entry | Picture]:
+    """The record's id with its entry, or with the picture where there are no maps yet."""
     try:
         content = record.image_path.read_bytes()
     except OSError as error:
@@ -230,7 +219,16 @@ def _prepare_one(
     key = hashlib.blake2b(content, digest_size=16, person=b"superpixels", salt=salt).hexdigest()
     path = folder / key[:2] / f"{key}.npz"
     entry = _read_entry(path)
-    return record.id, entry or _compute(source, path, patch, augment, record)
+    return record.id, entry or read_picture(source, path, patch, augment, record)
+
+
+def _compute(
+    source: Source, folder: Path, patch: PatchOptions, augment: AugmentOptions, record: Record
+) -> tuple[str, Entry]:
+    name, found = _find(source, folder, patch, augment, record)
+    if isinstance(found, Entry):
+        return name, found
+    return name, write_maps(found, make_maps([found], patch, torch.device("cpu"))[0])
 
 
 def _parameter_digest(patch: PatchOptions, augment: AugmentOptions) -> bytes:
@@ -247,7 +245,7 @@ def _adapter_source() -> bytes:
     return Path(reference.__file__).read_bytes()
 
 
-def _read_entry(path: Path) -> _Entry | None:
+def _read_entry(path: Path) -> Entry | None:
     """The entry of a file that is whole; None where there is none or it is damaged (it is then computed again)."""
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -259,42 +257,10 @@ def _read_entry(path: Path) -> _Entry | None:
     except DAMAGE as error:
         logger.warning("%s: damaged (%s), computed again", path, error)
         return None
-    return _Entry(path, tuple(shares), tuple(asked), tuple(actual), computed=False)
+    return Entry(path, tuple(shares), tuple(asked), tuple(actual), computed=False)
 
 
-def _compute(source: Source, path: Path, patch: PatchOptions, augment: AugmentOptions, record: Record) -> _Entry:
-    image = source.read(record).image
-    shares = level_shares(image.shape[0], image.shape[1], augment)
-    image = _reduced(image, augment.resize_range()[1])
-    pixels = image.shape[0] * image.shape[1]
-    asked = tuple(min(pixels, max(1, round(patch.segments / share))) for share in shares)
-    maps: dict[int, np.ndarray] = {}
-    for segments in sorted(set(asked)):
-        labels = superpixels(torch.from_numpy(image)[None], segments, patch.compactness, backend=patch.backend)[
-            0
-        ].numpy()
-        maps[segments] = labels.astype(np.uint16) if int(labels.max()) < 2**16 else labels
-    actual = tuple(int(maps[segments].max()) + 1 for segments in asked)
-    buffer = io.BytesIO()
-    arrays: dict[str, Any] = {f"level{level}": maps[segments] for level, segments in enumerate(asked)}
-    np.savez_compressed(buffer, shares=np.array(shares), asked=np.array(asked), actual=np.array(actual), **arrays)
-    try:
-        atomic_write_bytes(path, buffer.getvalue())
-    except OSError as error:
-        raise DataError(f"{path}: cannot write cached superpixels ({error.strerror}); set CPN_CACHE") from error
-    return _Entry(path, shares, asked, actual, computed=True)
-
-
-def _reduced(image: np.ndarray, long_side: int) -> np.ndarray:
-    """The image at no more than the size that training shows: a finer map could not be seen, only waited for."""
-    height, width = image.shape[:2]
-    if max(height, width) <= long_side:
-        return np.ascontiguousarray(image)
-    rows, columns = scaled_size(height, width, long_side)
-    return np.array(Image.fromarray(image).resize((columns, rows), Image.Resampling.BICUBIC))
-
-
-def _summarise(entries: list[_Entry], seconds: float) -> CacheSummary:
+def _summarise(entries: list[Entry], seconds: float) -> CacheSummary:
     asked = np.array([entry.asked for entry in entries]).reshape(-1, LEVELS)
     actual = np.array([entry.actual for entry in entries]).reshape(-1, LEVELS)
     computed = sum(entry.computed for entry in entries)

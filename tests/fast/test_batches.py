@@ -16,12 +16,15 @@ import torch
 from PIL import Image
 
 from cpn_fast.config import AugmentOptions, PatchOptions, TrainConfig
+from cpn_fast.data import batches as batches_module
 from cpn_fast.data.batches import BatchStream, mean_colour, needs_superpixels, steps_per_epoch
 from cpn_fast.data.random import key64
+from cpn_fast.data.superpixel_cache import SuperpixelCache
 from cpn_fast.data.types import Batch, Record, Sample
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import read_image
-from cpn_kernels.superpixels import superpixels
+from cpn_kernels import native_library
+from cpn_kernels.superpixels import runs_on, superpixels
 
 
 class Pictures:
@@ -213,9 +216,9 @@ def test_maps_on_a_device_give_the_same_batches(source, config, workers):
 @pytest.mark.parametrize("backend", ["skimage", "auto"])
 def test_online_superpixels_are_of_the_crop_and_need_no_cache(source, config, tmp_path, backend):
     patch = PatchOptions(segments=12, superpixels="online", backend=backend, cache_dir=tmp_path / "unused")
-    online = replace(config, patch=patch, augment=AugmentOptions(crop=32, resize=(24, 48)))
-    assert not needs_superpixels(online)
-    batches = run(source, online)
+    given = replace(config, patch=patch, augment=AugmentOptions(crop=32, resize=(24, 48)))
+    assert not needs_superpixels(given)
+    batches = run(source, given)
     padded = 0
     for batch in batches:
         for image, patches in zip(batch.images, batch.patches, strict=True):
@@ -226,7 +229,78 @@ def test_online_superpixels_are_of_the_crop_and_need_no_cache(source, config, tm
             padded += bool((patches < 0).any())
     assert padded > 0
     assert not (tmp_path / "unused").exists()
-    assert digest(run(source, replace(online, workers=2))) == digest(batches)
+    assert digest(run(source, replace(given, workers=2))) == digest(batches)
+
+
+def online(config, backend="native", **changes):
+    patch = PatchOptions(segments=12, superpixels="online", backend=backend)
+    return replace(config, patch=patch, augment=AugmentOptions(crop=32, resize=(24, 48)), **changes)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("backend", ["native", "skimage"])
+def test_online_superpixels_made_on_a_device_are_those_of_the_host(source, config, monkeypatch, backend, workers):
+    if backend == "native" and not native_library.available():
+        pytest.skip(native_library.load()[1])
+    asked = []
+    plain = batches_module.online_patches_of_batch
+    monkeypatch.setattr(
+        batches_module, "online_patches_of_batch", lambda *given: asked.append(given[0].shape) or plain(*given)
+    )
+    given = online(config, backend, workers=workers)
+    there = list(BatchStream(source, source.all, given, 0, 7, map_device=torch.device("cpu")))
+    assert asked == ([(4, 32, 32, 3)] * 7 if backend == "native" else [])
+    expected = run(source, given)
+    assert any((batch.patches < 0).any() for batch in expected)
+    assert digest(there) == digest(expected)
+
+
+def test_missing_maps_are_made_on_the_device_where_the_backend_runs_there(source, config, tmp_path, monkeypatch):
+    devices = []
+
+    def prepare(cache: SuperpixelCache, progress: bool = True, device: torch.device | None = None) -> None:
+        devices.append(device)
+        plain(cache, progress=False)
+
+    plain = SuperpixelCache.prepare
+    monkeypatch.setattr(SuperpixelCache, "prepare", prepare)
+    there = torch.device("cpu")
+    for backend in ("skimage", "native") if native_library.available() else ("skimage",):
+        patch = PatchOptions(segments=12, backend=backend, cache_dir=tmp_path)
+        for map_device in (there, None):
+            BatchStream(source, source.all, replace(config, patch=patch), 0, 1, map_device=map_device)
+    assert devices == [None, None, there, None][: len(devices)]
+
+
+def test_where_superpixels_run(monkeypatch):
+    cpu, gpu, other = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
+    assert not any(runs_on(device, "skimage") for device in (cpu, gpu, other))
+    for there, cuda in ((False, False), (True, False), (True, True)):
+        monkeypatch.setattr(native_library, "available", lambda there=there: there)
+        monkeypatch.setattr(native_library, "has_cuda", lambda cuda=cuda: cuda)
+        assert [runs_on(device, "native") for device in (cpu, gpu, other)] == [there, there and cuda, False]
+        assert runs_on(cpu, "auto") == there
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not native_library.has_cuda(), reason="the native library has no CUDA half")
+@pytest.mark.parametrize("kind", ["cached", "online"])
+def test_a_gpu_gives_the_batches_of_the_host_without_waiting(source, config, kind):
+    patch = replace(config.patch, backend="native")
+    given = online(config) if kind == "online" else replace(config, patch=patch)
+    expected = run(source, given)
+    stream = BatchStream(source, source.all, given, 0, 7, map_device=torch.device("cuda"))
+    batches = []
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batches.extend(batch.to("cuda") for batch in stream)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(batch.patches.is_cuda for batch in batches)
+    on_host = [batch.to("cpu") for batch in batches]
+    torch.cuda.synchronize()  # Batch.to waits for nothing
+    assert digest(on_host) == digest(expected)
 
 
 def test_methods_without_pairs_get_one_patch(source, config, tmp_path):

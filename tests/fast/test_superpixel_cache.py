@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 
 from cpn_fast.config import AugmentOptions, PatchOptions
+from cpn_fast.data import superpixel_cache, superpixel_maps
 from cpn_fast.data.augment import draw_geometry
 from cpn_fast.data.demo_scenes import paint_scene
 from cpn_fast.data.random import generator
-from cpn_fast.data.superpixel_cache import SuperpixelCache, level_shares
+from cpn_fast.data.superpixel_cache import SuperpixelCache
+from cpn_fast.data.superpixel_maps import DEVICE_BATCH, level_shares
 from cpn_fast.data.types import Record, Sample
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import read_image
@@ -158,6 +160,76 @@ def test_native_maps_are_cached_under_the_name_that_auto_means(tmp_path):
     assert np.array_equal(cache.get(record, share), superpixels(image, round(20 / share), 10.0, "native")[0])
     auto = SuperpixelCache(source, source.records("train"), replace(patch, backend="auto"), AUGMENT)
     assert auto.prepare(progress=False).reused == 20
+
+
+def various_pictures(folder: Path) -> Pictures:
+    """Two sizes, more of one than a device takes at once, one large one, and two of the same bytes."""
+    images = [image[:40, :40] for image in scenes(DEVICE_BATCH + 3)]
+    images += [image[:30, :50] for image in scenes(3)] + [scenes(1)[0].repeat(3, axis=1), images[0]]
+    return Pictures(folder, images)
+
+
+def assert_same_files(one: Path, two: Path, count: int) -> None:
+    names = [sorted(path.relative_to(folder) for path in folder.rglob("*.npz")) for folder in (one, two)]
+    assert names[0] == names[1] and len(names[0]) == count
+    for name in names[0]:
+        with np.load(one / name) as first, np.load(two / name) as second:
+            assert list(first) == list(second)
+            for key in first:
+                assert first[key].dtype == second[key].dtype and np.array_equal(first[key], second[key])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("backend", ["auto", "skimage"])
+def test_a_device_gives_the_files_of_the_processes(tmp_path, monkeypatch, backend, processes):
+    monkeypatch.setattr(superpixel_cache, "CHUNK", 19)  # several rounds of reading ahead
+    source = various_pictures(tmp_path / "images")
+    host = make_cache(source, tmp_path / "host", 20, backend=backend)
+    device = make_cache(source, tmp_path / "device", 20, backend=backend)
+    expected = host.prepare(progress=False, processes=1)
+    batches = []
+    plain = superpixel_maps.make_maps
+    monkeypatch.setattr(
+        superpixel_maps, "make_maps", lambda p, *rest: batches.append([x.image.shape for x in p]) or plain(p, *rest)
+    )
+    found = device.prepare(progress=False, processes=processes, device=torch.device("cpu"))
+    # The second of two equal files comes in the second round, when the first one's maps are there.
+    assert sum(map(len, batches)) == found.computed == source.count - 1
+    assert max(map(len, batches)) == DEVICE_BATCH
+    assert all(len(set(shapes)) == 1 for shapes in batches)
+    assert (found.asked, found.actual, found.actual_range) == (expected.asked, expected.actual, expected.actual_range)
+    assert_same_files(tmp_path / "host", tmp_path / "device", source.count - 1)
+    for record in source.records("train"):
+        assert np.array_equal(host.get(record, 0.5), device.get(record, 0.5))
+
+    batches.clear()
+    next((tmp_path / "device").rglob("*.npz")).unlink()
+    again = make_cache(source, tmp_path / "device", 20, backend=backend)
+    summary = again.prepare(progress=False, processes=processes, device=torch.device("cpu"))
+    assert summary.computed in (1, 2) and sum(map(len, batches)) == summary.computed
+    assert summary.computed + summary.reused == source.count
+
+
+def test_errors_where_a_device_computes_name_the_file(tmp_path):
+    source = various_pictures(tmp_path / "images")
+    (tmp_path / "full").mkdir()
+    for name in range(256):
+        (tmp_path / "full" / f"{name:02x}").write_text("a file where a folder should be")
+    with pytest.raises(DataError, match=r"full.*\.npz: cannot write cached superpixels"):
+        make_cache(source, tmp_path / "full", 20).prepare(progress=False, device=torch.device("cpu"))
+    source.records("train")[20].image_path.write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"20\.png"):
+        make_cache(source, tmp_path / "cache", 20).prepare(progress=False, device=torch.device("cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not native_library.has_cuda(), reason="the native library has no CUDA half")
+def test_a_gpu_gives_the_files_of_the_processes(tmp_path):
+    source = various_pictures(tmp_path / "images")
+    host, device = (make_cache(source, tmp_path / name, 20, backend="native") for name in ("host", "device"))
+    host.prepare(progress=False)
+    assert device.prepare(progress=False, device=torch.device("cuda")).computed >= source.count - 1
+    assert_same_files(tmp_path / "host", tmp_path / "device", source.count - 1)
 
 
 def test_a_missing_backend_is_named(source, tmp_path):

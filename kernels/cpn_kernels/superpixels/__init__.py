@@ -11,7 +11,7 @@ from torch import Tensor
 from cpn_kernels import native_library
 from cpn_kernels.superpixels import native, reference
 
-__all__ = ["Backend", "backend_version", "resolve_backend", "superpixels"]
+__all__ = ["Backend", "backend_version", "resolve_backend", "runs_on", "superpixels"]
 
 Backend = Literal["auto", "native", "skimage", "fast-slic"]
 
@@ -29,6 +29,17 @@ def resolve_backend(backend: Backend) -> Literal["native", "skimage", "fast-slic
     if backend != "native" and backend not in _PER_IMAGE:
         raise ValueError(f"backend is {backend!r}; expected 'auto', 'native', 'skimage' or 'fast-slic'")
     return backend
+
+
+def runs_on(device: torch.device, backend: Backend = "auto") -> bool:
+    """Whether the labels of images on a device are made there, without a way over the host or a wait for the device.
+
+    Raises:
+        ValueError: for an unknown backend.
+    """
+    if resolve_backend(backend) != "native" or not native_library.available():
+        return False
+    return device.type == "cpu" or (device.type == "cuda" and native_library.has_cuda())
 
 
 def backend_version(backend: Backend) -> str:
@@ -76,7 +87,7 @@ def superpixels(
         raise ValueError(f"segments is {segments}; expected at least 1")
     resolved = resolve_backend(backend)
     if resolved == "native":
-        there = images if images.is_cuda and native_library.has_cuda() else images.cpu()
+        there = images if runs_on(images.device, resolved) else images.cpu()
         return native.slic_native(there, segments, compactness).to(images.device)
     one_image = _PER_IMAGE[resolved]
     labels = [torch.from_numpy(one_image(image, segments, compactness)) for image in images.cpu().numpy()]
