@@ -163,9 +163,11 @@ def test_native_maps_are_cached_under_the_name_that_auto_means(tmp_path):
 
 
 def various_pictures(folder: Path) -> Pictures:
-    """Two sizes, more of one than a device takes at once, one large one, and two of the same bytes."""
+    """Two sizes, more of one than a device takes at once, two of the same bytes, and two that ask for other numbers
+    of segments once they are reduced to one size."""
     images = [image[:40, :40] for image in scenes(DEVICE_BATCH + 3)]
-    images += [image[:30, :50] for image in scenes(3)] + [scenes(1)[0].repeat(3, axis=1), images[0]]
+    large = scenes(1)[0].repeat(3, axis=0).repeat(3, axis=1)[:220]
+    images += [image[:30, :50] for image in scenes(3)] + [large[:, :167], large[:, :169], images[0]]
     return Pictures(folder, images)
 
 
