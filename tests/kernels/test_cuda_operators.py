@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,11 +91,13 @@ def test_cp_triplet_equals_the_reference() -> None:
 
 @pytest.mark.parametrize("classes", [20, 80])
 @pytest.mark.parametrize("size", [None, (448, 448)])
-def test_cp_loss_against_float64(classes: int, size: tuple[int, int] | None) -> None:
+@pytest.mark.parametrize("tcp_target", ["pair", "image"])
+def test_cp_loss_against_float64(classes: int, size: tuple[int, int] | None, tcp_target: str) -> None:
     cam, rcam = draw(1, 12, classes, 56, 56), draw(2, 12, classes, 56, 56)
     labels = (torch.rand(4, classes, generator=torch.Generator().manual_seed(3)) < 0.2).float().cuda()
     visible = torch.tensor([0.3, 0.5, 0.6, 0.0]).cuda()
-    options = {"cpcr_target": "winner", "ohem_pool": "present", "refined_pair_gradient": True}
+    options: dict[str, Any] = {"cpcr_target": "winner", "ohem_pool": "present", "refined_pair_gradient": True}
+    options["tcp_target"] = tcp_target
     exact = [x.double().requires_grad_() for x in (cam, rcam)]
     law = loss_reference.cp_loss(
         *exact, labels, visible.double(), map_norm="minmax", pair_norm="own", tcp=True, cpcr=True, ohem=0.2, size=size,

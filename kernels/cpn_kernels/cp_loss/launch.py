@@ -39,6 +39,7 @@ class Options:
     map_norm: str = "minmax"
     pair_norm: str = "own"
     tcp: bool = True
+    tcp_target: str = "pair"
     cpcr: bool = True
     ohem: float = 0.2
     ohem_pool: str = "present"
@@ -53,10 +54,15 @@ class Options:
         """Constants of every kernel that compares views."""
         return {"PRESENT": self.ohem_pool == "present", "TARGET": self.cpcr_target}
 
+    def cams(self) -> int:
+        """Maps of the CAM that receive a gradient: that of I, or the pair's."""
+        return 1 if self.tcp_target == "pair" else 2
+
     def gradient(self, refined: bool) -> dict[str, Any]:
         """Constants of the backward passes."""
         return {
-            "MAPS": 4 if refined else 1,
+            "MAPS": self.cams() + 3 * refined,
+            "CAMS": self.cams(),
             "TCP": self.tcp,
             "CPCR": self.cpcr and refined,
             "PAIR": self.refined_pair_gradient,
@@ -208,12 +214,12 @@ def backward(
         options: as given.
     """
     call = _Call(cam, rcam, labels, visible, size)
-    maps = 4 if call.refined else 1
+    maps = options.cams() + 3 * call.refined
     constants = options.norm() | options.pool() | options.gradient(call.refined) | call.tile()
     inputs = (call.cam, call.rcam, call.labels, call.visible, stats, ranks, upstream.float().contiguous())
     slopes = call.empty(call.programs, call.batch, maps, call.classes, 2)
     triton_gradient.slopes_kernel[(call.programs, call.batch)](*inputs, slopes, *call.tail, **constants)
-    cam_gradient = call.zeros(*cam.shape)  # the pair of the CAM is a constant in both losses
+    cam_gradient = call.zeros(*cam.shape)  # a view that is L_tcp's target is a constant in both losses
     rcam_gradient = call.empty(*cam.shape) if call.refined else call.empty(0)
     cells = max(call.grid[0] - 1, 1) * max(call.grid[1] - 1, 1)
     corners = call.empty(call.batch, maps, call.classes, 4, cells) if call.upsample else call.empty(0)
@@ -231,6 +237,7 @@ def backward(
             call.classes,
             *call.grid,
             MAPS=maps,
+            CAMS=options.cams(),
             SPAN=COLLECT_SPAN,
         )
     return cam_gradient, rcam_gradient

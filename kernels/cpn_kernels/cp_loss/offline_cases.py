@@ -97,10 +97,13 @@ def offline_cases(capability: tuple[int, int]) -> list[Case]:
             "collect",
             triton_gradient.collect_kernel,
             dict.fromkeys(("corners", "cam_gradient", "rcam_gradient"), "*fp32") | shape,
-            {"MAPS": 4, "SPAN": launch.COLLECT_SPAN},
+            {"MAPS": 5, "CAMS": 2, "SPAN": launch.COLLECT_SPAN},
         )
     )
-    default, released = launch.Options(), launch.Options(cpcr_target="released", refined_pair_gradient=True)
+    default, released = (
+        launch.Options(tcp_target="image"),
+        launch.Options(cpcr_target="released", refined_pair_gradient=True),
+    )
     for classes in (20, 80):
         for upsample in (False, True):
             found += _sized(classes, upsample, default, f"{classes} classes, {'input' if upsample else 'grid'}")
