@@ -54,15 +54,16 @@ class Options:
         """Constants of every kernel that compares views."""
         return {"PRESENT": self.ohem_pool == "present", "TARGET": self.cpcr_target}
 
-    def cams(self) -> int:
-        """Maps of the CAM that receive a gradient: that of I, or the pair's."""
-        return 1 if self.tcp_target == "pair" else 2
+    def maps(self, refined: bool) -> tuple[int, ...]:
+        """Rows of stats that receive a gradient: the side of L_tcp that is no target, and with it the RCAM."""
+        cam = (0,) if self.tcp_target == "pair" else (1, 2)
+        return (*cam, 3, 4, 5) if refined else cam
 
     def gradient(self, refined: bool) -> dict[str, Any]:
         """Constants of the backward passes."""
         return {
-            "MAPS": self.cams() + 3 * refined,
-            "CAMS": self.cams(),
+            "RECEIVERS": self.maps(refined),
+            "COUNT": len(self.maps(refined)),
             "TCP": self.tcp,
             "CPCR": self.cpcr and refined,
             "PAIR": self.refined_pair_gradient,
@@ -214,30 +215,30 @@ def backward(
         options: as given.
     """
     call = _Call(cam, rcam, labels, visible, size)
-    maps = options.cams() + 3 * call.refined
+    maps = options.maps(call.refined)
     constants = options.norm() | options.pool() | options.gradient(call.refined) | call.tile()
     inputs = (call.cam, call.rcam, call.labels, call.visible, stats, ranks, upstream.float().contiguous())
-    slopes = call.empty(call.programs, call.batch, maps, call.classes, 2)
+    slopes = call.empty(call.programs, call.batch, len(maps), call.classes, 2)
     triton_gradient.slopes_kernel[(call.programs, call.batch)](*inputs, slopes, *call.tail, **constants)
     cam_gradient = call.zeros(*cam.shape)  # a view that is L_tcp's target is a constant in both losses
     rcam_gradient = call.empty(*cam.shape) if call.refined else call.empty(0)
     cells = max(call.grid[0] - 1, 1) * max(call.grid[1] - 1, 1)
-    corners = call.empty(call.batch, maps, call.classes, 4, cells) if call.upsample else call.empty(0)
+    corners = call.empty(call.batch, len(maps), call.classes, 4, cells) if call.upsample else call.empty(0)
     programs = cells if call.upsample else triton.cdiv(call.places, call.span)
     triton_gradient.gradient_kernel[(programs, call.batch)](
         *inputs, slopes.sum(dim=0), cam_gradient, rcam_gradient, corners, *call.tail, **constants
     )
     if call.upsample:
         points = call.grid[0] * call.grid[1]
-        triton_gradient.collect_kernel[(triton.cdiv(points, COLLECT_SPAN), call.batch * maps, call.classes)](
+        triton_gradient.collect_kernel[(triton.cdiv(points, COLLECT_SPAN), call.batch * len(maps), call.classes)](
             corners,
             cam_gradient,
             rcam_gradient,
             call.batch,
             call.classes,
             *call.grid,
-            MAPS=maps,
-            CAMS=options.cams(),
+            RECEIVERS=maps,
+            COUNT=len(maps),
             SPAN=COLLECT_SPAN,
         )
     return cam_gradient, rcam_gradient

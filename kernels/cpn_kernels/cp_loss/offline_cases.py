@@ -97,7 +97,7 @@ def offline_cases(capability: tuple[int, int]) -> list[Case]:
             "collect",
             triton_gradient.collect_kernel,
             dict.fromkeys(("corners", "cam_gradient", "rcam_gradient"), "*fp32") | shape,
-            {"MAPS": 5, "CAMS": 2, "SPAN": launch.COLLECT_SPAN},
+            {"RECEIVERS": (1, 2, 3, 4, 5), "COUNT": 5, "SPAN": launch.COLLECT_SPAN},
         )
     )
     default, released = (
