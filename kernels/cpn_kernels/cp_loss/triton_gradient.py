@@ -5,7 +5,8 @@
 3. `collect_kernel`: a grid point's gradient from the four cells that it is a corner of (no atomics, hence the same
    bits for the same input).
 
-RECEIVERS are the rows of `stats` that receive a gradient, in order: 0, 1, 2 the CAM of I, I_h, I_hbar; 3, 4, 5 the RCAM.
+RECEIVERS are the rows of `stats` that receive a gradient, in order; 0, 1, 2 are the CAM of I, I_h, I_hbar, 3, 4, 5 the
+RCAM.
 """
 
 from __future__ import annotations
@@ -166,8 +167,8 @@ def slopes_kernel(
         for start in range(tl.program_id(0) * SPAN, count, tl.num_programs(0) * SPAN):
             y, x, inside = positions(start, SPAN, out_w, count)
             gradient = _map_gradient(
-                maps, stats, ranks, upstream, image, k, labelled, share, y, x, inside, RECEIVERS[which] > 2, RECEIVERS[which] % 3,
-                TCP, CPCR, PAIR, PRESENT, TARGET, UPSAMPLE, MINMAX, SHARED,
+                maps, stats, ranks, upstream, image, k, labelled, share, y, x, inside,
+                RECEIVERS[which] > 2, RECEIVERS[which] % 3, TCP, CPCR, PAIR, PRESENT, TARGET, UPSAMPLE, MINMAX, SHARED,
             )  # fmt: skip
             value = numerator(
                 raw_tile(maps, RECEIVERS[which] > 2, RECEIVERS[which] % 3, image, k, y, x, inside, UPSAMPLE),
@@ -274,8 +275,8 @@ def gradient_kernel(
             y += top
             x += left
             gradient = _map_gradient(
-                maps, stats, ranks, upstream, image, k, labelled, share, y, x, inside, RECEIVERS[which] > 2, RECEIVERS[which] % 3,
-                TCP, CPCR, PAIR, PRESENT, TARGET, UPSAMPLE, MINMAX, SHARED,
+                maps, stats, ranks, upstream, image, k, labelled, share, y, x, inside,
+                RECEIVERS[which] > 2, RECEIVERS[which] % 3, TCP, CPCR, PAIR, PRESENT, TARGET, UPSAMPLE, MINMAX, SHARED,
             )  # fmt: skip
             raw = raw_tile(maps, RECEIVERS[which] > 2, RECEIVERS[which] % 3, image, k, y, x, inside, UPSAMPLE)
             value = gradient / divisor[:, None]
@@ -337,7 +338,7 @@ def collect_kernel(
     row = 0
     for number in tl.static_range(COUNT):
         row = tl.where(which == number, RECEIVERS[number], row)
-    place = (((row % 3).to(tl.int64) * batch + image) * classes + k) * grid_h * grid_w + p
+    place = ((tl.cast(row % 3, tl.int64) * batch + image) * classes + k) * grid_h * grid_w + p
     if row > 2:
         tl.store(rcam_gradient + place, value, mask=inside)
     else:
