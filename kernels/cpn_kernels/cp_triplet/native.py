@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cpn_kernels import native_library
+from cpn_kernels.backend import exporting
 from cpn_kernels.cp_triplet import reference
 
 PATCH_DTYPES = (torch.int16, torch.int32, torch.int64)
@@ -19,7 +20,7 @@ PATCH_DTYPES = (torch.int16, torch.int32, torch.int64)
 def suits(images: Tensor, patches: Tensor) -> bool:
     """Whether the native form is there and takes these: on the CPU, and not while exporting (it has no ONNX form)."""
     return (
-        not torch.compiler.is_exporting()
+        not exporting()
         and images.device.type == "cpu"
         and patches.dtype in PATCH_DTYPES
         and images.shape[1] * images.shape[2] < 2**31
