@@ -31,6 +31,8 @@ TILED = UNFUSED | {"num_warps": 8, "maxnreg": 255}
 """Of the kernels that hold tiles of several maps: with fewer warps they spill registers, and without the explicit bound
 the assembler stops at 128 of them and spills the rest."""
 
+STATS: dict[str, Any] = UNFUSED | {"maxnreg": 255}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -138,7 +140,7 @@ def forward(
             REFINED=refined,
             UPSAMPLE=call.upsample,
             SPAN=min(STATS_SPAN, 64) if INTERPRETED else STATS_SPAN,
-            **UNFUSED,
+            **STATS,
         )
     inputs = (call.cam, call.rcam, call.labels, call.visible, stats)
     triplet_sums = call.empty(call.batch, call.programs)
@@ -147,12 +149,13 @@ def forward(
             *inputs, triplet_sums, *call.tail, REFINED=call.refined, **options.norm(), **call.tile()
         )
     cpcr = options.cpcr and call.refined
-    histograms = call.zeros(3 if cpcr else 0, call.batch, 2, triton_kernel.BINS.value, dtype=torch.int32)
-    sums = call.empty(3 if cpcr else 0, call.batch, 2, call.programs)
+    levels = triton_kernel.LEVELS.value if cpcr else 0
+    histograms = call.zeros(levels, call.batch, 2, triton_kernel.BINS.value, dtype=torch.int32)
+    sums = call.empty(levels, call.batch, 2, call.programs)
     share_bits = struct.unpack("<q", struct.pack("<d", options.ohem))[0]
     # The product in the reference's order: another one could round to another count.
     wanted = max(1, math.floor(options.ohem * (call.classes + 1) * call.out[0] * call.out[1]))
-    for level in range(3 if cpcr else 0):
+    for level in range(levels):
         triton_kernel.rank_kernel[(call.programs, call.batch, 2)](
             *inputs,
             histograms,

@@ -16,7 +16,9 @@ _STEP = {"cam_p": 1, "rcam_p": 1}
 
 
 def _case(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> Case:
-    options = launch.TILED if "KP" in constants and "SPAN" in constants else launch.UNFUSED
+    options = launch.UNFUSED
+    if "SPAN" in constants and "UPSAMPLE" in constants:
+        options = launch.TILED if "KP" in constants else launch.STATS
     common = name in ("stats[grid]", "result") or name.endswith("[20 classes, grid]") or "[0, 20 classes, grid]" in name
     return Case(f"cp_loss.{name}", kernel, types, constants, dict(options), common=common)
 
@@ -33,7 +35,7 @@ def _sized(classes: int, upsample: bool, options: launch.Options, label: str) ->
             tile | norm | _STEP | {"REFINED": True},
         )
     ]
-    for level in range(3):
+    for level in range(triton_kernel.LEVELS.value):
         found.append(
             _case(
                 f"rank[{level}, {label}]",
