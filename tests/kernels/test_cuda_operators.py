@@ -89,6 +89,21 @@ def test_cp_triplet_equals_the_reference() -> None:
         torch.testing.assert_close(visible.cpu(), share, rtol=0, atol=1e-7)
 
 
+def test_cp_triplet_past_two_to_the_31_elements() -> None:
+    count, side = 1200, 448
+    assert 9 * count * side * side > 2**31
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randint(0, 256, (1, side, side, 3), generator=generator, dtype=torch.uint8).cuda()
+    patches = torch.arange(side, dtype=torch.int16).cuda().view(1, side, 1).expand(1, side, side)
+    keys = torch.arange(count).cuda()
+    triplet, visible = cp_triplet(
+        image.expand(count, -1, -1, -1), patches.expand(count, -1, -1), keys, 0.5, dtype=torch.bfloat16
+    )
+    for place in (0, count - 1):
+        alone, share = cp_triplet(image, patches, keys[place : place + 1], 0.5, dtype=torch.bfloat16)
+        assert torch.equal(triplet[place::count], alone) and torch.equal(visible[place], share[0])
+
+
 @pytest.mark.parametrize("classes", [20, 80])
 @pytest.mark.parametrize("size", [None, (448, 448)])
 @pytest.mark.parametrize("tcp_target", ["pair", "image"])
