@@ -19,6 +19,15 @@ def triton_ready() -> bool:
     return all(torch.cuda.get_device_capability(index) >= OLDEST for index in range(torch.cuda.device_count()))
 
 
+@torch.compiler.assume_constant_result
+def exporting() -> bool:
+    """Whether an export is under way, in which a custom operator has no form.
+
+    Asked outside of the traced code: to torch 2.11 `torch.compiler.is_exporting()` is true in every compiled graph.
+    """
+    return torch.compiler.is_exporting()
+
+
 def takes_kernel(*tensors: Tensor | None) -> bool:
     """Whether a Triton kernel serves these inputs: all on CUDA, none empty, none float64 (whose law is the reference).
 
@@ -28,7 +37,7 @@ def takes_kernel(*tensors: Tensor | None) -> bool:
     Returns:
         True where the kernel is to be taken. Never while exporting: a custom operator has no ONNX form.
     """
-    if torch.compiler.is_exporting():
+    if exporting():
         return False
     given = [tensor for tensor in tensors if tensor is not None]
     if any(not x.is_cuda or x.dtype == torch.float64 or x.numel() == 0 for x in given):

@@ -1,4 +1,4 @@
-"""Compiles every Triton kernel for GPUs that are not here, and reads what each would use of them.
+"""Compiles every Triton kernel and CUDA source for GPUs that are not here, and reads what each would use of them.
 
 `python -m cpn_kernels.offline --table FILE` compiles for all targets, one process each, and writes the table; with
 `--target 90` it does one and prints JSON. A kernel fails that spills registers or asks for more shared memory than the
@@ -11,7 +11,6 @@ import argparse
 import importlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,10 +19,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-TARGETS = (80, 86, 89, 90, 100)
-SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448}
-"""Bytes of shared memory that one block may have, by target."""
+from cpn_kernels import offline_cuda
+from cpn_kernels.resources import SHARED_LIMIT, Resources, tool
 
+TARGETS = (80, 86, 89, 90, 100)
 SOURCES = ("pixel_correlation", "cp_triplet", "cp_loss")
 """Operators whose `offline_cases.py` says what to compile."""
 
@@ -58,48 +57,6 @@ class Case:
         sizes = [name for name, kind in self.types.items() if kind == "i32"]
         types = {name: kind for name, kind in self.types.items() if name not in sizes}
         return replace(self, name=f"{self.name}, ones", types=types, constants=self.constants | dict.fromkeys(sizes, 1))
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a compiled kernel uses; None where cuobjdump or nvdisasm is missing to tell.
-
-    Attributes:
-        name: of the case.
-        target: compute capability, two or three digits.
-        warps: per block.
-        registers: per thread.
-        stack: bytes of local memory per thread, spilled registers among them.
-        shared: bytes of shared memory per block.
-        tensor_core: instructions of the tensor cores in the machine code.
-    """
-
-    name: str
-    target: int
-    warps: int
-    registers: int | None
-    stack: int | None
-    shared: int
-    tensor_core: int | None
-
-    def faults(self, needs_tensor_core: bool = False) -> list[str]:
-        """What keeps this kernel from running well, in words; empty if nothing does."""
-        found = []
-        if self.stack:
-            found.append(f"{self.stack} bytes of stack: it spills registers")
-        if self.shared > SHARED_LIMIT[self.target]:
-            found.append(f"{self.shared} bytes of shared memory; sm_{self.target} grants {SHARED_LIMIT[self.target]}")
-        if needs_tensor_core and self.tensor_core == 0:
-            found.append("no tensor-core instruction")
-        return [f"{self.name} on sm_{self.target}: {fault}" for fault in found]
-
-
-def tool(name: str) -> str | None:
-    """Path of one of NVIDIA's binary tools: Triton's own copy, else the one on PATH, else None."""
-    import triton
-
-    own = Path(triton.__path__[0]) / "backends" / "nvidia" / "bin" / name
-    return str(own) if own.is_file() else shutil.which(name)
 
 
 def _output(command: list[str]) -> str:
@@ -186,13 +143,18 @@ def compile_target(target: int, common: bool = False) -> tuple[list[Resources], 
         row = compile_case(case, target)
         rows.append(row)
         faults += row.faults(case.tensor_core)
+    if not common and not offline_cuda.missing():
+        for row in offline_cuda.compile_sources(target):
+            rows.append(row)
+            faults += row.faults()
     return rows, faults
 
 
 def unchecked() -> list[str]:
     """What cannot be told on this machine, in words."""
     checks = {"cuobjdump": "registers and spills", "nvdisasm": "tensor-core instructions"}
-    return [f"{name} is missing: {what} not checked" for name, what in checks.items() if tool(name) is None]
+    found = [f"{name} is missing: {what} not checked" for name, what in checks.items() if tool(name) is None]
+    return [*found, reason] if (reason := offline_cuda.missing()) else found
 
 
 def _all_targets(targets: Sequence[int]) -> dict[str, Any]:

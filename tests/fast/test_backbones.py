@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cpn_fast.models.backbones import BACKBONES, create_backbone, resnet38
+from cpn_fast.models.backbones.common import relu6_
 
 NAMES = ("resnet38_tiny", "resnet50", "mobilenet_v2")
 State = dict[str, Tensor]
@@ -387,3 +388,15 @@ def test_every_registered_backbone_says_its_channels_and_strides() -> None:
         "mobilenet_v2": ((32, 96, 1280), (8, 16, 16)),
         "mobilenet_v2_stride8": ((32, 96, 1280), (8, 8, 8)),
     }
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_relu6_and_its_gradient_at_the_corners(compiled: bool) -> None:
+    inputs = torch.tensor([-1.0, -0.0, 0.0, 1e-6, 3.0, 5.999, 6.0, 7.0, float("nan")])
+    function = torch.compile(relu6_, fullgraph=True, backend="aot_eager") if compiled else relu6_
+    leaf = inputs.clone().requires_grad_()
+    output = function(leaf * 1)  # it may overwrite what it is given
+    slope = torch.autograd.grad(output, leaf, torch.arange(1.0, 10.0))[0]
+    expected = torch.tensor([0, 0, 0, 1e-6, 3, 5.999, 6, 6, float("nan")])
+    torch.testing.assert_close(output, expected, rtol=0, atol=0, equal_nan=True)
+    assert slope.tolist() == [0, 0, 0, 4, 5, 6, 0, 0, 9]  # that of a NaN passes: nothing hides it

@@ -50,3 +50,15 @@ def test_the_question_is_a_constant_of_a_compiled_graph() -> None:
         return x * 2 if not backend.takes_kernel(x) and not (backend.triton_ready() and x.is_cuda) else x
 
     assert torch.compile(double, fullgraph=True, backend="eager")(torch.ones(2)).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_export_is_told_from_a_compiled_graph(strict: bool) -> None:
+    class Doubled(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 3 if backend.exporting() else x * 2
+
+    assert not backend.exporting()
+    assert torch.compile(Doubled(), fullgraph=True, backend="eager")(torch.ones(2)).tolist() == [2, 2]
+    exported = torch.export.export(Doubled(), (torch.ones(2),), strict=strict)
+    assert exported.module()(torch.ones(2)).tolist() == [3, 3]

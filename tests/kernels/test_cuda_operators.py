@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,13 +89,30 @@ def test_cp_triplet_equals_the_reference() -> None:
         torch.testing.assert_close(visible.cpu(), share, rtol=0, atol=1e-7)
 
 
+def test_cp_triplet_past_two_to_the_31_elements() -> None:
+    count, side = 1200, 448
+    assert 9 * count * side * side > 2**31
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randint(0, 256, (1, side, side, 3), generator=generator, dtype=torch.uint8).cuda()
+    patches = torch.arange(side, dtype=torch.int16).cuda().view(1, side, 1).expand(1, side, side)
+    keys = torch.arange(count).cuda()
+    triplet, visible = cp_triplet(
+        image.expand(count, -1, -1, -1), patches.expand(count, -1, -1), keys, 0.5, dtype=torch.bfloat16
+    )
+    for place in (0, count - 1):
+        alone, share = cp_triplet(image, patches, keys[place : place + 1], 0.5, dtype=torch.bfloat16)
+        assert torch.equal(triplet[place::count], alone) and torch.equal(visible[place], share[0])
+
+
 @pytest.mark.parametrize("classes", [20, 80])
 @pytest.mark.parametrize("size", [None, (448, 448)])
-def test_cp_loss_against_float64(classes: int, size: tuple[int, int] | None) -> None:
+@pytest.mark.parametrize("tcp_target", ["pair", "image"])
+def test_cp_loss_against_float64(classes: int, size: tuple[int, int] | None, tcp_target: str) -> None:
     cam, rcam = draw(1, 12, classes, 56, 56), draw(2, 12, classes, 56, 56)
     labels = (torch.rand(4, classes, generator=torch.Generator().manual_seed(3)) < 0.2).float().cuda()
     visible = torch.tensor([0.3, 0.5, 0.6, 0.0]).cuda()
-    options = {"cpcr_target": "winner", "ohem_pool": "present", "refined_pair_gradient": True}
+    options: dict[str, Any] = {"cpcr_target": "winner", "ohem_pool": "present", "refined_pair_gradient": True}
+    options["tcp_target"] = tcp_target
     exact = [x.double().requires_grad_() for x in (cam, rcam)]
     law = loss_reference.cp_loss(
         *exact, labels, visible.double(), map_norm="minmax", pair_norm="own", tcp=True, cpcr=True, ohem=0.2, size=size,

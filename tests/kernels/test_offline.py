@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton")
 
-from cpn_kernels import offline
+from cpn_kernels import offline, offline_cuda
+from cpn_kernels.resources import SHARED_LIMIT, Resources
 
 
 @pytest.mark.slow
@@ -36,9 +38,37 @@ def test_kernels_of_a_training_step_compile(target: int) -> None:
     assert rows["pixel_correlation.gradient[both, bf16, 192, 32]"]["tensor_core"] > 0
 
 
-def row(**changed: int | None) -> offline.Resources:
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [80, 86, 89, 90])
+def test_cuda_sources_compile(target: int) -> None:
+    if reason := offline_cuda.missing():
+        pytest.skip(reason)
+    rows = offline_cuda.compile_sources(target)
+    assert len(rows) > 10 and len({row.name for row in rows}) == len(rows)  # SLIC's passes and those of connectivity
+    assert all(row.registers and row.faults() == [] for row in rows)
+
+
+@pytest.mark.skipif(bool(offline_cuda.missing()), reason=offline_cuda.missing() or "nvcc is there")
+def test_a_cuda_kernel_that_spills_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+        __global__ void spills(float* x, int n) {
+          float held[64];
+          for (int i = 0; i < 64; ++i) held[i] = x[i];
+          for (int i = 0; i < n; ++i) held[(i * 7) % 64] += x[i];
+          for (int i = 0; i < 64; ++i) x[i] = held[i];
+        }"""
+    (tmp_path / "wrong.cu").write_text(code)
+    monkeypatch.setattr(offline_cuda, "SOURCES", tmp_path)
+    (found,) = offline_cuda.compile_sources(90)
+    assert found.stack and "spills registers" in found.faults()[0]
+    (tmp_path / "wrong.cu").write_text("__global__ void broken( {")
+    with pytest.raises(RuntimeError, match=r"nvcc refuses wrong\.cu for sm_90"):
+        offline_cuda.compile_sources(90)
+
+
+def row(**changed: int | None) -> Resources:
     values = {"warps": 4, "registers": 90, "stack": 0, "shared": 1024, "tensor_core": 3}
-    return offline.Resources("kernel", 86, **(values | changed))
+    return Resources("kernel", 86, **(values | changed))
 
 
 def test_faults_are_named() -> None:
@@ -52,12 +82,14 @@ def test_faults_are_named() -> None:
 
 def test_a_missing_tool_is_told_and_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offline, "tool", lambda name: None)
+    monkeypatch.setattr(offline_cuda.shutil, "which", lambda name: None)
     assert offline.unchecked() == [
         "cuobjdump is missing: registers and spills not checked",
         "nvdisasm is missing: tensor-core instructions not checked",
+        "nvcc is missing: kernels/csrc/*.cu were not compiled",
     ]
     assert row(registers=None, stack=None, tensor_core=None).faults(True) == []
 
 
 def test_every_target_has_a_limit() -> None:
-    assert set(offline.SHARED_LIMIT) == set(offline.TARGETS)
+    assert set(SHARED_LIMIT) == set(offline.TARGETS)

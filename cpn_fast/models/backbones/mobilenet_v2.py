@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Literal, cast
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from cpn_fast.models.backbones.common import Backbone, Features, conv_norm
+from cpn_fast.models.backbones.common import Backbone, Features, conv_norm, relu6_
 
 # expansion, channels, blocks, stride of the first block (Table 2 of the paper)
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -27,7 +26,7 @@ class ConvNorm(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] -> [B, outputs, H / stride, W / stride] in 0..6."""
         conv, norm = self
-        return F.relu6(conv_norm(x, cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm)), inplace=True)
+        return relu6_(conv_norm(x, cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm)))
 
 
 class InvertedResidual(nn.Module):

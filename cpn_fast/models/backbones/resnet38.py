@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cpn_fast.models.backbones.common import Backbone, Features, conv_norm, norm_relu
+from cpn_kernels.backend import exporting
 
 EARLY = ("b2", "b2_1", "b2_2")
 BLOCKS = (*EARLY, "b3", "b3_1", "b3_2", "b4", "b4_1", "b4_2", "b4_3", "b4_4", "b4_5", "b5", "b5_1", "b5_2", "b6", "b7")
@@ -43,7 +43,7 @@ class PlainBlock(nn.Module):
         branch = self.conv_branch2b1(branch)
         if self.conv_branch1 is None:
             return branch.add_(x), first
-        if torch.compiler.is_exporting():
+        if exporting():
             # torch.export cannot prove that a slice's size, (H + 1) // 2, is a convolution's, (H - 1) // 2 + 1
             return branch.add_(F.conv2d(first, self.conv_branch1.weight, stride=self.stride)), first
         # A strided 1x1 convolution reads these positions only. Slicing gives the same result and avoids the CPU

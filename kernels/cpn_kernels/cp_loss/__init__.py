@@ -81,8 +81,7 @@ def cp_loss(
         raise ValueError(f"ohem is {ohem}; expected a share in (0, 1]")
     if map_norm not in ("minmax", "max"):
         raise ValueError(f"map_norm is {map_norm!r}; expected 'minmax' or 'max'")
-    # The kernel knows the pair as target only.
-    if tcp_target == "pair" and takes_kernel(cam_triplet, rcam_triplet, labels, visible):
+    if takes_kernel(cam_triplet, rcam_triplet, labels, visible):
         losses = cp_loss_op(
             cam_triplet,
             rcam_triplet,
@@ -92,6 +91,7 @@ def cp_loss(
             map_norm,
             pair_norm,
             tcp,
+            tcp_target,
             cpcr,
             ohem,
             ohem_pool,

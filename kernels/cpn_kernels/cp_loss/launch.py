@@ -31,6 +31,8 @@ TILED = UNFUSED | {"num_warps": 8, "maxnreg": 255}
 """Of the kernels that hold tiles of several maps: with fewer warps they spill registers, and without the explicit bound
 the assembler stops at 128 of them and spills the rest."""
 
+STATS: dict[str, Any] = UNFUSED | {"maxnreg": 255}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -39,6 +41,7 @@ class Options:
     map_norm: str = "minmax"
     pair_norm: str = "own"
     tcp: bool = True
+    tcp_target: str = "pair"
     cpcr: bool = True
     ohem: float = 0.2
     ohem_pool: str = "present"
@@ -53,10 +56,16 @@ class Options:
         """Constants of every kernel that compares views."""
         return {"PRESENT": self.ohem_pool == "present", "TARGET": self.cpcr_target}
 
+    def maps(self, refined: bool) -> tuple[int, ...]:
+        """Rows of stats that receive a gradient: the side of L_tcp that is no target, and with it the RCAM."""
+        cam = (0,) if self.tcp_target == "pair" else (1, 2)
+        return (*cam, 3, 4, 5) if refined else cam
+
     def gradient(self, refined: bool) -> dict[str, Any]:
         """Constants of the backward passes."""
         return {
-            "MAPS": 4 if refined else 1,
+            "RECEIVERS": self.maps(refined),
+            "COUNT": len(self.maps(refined)),
             "TCP": self.tcp,
             "CPCR": self.cpcr and refined,
             "PAIR": self.refined_pair_gradient,
@@ -131,7 +140,7 @@ def forward(
             REFINED=refined,
             UPSAMPLE=call.upsample,
             SPAN=min(STATS_SPAN, 64) if INTERPRETED else STATS_SPAN,
-            **UNFUSED,
+            **STATS,
         )
     inputs = (call.cam, call.rcam, call.labels, call.visible, stats)
     triplet_sums = call.empty(call.batch, call.programs)
@@ -140,12 +149,13 @@ def forward(
             *inputs, triplet_sums, *call.tail, REFINED=call.refined, **options.norm(), **call.tile()
         )
     cpcr = options.cpcr and call.refined
-    histograms = call.zeros(3 if cpcr else 0, call.batch, 2, triton_kernel.BINS.value, dtype=torch.int32)
-    sums = call.empty(3 if cpcr else 0, call.batch, 2, call.programs)
+    levels = triton_kernel.LEVELS.value if cpcr else 0
+    histograms = call.zeros(levels, call.batch, 2, triton_kernel.BINS.value, dtype=torch.int32)
+    sums = call.empty(levels, call.batch, 2, call.programs)
     share_bits = struct.unpack("<q", struct.pack("<d", options.ohem))[0]
     # The product in the reference's order: another one could round to another count.
     wanted = max(1, math.floor(options.ohem * (call.classes + 1) * call.out[0] * call.out[1]))
-    for level in range(3 if cpcr else 0):
+    for level in range(levels):
         triton_kernel.rank_kernel[(call.programs, call.batch, 2)](
             *inputs,
             histograms,
@@ -208,29 +218,30 @@ def backward(
         options: as given.
     """
     call = _Call(cam, rcam, labels, visible, size)
-    maps = 4 if call.refined else 1
+    maps = options.maps(call.refined)
     constants = options.norm() | options.pool() | options.gradient(call.refined) | call.tile()
     inputs = (call.cam, call.rcam, call.labels, call.visible, stats, ranks, upstream.float().contiguous())
-    slopes = call.empty(call.programs, call.batch, maps, call.classes, 2)
+    slopes = call.empty(call.programs, call.batch, len(maps), call.classes, 2)
     triton_gradient.slopes_kernel[(call.programs, call.batch)](*inputs, slopes, *call.tail, **constants)
-    cam_gradient = call.zeros(*cam.shape)  # the pair of the CAM is a constant in both losses
+    cam_gradient = call.zeros(*cam.shape)  # a view that is L_tcp's target is a constant in both losses
     rcam_gradient = call.empty(*cam.shape) if call.refined else call.empty(0)
     cells = max(call.grid[0] - 1, 1) * max(call.grid[1] - 1, 1)
-    corners = call.empty(call.batch, maps, call.classes, 4, cells) if call.upsample else call.empty(0)
+    corners = call.empty(call.batch, len(maps), call.classes, 4, cells) if call.upsample else call.empty(0)
     programs = cells if call.upsample else triton.cdiv(call.places, call.span)
     triton_gradient.gradient_kernel[(programs, call.batch)](
         *inputs, slopes.sum(dim=0), cam_gradient, rcam_gradient, corners, *call.tail, **constants
     )
     if call.upsample:
         points = call.grid[0] * call.grid[1]
-        triton_gradient.collect_kernel[(triton.cdiv(points, COLLECT_SPAN), call.batch * maps, call.classes)](
+        triton_gradient.collect_kernel[(triton.cdiv(points, COLLECT_SPAN), call.batch * len(maps), call.classes)](
             corners,
             cam_gradient,
             rcam_gradient,
             call.batch,
             call.classes,
             *call.grid,
-            MAPS=maps,
+            RECEIVERS=maps,
+            COUNT=len(maps),
             SPAN=COLLECT_SPAN,
         )
     return cam_gradient, rcam_gradient

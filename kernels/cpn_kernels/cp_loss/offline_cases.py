@@ -16,7 +16,9 @@ _STEP = {"cam_p": 1, "rcam_p": 1}
 
 
 def _case(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> Case:
-    options = launch.TILED if "KP" in constants and "SPAN" in constants else launch.UNFUSED
+    options = launch.UNFUSED
+    if "SPAN" in constants and "UPSAMPLE" in constants:
+        options = launch.TILED if "KP" in constants else launch.STATS
     common = name in ("stats[grid]", "result") or name.endswith("[20 classes, grid]") or "[0, 20 classes, grid]" in name
     return Case(f"cp_loss.{name}", kernel, types, constants, dict(options), common=common)
 
@@ -33,7 +35,7 @@ def _sized(classes: int, upsample: bool, options: launch.Options, label: str) ->
             tile | norm | _STEP | {"REFINED": True},
         )
     ]
-    for level in range(3):
+    for level in range(triton_kernel.LEVELS.value):
         found.append(
             _case(
                 f"rank[{level}, {label}]",
@@ -97,10 +99,13 @@ def offline_cases(capability: tuple[int, int]) -> list[Case]:
             "collect",
             triton_gradient.collect_kernel,
             dict.fromkeys(("corners", "cam_gradient", "rcam_gradient"), "*fp32") | shape,
-            {"MAPS": 4, "SPAN": launch.COLLECT_SPAN},
+            {"RECEIVERS": (1, 2, 3, 4, 5), "COUNT": 5, "SPAN": launch.COLLECT_SPAN},
         )
     )
-    default, released = launch.Options(), launch.Options(cpcr_target="released", refined_pair_gradient=True)
+    default, released = (
+        launch.Options(tcp_target="image"),
+        launch.Options(cpcr_target="released", refined_pair_gradient=True),
+    )
     for classes in (20, 80):
         for upsample in (False, True):
             found += _sized(classes, upsample, default, f"{classes} classes, {'input' if upsample else 'grid'}")

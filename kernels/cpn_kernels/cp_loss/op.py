@@ -23,6 +23,7 @@ def cp_loss_op(
     map_norm: str,
     pair_norm: str,
     tcp: bool,
+    tcp_target: str,
     cpcr: bool,
     ohem: float,
     ohem_pool: str,
@@ -32,7 +33,9 @@ def cp_loss_op(
     """Losses [2], stats and ranks; `size` is empty for the grid itself."""
     from cpn_kernels.cp_loss import launch
 
-    options = launch.Options(map_norm, pair_norm, tcp, cpcr, ohem, ohem_pool, cpcr_target, refined_pair_gradient)
+    options = launch.Options(
+        map_norm, pair_norm, tcp, tcp_target, cpcr, ohem, ohem_pool, cpcr_target, refined_pair_gradient
+    )
     return launch.forward(cam, rcam, labels, visible, _size(size), options)
 
 
@@ -46,6 +49,7 @@ def _(
     map_norm: str,
     pair_norm: str,
     tcp: bool,
+    tcp_target: str,
     cpcr: bool,
     ohem: float,
     ohem_pool: str,
@@ -73,6 +77,7 @@ def cp_loss_gradient_op(
     map_norm: str,
     pair_norm: str,
     tcp: bool,
+    tcp_target: str,
     cpcr: bool,
     ohem: float,
     ohem_pool: str,
@@ -82,7 +87,9 @@ def cp_loss_gradient_op(
     """Gradients of cam and rcam (empty without rcam)."""
     from cpn_kernels.cp_loss import launch
 
-    options = launch.Options(map_norm, pair_norm, tcp, cpcr, ohem, ohem_pool, cpcr_target, refined_pair_gradient)
+    options = launch.Options(
+        map_norm, pair_norm, tcp, tcp_target, cpcr, ohem, ohem_pool, cpcr_target, refined_pair_gradient
+    )
     return launch.backward(upstream, cam, rcam, labels, visible, stats, ranks, _size(size), options)
 
 
@@ -99,6 +106,7 @@ def _(
     map_norm: str,
     pair_norm: str,
     tcp: bool,
+    tcp_target: str,
     cpcr: bool,
     ohem: float,
     ohem_pool: str,

@@ -1,11 +1,12 @@
-"""Gradients of the complementary-pair losses: to the CAM of I, and to the three refined maps.
+"""Gradients of the complementary-pair losses: to the CAM's side of L_tcp that is no target, and to the refined maps.
 
 1. `slopes_kernel`: per map and class, the two sums through which a maximum and a minimum receive their gradient.
 2. `gradient_kernel`: the gradient at every position, written on the grid, or gathered into the corners of grid cells.
 3. `collect_kernel`: a grid point's gradient from the four cells that it is a corner of (no atomics, hence the same
    bits for the same input).
 
-Gradient maps are numbered 0: CAM of I; 1, 2, 3: RCAM of I, I_h, I_hbar.
+RECEIVERS are the rows of `stats` that receive a gradient, in order; 0, 1, 2 are the CAM of I, I_h, I_hbar, 3, 4, 5 the
+RCAM.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def _map_gradient(
     y,
     x,
     inside,
-    WHICH: tl.constexpr,
+    REFINED: tl.constexpr,
+    VIEW: tl.constexpr,
     TCP: tl.constexpr,
     CPCR: tl.constexpr,
     PAIR: tl.constexpr,
@@ -77,29 +79,26 @@ def _map_gradient(
     MINMAX: tl.constexpr,
     SHARED: tl.constexpr,
 ):
-    """dL/dY of gradient map WHICH at one tile, [KP, positions]."""
-    BASE: tl.constexpr = 0 if WHICH == 0 else 3
+    """dL/dY of a view of the CAM, or of the RCAM if REFINED, at one tile; [KP, positions]."""
     held = (k < maps[9])[:, None] & inside[None, :]
     gradient = tl.zeros([k.shape[0], y.shape[0]], tl.float32)
-    if TCP and (WHICH < 2 or PAIR):
-        full = foreground(maps, stats, BASE > 0, 0, False, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
-        hidden = foreground(maps, stats, BASE > 0, 1, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
+    if TCP and (VIEW == 0 or not REFINED or PAIR):
+        full = foreground(maps, stats, REFINED, 0, False, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
+        hidden = foreground(maps, stats, REFINED, 1, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
         complement = foreground(
-            maps, stats, BASE > 0, 2, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED
+            maps, stats, REFINED, 2, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED
         )
         elements = tl.cast(maps[8], tl.float32) * maps[9] * maps[12] * maps[13]
         side = _sign(share * hidden + (1 - share) * complement - full) * (tl.load(upstream) / elements)
         side = tl.where(held, side, 0.0)
-        gradient += -side if WHICH < 2 else share * side if WHICH == 2 else (1 - share) * side
-    if CPCR and WHICH > 1:
-        TERM: tl.constexpr = 3 - WHICH
+        gradient += -side if VIEW == 0 else share * side if VIEW == 1 else (1 - share) * side
+    if CPCR and REFINED and VIEW > 0:
+        TERM: tl.constexpr = 2 - VIEW
         full = foreground(maps, stats, False, 0, False, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
         part = foreground(
             maps, stats, False, TERM + 1, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED
         )
-        other = foreground(
-            maps, stats, True, WHICH - 1, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED
-        )
+        other = foreground(maps, stats, True, VIEW, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
         part_share = share if TERM == 0 else 1 - share
         pool = labelled if PRESENT else k < maps[9]
         scale = tl.load(upstream + 1) / tl.cast(maps[8], tl.float32)
@@ -117,7 +116,7 @@ def slopes_kernel(
     stats,
     ranks,
     upstream,  # float32 [2]: gradients of L_tcp and L_cpcr
-    slopes,  # written, float32 [programs, B, MAPS, K, 2]
+    slopes,  # written, float32 [programs, B, COUNT, K, 2]
     cam_n,
     cam_k,
     cam_p,
@@ -130,7 +129,8 @@ def slopes_kernel(
     grid_w,
     out_h,
     out_w,
-    MAPS: tl.constexpr,
+    RECEIVERS: tl.constexpr,
+    COUNT: tl.constexpr,
     TCP: tl.constexpr,
     CPCR: tl.constexpr,
     PAIR: tl.constexpr,
@@ -149,25 +149,36 @@ def slopes_kernel(
     labelled = labels_of(labels, image, k, classes)
     share = tl.load(visible + image).to(tl.float32)
     count = out_h * out_w
-    for which in tl.static_range(MAPS):
+    for which in tl.static_range(COUNT):
         lowest, _, kept, _, _ = norm_rule(
-            maps, stats, which > 0, which - (which > 0), which > 1, image, k, labelled, MINMAX, SHARED
+            maps,
+            stats,
+            RECEIVERS[which] > 2,
+            RECEIVERS[which] % 3,
+            RECEIVERS[which] % 3 > 0,
+            image,
+            k,
+            labelled,
+            MINMAX,
+            SHARED,
         )
         flat = tl.zeros([KP], tl.float32)
         steep = tl.zeros([KP], tl.float32)
         for start in range(tl.program_id(0) * SPAN, count, tl.num_programs(0) * SPAN):
             y, x, inside = positions(start, SPAN, out_w, count)
             gradient = _map_gradient(
-                maps, stats, ranks, upstream, image, k, labelled, share, y, x, inside, which,
-                TCP, CPCR, PAIR, PRESENT, TARGET, UPSAMPLE, MINMAX, SHARED,
+                maps, stats, ranks, upstream, image, k, labelled, share, y, x, inside,
+                RECEIVERS[which] > 2, RECEIVERS[which] % 3, TCP, CPCR, PAIR, PRESENT, TARGET, UPSAMPLE, MINMAX, SHARED,
             )  # fmt: skip
             value = numerator(
-                raw_tile(maps, which > 0, which - (which > 0), image, k, y, x, inside, UPSAMPLE), lowest, MINMAX
+                raw_tile(maps, RECEIVERS[which] > 2, RECEIVERS[which] % 3, image, k, y, x, inside, UPSAMPLE),
+                lowest,
+                MINMAX,
             )
             gradient = tl.where(kept[:, None], gradient, 0.0)
             flat += tl.sum(tl.where(value > 0, gradient, 0.0), axis=1)
             steep += tl.sum(gradient * value, axis=1)
-        row = ((tl.program_id(0) * tl.cast(batch, tl.int64) + image) * MAPS + which) * classes + k
+        row = ((tl.program_id(0) * tl.cast(batch, tl.int64) + image) * COUNT + which) * classes + k
         tl.store(slopes + row * 2, flat, mask=k < classes)
         tl.store(slopes + row * 2 + 1, steep, mask=k < classes)
 
@@ -188,10 +199,10 @@ def gradient_kernel(
     stats,
     ranks,
     upstream,
-    slopes,  # float32 [B, MAPS, K, 2]
-    cam_gradient,  # written unless UPSAMPLE, float32 [3B, K, h, w]: the first B
+    slopes,  # float32 [B, COUNT, K, 2]
+    cam_gradient,  # written unless UPSAMPLE, float32 [3B, K, h, w], the views that receive any
     rcam_gradient,  # written unless UPSAMPLE, float32 [3B, K, h, w]
-    corners,  # written if UPSAMPLE, float32 [B, MAPS, K, 4, cells]
+    corners,  # written if UPSAMPLE, float32 [B, COUNT, K, 4, cells]
     cam_n,
     cam_k,
     cam_p,
@@ -204,7 +215,8 @@ def gradient_kernel(
     grid_w,
     out_h,
     out_w,
-    MAPS: tl.constexpr,
+    RECEIVERS: tl.constexpr,
+    COUNT: tl.constexpr,
     TCP: tl.constexpr,
     CPCR: tl.constexpr,
     PAIR: tl.constexpr,
@@ -235,14 +247,23 @@ def gradient_kernel(
         top, left, columns = 0, 0, out_w
         first = tl.program_id(0) * SPAN
         count = tl.minimum(out_h * out_w, first + SPAN)
-    for which in tl.static_range(MAPS):
+    for which in tl.static_range(COUNT):
         lowest, divisor, kept, own, own_divides = norm_rule(
-            maps, stats, which > 0, which - (which > 0), which > 1, image, k, labelled, MINMAX, SHARED
+            maps,
+            stats,
+            RECEIVERS[which] > 2,
+            RECEIVERS[which] % 3,
+            RECEIVERS[which] % 3 > 0,
+            image,
+            k,
+            labelled,
+            MINMAX,
+            SHARED,
         )
-        plane = (image * MAPS + which) * classes + k
+        plane = (image * COUNT + which) * classes + k
         flat = tl.load(slopes + plane * 2, mask=k < classes, other=0.0)
         steep = tl.load(slopes + plane * 2 + 1, mask=k < classes, other=0.0) / (divisor * divisor)
-        row = stats + (((which + 2 * (which > 0)) * batch + image) * classes + k) * 4
+        row = stats + ((RECEIVERS[which] * batch + image) * classes + k) * 4
         low_share = (steep - flat / divisor) / tl.load(row + 2, mask=k < classes, other=1.0)
         high_share = tl.where(own_divides, -steep, 0.0) / tl.load(row + 3, mask=k < classes, other=1.0)
         nw = tl.zeros([KP], tl.float32)
@@ -254,10 +275,10 @@ def gradient_kernel(
             y += top
             x += left
             gradient = _map_gradient(
-                maps, stats, ranks, upstream, image, k, labelled, share, y, x, inside, which,
-                TCP, CPCR, PAIR, PRESENT, TARGET, UPSAMPLE, MINMAX, SHARED,
+                maps, stats, ranks, upstream, image, k, labelled, share, y, x, inside,
+                RECEIVERS[which] > 2, RECEIVERS[which] % 3, TCP, CPCR, PAIR, PRESENT, TARGET, UPSAMPLE, MINMAX, SHARED,
             )  # fmt: skip
-            raw = raw_tile(maps, which > 0, which - (which > 0), image, k, y, x, inside, UPSAMPLE)
+            raw = raw_tile(maps, RECEIVERS[which] > 2, RECEIVERS[which] % 3, image, k, y, x, inside, UPSAMPLE)
             value = gradient / divisor[:, None]
             if MINMAX:
                 value = tl.where(numerator(raw, lowest, MINMAX) <= 0, 0.0, value)
@@ -272,9 +293,10 @@ def gradient_kernel(
                 sw += tl.sum(value * (down * (1 - right))[None, :], axis=1)
                 se += tl.sum(value * (down * right)[None, :], axis=1)
             else:
-                target = cam_gradient if which == 0 else rcam_gradient
-                view = 0 if which == 0 else which - 1
-                place = ((view * batch + image) * classes + k[:, None]) * (out_h * out_w) + (y * out_w + x)[None, :]
+                target = rcam_gradient if RECEIVERS[which] > 2 else cam_gradient
+                place = ((RECEIVERS[which] % 3 * batch + image) * classes + k[:, None]) * (out_h * out_w) + (
+                    y * out_w + x
+                )[None, :]
                 tl.store(target + place, value, mask=(k < classes)[:, None] & inside[None, :])
         if UPSAMPLE:
             corner = corners + plane * 4 * tl.num_programs(0) + tl.program_id(0)
@@ -286,25 +308,26 @@ def gradient_kernel(
 
 @triton.jit
 def collect_kernel(
-    corners,  # float32 [B, MAPS, K, 4, cells]
+    corners,  # float32 [B, COUNT, K, 4, cells]
     cam_gradient,
     rcam_gradient,
     batch,
     classes,
     grid_h,
     grid_w,
-    MAPS: tl.constexpr,
+    RECEIVERS: tl.constexpr,
+    COUNT: tl.constexpr,
     SPAN: tl.constexpr,
 ):
     """Gradient of one map's channel on the grid: of every point, what the cells around it put into that corner."""
-    which = tl.program_id(1) % MAPS
-    image = (tl.program_id(1) // MAPS).to(tl.int64)
+    which = tl.program_id(1) % COUNT
+    image = (tl.program_id(1) // COUNT).to(tl.int64)
     k = tl.program_id(2)
     p = tl.program_id(0) * SPAN + tl.arange(0, SPAN)
     y, x = p // grid_w, p % grid_w
     inside = p < grid_h * grid_w
     rows, columns = tl.maximum(grid_h - 1, 1), tl.maximum(grid_w - 1, 1)
-    base = corners + ((image * MAPS + which) * classes + k) * 4 * rows * columns
+    base = corners + ((image * COUNT + which) * classes + k) * 4 * rows * columns
     cell = y * columns + x
     below, right = inside & (y < rows), x < columns
     above, left = inside & (y > 0), x > 0
@@ -312,9 +335,11 @@ def collect_kernel(
     value += tl.load(base + rows * columns + cell - 1, mask=below & left, other=0.0)
     value += tl.load(base + 2 * rows * columns + cell - columns, mask=above & right, other=0.0)
     value += tl.load(base + 3 * rows * columns + cell - columns - 1, mask=above & left, other=0.0)
-    place = (image * classes + k) * grid_h * grid_w + p
-    if which == 0:
-        tl.store(cam_gradient + place, value, mask=inside)
+    row = 0
+    for number in tl.static_range(COUNT):
+        row = tl.where(which == number, RECEIVERS[number], row)
+    place = ((tl.cast(row % 3, tl.int64) * batch + image) * classes + k) * grid_h * grid_w + p
+    if row > 2:
+        tl.store(rcam_gradient + place, value, mask=inside)
     else:
-        shift = tl.cast(which - 1, tl.int64) * batch * classes * grid_h * grid_w
-        tl.store(rcam_gradient + shift + place, value, mask=inside)
+        tl.store(cam_gradient + place, value, mask=inside)

@@ -2,8 +2,9 @@
 
 1. `stats_kernel`: minimum, maximum and their numbers, per map and class.
 2. `triplet_kernel`: the sums of L_tcp.
-3. `rank_kernel`, three times: the exact k-th largest error of each term of L_cpcr by radix select. Errors are >= 0, so
-   their bits order them: histograms of 11, 11 and 9 bits, each within the digits found before.
+3. `rank_kernel`, four times: the exact k-th largest error of each term of L_cpcr by radix select. Errors are >= 0, so
+   their bits order them: histograms of 8, 8, 8 and 7 bits, each within the digits found before. A thread holds one
+   32nd of a histogram and looks at all of it for every element: three passes with 2048 bins would do more work.
 4. `result_kernel`: threshold, number of ties and the mean of the k largest, per image and term.
 
 Sums are of fixed parts in a fixed order and the histograms are of integers: the same input gives the same bits.
@@ -23,7 +24,9 @@ from cpn_kernels.cp_loss.triton_tiles import (
     strongest,
 )
 
-BINS = tl.constexpr(2048)
+BINS = tl.constexpr(256)
+LEVELS = tl.constexpr(4)
+LAST_BINS = tl.constexpr(128)
 
 
 @triton.jit
@@ -111,21 +114,27 @@ def select(histogram, wanted):
 
 
 @triton.jit
-def _rank(value, pooled, first, prefix, LEVEL: tl.constexpr, SIZE: tl.constexpr):
-    """Histogram of the next digit of errors whose digits so far are the wanted ones, and the sum of those above."""
+def digits(histograms, wanted, level_stride, COUNT: tl.constexpr):
+    """The first COUNT digits of the wanted-th largest error as one number, and its rank among those that share them."""
+    prefix = 0
+    for level in tl.static_range(COUNT):
+        digit, wanted = select(histograms + level * level_stride, wanted)
+        prefix = prefix * BINS + digit
+    return prefix, wanted
+
+
+@triton.jit
+def _rank(value, pooled, prefix, LEVEL: tl.constexpr, SIZE: tl.constexpr):
+    """Histogram of the next digit of errors whose digits so far are `prefix`, and the sum of those just above it."""
     value = tl.reshape(value, [SIZE])
     pooled = tl.reshape(pooled, [SIZE])
     bits = value.to(tl.int32, bitcast=True)
-    above = 0.0
-    if LEVEL == 0:
-        counts = tl.histogram(bits >> 20, BINS, pooled)
-    elif LEVEL == 1:
-        counts = tl.histogram((bits >> 9) & 2047, BINS, pooled & (bits >> 20 == first))
-        above = tl.sum(tl.where(pooled & (bits >> 20 > first), value, 0.0), axis=0)
-    else:
-        counts = tl.histogram(bits & 511, BINS, pooled & (bits >> 9 == prefix))
-        above = tl.sum(tl.where(pooled & (bits >> 20 == first) & (bits >> 9 > prefix), value, 0.0), axis=0)
-    return counts, above
+    known = bits >> (31 - 8 * LEVEL) if LEVEL > 0 else bits * 0
+    digit = (bits >> (23 - 8 * LEVEL)) % BINS if LEVEL < LEVELS - 1 else bits % LAST_BINS
+    counts = tl.histogram(digit, BINS, pooled & (known == prefix))
+    # Those above by an earlier digit were summed at its level.
+    above = tl.where(pooled & (known > prefix) & (known // BINS == prefix // BINS), value, 0.0)
+    return counts, tl.sum(above, axis=0)
 
 
 @triton.jit
@@ -185,8 +194,8 @@ def rank_kernel(
     labels,
     visible,
     stats,
-    histograms,  # int32 [3, B, 2, BINS], zero
-    sums,  # written, float32 [3, B, 2, programs]: errors that are above the digits found so far
+    histograms,  # int32 [LEVELS, B, 2, BINS], zero
+    sums,  # written, float32 [LEVELS, B, 2, programs]: errors that are above the digits found so far
     wanted,
     fraction_bits,
     cam_n,
@@ -225,12 +234,10 @@ def rank_kernel(
     count = out_h * out_w
     level_stride = tl.cast(batch, tl.int64) * 2 * BINS
     mine = histograms + (image * 2 + term) * BINS
-    first, prefix = 0, 0
+    prefix = 0
     if LEVEL > 0:
         k_wanted = wanted_count(tl.sum(labelled.to(tl.int32), axis=0), wanted, fraction_bits, count, PRESENT)
-        first, left = select(mine, k_wanted)
-        if LEVEL > 1:
-            prefix = first * BINS + select(mine + level_stride, left)[0]
+        prefix, _ = digits(mine, k_wanted, level_stride, LEVEL)
     counts = tl.zeros([BINS], tl.int32)
     above = 0.0
     for start in range(tl.program_id(0) * SPAN, count, tl.num_programs(0) * SPAN):
@@ -245,10 +252,10 @@ def rank_kernel(
         rest, back = cross_target(maps, full, part, share, k, TARGET)
         front = tl.abs(rest - (1 - share) * other)
         back = tl.abs(back - (1 - share) * (1 - strongest(maps, other, k)))
-        added, more = _rank(front, pool[:, None] & inside[None, :], first, prefix, LEVEL, KP * SPAN)
+        added, more = _rank(front, pool[:, None] & inside[None, :], prefix, LEVEL, KP * SPAN)
         counts += added
         above += more
-        added, more = _rank(back, inside, first, prefix, LEVEL, SPAN)
+        added, more = _rank(back, inside, prefix, LEVEL, SPAN)
         counts += added
         above += more
     programs = tl.num_programs(0)
@@ -262,7 +269,7 @@ def result_kernel(
     labels,
     triplet_sums,  # float32 [B, programs], read if TCP
     histograms,
-    sums,  # float32 [3, B, 2, programs]
+    sums,  # float32 [LEVELS, B, 2, programs]
     losses,  # written, float32 [B, 3]: L_tcp, and the two terms of L_cpcr
     ranks,  # written, float32 [B, 2, 3]: threshold, share of its ties that count, k
     wanted,
@@ -295,19 +302,17 @@ def result_kernel(
         if CPCR:
             k_wanted = wanted_count(present, wanted, fraction_bits, places, PRESENT)
             histogram = histograms + (image * 2 + term) * BINS
-            first, left = select(histogram, k_wanted)
-            second, left = select(histogram + level_stride, left)
-            third, left = select(histogram + 2 * level_stride, left)
-            last = tl.load(histogram + 2 * level_stride + digit)
-            prefix = (first * BINS + second) * 512
-            value = (prefix + digit).to(tl.float32, bitcast=True)
-            above = tl.sum(tl.where((digit > third) & (last > 0), last.to(tl.float32) * value, 0.0), axis=0)
-            for level in tl.static_range(1, 3):
+            prefix, left = digits(histogram, k_wanted, level_stride, LEVELS - 1)
+            least, left = select(histogram + (LEVELS - 1) * level_stride, left)
+            last = tl.load(histogram + (LEVELS - 1) * level_stride + digit)
+            value = (prefix * LAST_BINS + digit).to(tl.float32, bitcast=True)
+            above = tl.sum(tl.where((digit > least) & (last > 0), last.to(tl.float32) * value, 0.0), axis=0)
+            for level in tl.static_range(1, LEVELS):
                 parts = sums + ((level * batch + image) * 2 + term) * programs + part
                 above += tl.sum(tl.load(parts, mask=used, other=0.0), axis=0)
-            threshold = (prefix + third).to(tl.float32, bitcast=True)
+            threshold = (prefix * LAST_BINS + least).to(tl.float32, bitcast=True)
             loss = (above + left.to(tl.float32) * threshold) / k_wanted.to(tl.float32)
-            ties = tl.sum(tl.where(digit == third, last, 0), axis=0)
+            ties = tl.sum(tl.where(digit == least, last, 0), axis=0)
             rank = ranks + (image * 2 + term) * 3
             tl.store(rank, threshold)
             tl.store(rank + 1, left.to(tl.float32) / ties.to(tl.float32))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cpn_kernels import native_library
+from cpn_kernels.backend import exporting
 from cpn_kernels.cp_triplet import reference
 
 PATCH_DTYPES = (torch.int16, torch.int32, torch.int64)
@@ -20,7 +21,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 def suits(images: Tensor, patches: Tensor, dtype: torch.dtype = torch.float32) -> bool:
     """Whether the native form is there and takes these: on the CPU, and not while exporting (it has no ONNX form)."""
     return (
-        not torch.compiler.is_exporting()
+        not exporting()
         and images.device.type == "cpu"
         and patches.device.type == "cpu"
         and patches.dtype in PATCH_DTYPES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cpn_kernels.backend import takes_kernel
+from cpn_kernels.backend import exporting, takes_kernel
 from cpn_kernels.pixel_correlation import reference
 from cpn_kernels.pixel_correlation.op import fits, pixel_correlation_op
 from cpn_kernels.pixel_correlation.portable import pixel_correlation_portable
@@ -45,7 +45,7 @@ def pixel_correlation(
         raise ValueError(
             f"queries are {tuple(queries.shape)}; expected [B, E, M] as embedding {tuple(embedding.shape)}"
         )
-    if torch.compiler.is_exporting():
+    if exporting():
         return pixel_correlation_portable(*_widened(embedding, maps), eps, queries=queries)
     if embedding.shape[0] != maps.shape[0] or embedding.shape[2] != maps.shape[2]:
         raise ValueError(f"embedding {tuple(embedding.shape)} and maps {tuple(maps.shape)} differ in B or N")

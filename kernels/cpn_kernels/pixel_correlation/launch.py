@@ -82,7 +82,8 @@ def forward_tiles(shape: Shape, capability: tuple[int, int]) -> Tiles:
     if shape.precision == "fp32" and capability[0] == 8:
         return Tiles(32, 32, 8, 2 if shape.width <= 192 else 1)
     if not shape.half:
-        return Tiles(64, 32, 4, 1 if shape.width > 192 and capability[0] == 8 else 2)
+        warps = 8 if shape.precision == "fp32" and capability[0] >= 10 else 4
+        return Tiles(64, 32, warps, 1 if shape.width > 192 and capability[0] == 8 else 2)
     if capability[0] == 9 and shape.channels <= 64:
         return Tiles(128, 64, 8, 3)
     return Tiles(64, 64, 4, 2)
@@ -98,11 +99,16 @@ def backward_tiles(shape: Shape, capability: tuple[int, int]) -> Tiles:
         return Tiles(32, 32, 4, 2)
     if shape.precision == "tf32" and capability[0] == 9:
         return Tiles(32, 32, 8, 1)
+    wide = shape.channels > 64
     if shape.precision == "tf32":
-        return Tiles(32, 16, 4, 2) if shape.width <= 192 else Tiles(16, 16, 4, 2)
+        if shape.width > 192 or (wide and capability[0] >= 10):
+            return Tiles(16, 16, 4, 2)
+        return Tiles(32, 16, 8 if wide else 4, 2)
     if shape.width <= 192 and shape.channels <= 32:
-        return Tiles(32, 32, 8, 2 if capability[0] == 9 else 1)
-    return Tiles(16, 16, 4, 2 if capability[0] == 9 else 1)
+        return Tiles(32, 16, 8, 1) if capability[0] >= 10 else Tiles(32, 32, 8, 2 if capability[0] == 9 else 1)
+    if wide and capability[0] == 8:
+        return Tiles(16, 16, 8, 1)
+    return Tiles(16, 16, 4, 2 if capability[0] == 9 or wide else 1)
 
 
 def _capability(tensor: Tensor) -> tuple[int, int]:

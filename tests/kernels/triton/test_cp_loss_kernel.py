@@ -13,6 +13,7 @@ DEFAULT = {
     "map_norm": "minmax",
     "pair_norm": "own",
     "tcp": True,
+    "tcp_target": "pair",
     "cpcr": True,
     "ohem": 0.2,
     "ohem_pool": "present",
@@ -37,7 +38,7 @@ def raw_maps(seed: int, height: int = 4, width: int = 7) -> Tensor:
 
 
 def law(cam: Tensor, rcam: Tensor | None, options: dict, size: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-    return reference.cp_loss(cam, rcam, LABELS, VISIBLE, size=size, tcp_target="pair", **options)
+    return reference.cp_loss(cam, rcam, LABELS, VISIBLE, size=size, **options)
 
 
 def ours(cam: Tensor, rcam: Tensor | None, options: dict, size: tuple[int, int] | None, device: torch.device) -> Tensor:
@@ -66,6 +67,8 @@ def compare(
 
 OPTIONS = [
     {},
+    {"tcp_target": "image"},
+    {"tcp_target": "image", "pair_norm": "shared", "map_norm": "max"},
     {"ohem_pool": "all"},
     {"ohem": 1.0},
     {"ohem": 0.001},
@@ -82,8 +85,9 @@ def test_every_option(options: dict, device: torch.device) -> None:
     compare(raw_maps(0), raw_maps(1), device, **options)
 
 
-def test_without_refined_maps(device: torch.device) -> None:
-    compare(raw_maps(0), None, device)
+@pytest.mark.parametrize("target", ["pair", "image"])
+def test_without_refined_maps(target: str, device: torch.device) -> None:
+    compare(raw_maps(0), None, device, tcp_target=target)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +96,11 @@ def test_without_refined_maps(device: torch.device) -> None:
     ids=str,
 )
 def test_upsampled(grid: tuple, size: tuple, device: torch.device) -> None:
-    compare(raw_maps(0, *grid), raw_maps(1, *grid), device, size)
+    compare(raw_maps(0, *grid), raw_maps(1, *grid), device, size, tcp_target="image")
+
+
+def test_upsampled_with_the_pair_as_target(device: torch.device) -> None:
+    compare(raw_maps(0, 3, 3), raw_maps(1, 3, 3), device, (7, 5))
 
 
 def test_one_position_and_the_same_size(device: torch.device) -> None:
