@@ -24,6 +24,9 @@ from cpn_fast.data.demo import generate_demo
 from cpn_fast.models import create_model
 from cpn_fast.run_folder import RunFolder
 
+FOLLOWS_THE_MACHINE = True
+"""`cpn train` takes the GPU where there is one."""
+
 CROP, BATCH = 320, 8
 UNCOUNTED, COUNTED = 5, 5
 TOLERANCE = 1e-4
