@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from benchmarks.measuring import ROUNDS, Call, extra_peak_mib, machine, seconds
+from cpn_fast.runtime_tuning import tune_allocator
 from cpn_kernels.cp_triplet import normalise_images
 
 RESULTS = Path(__file__).parent / "results"
@@ -30,6 +31,14 @@ measured: dict[str, dict[str, dict[str, Any]]] = {"cpu": {}, "cuda": {}}
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", action="store_true", help="write the figures to benchmarks/results/, one by one")
     parser.addoption("--results", type=Path, default=RESULTS, help="folder to which --record writes")
+
+
+def pytest_configure() -> None:
+    """Both sides under the allocator's settings of `cpn train` and `cpn label`.
+
+    Without them a call may or may not fault in all its pages anew, by what ran before it: a factor of three.
+    """
+    tune_allocator()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,7 +14,6 @@ from cpn_fast.config import TrainConfig
 from cpn_fast.models import create_model
 from cpn_fast.models.labeller import SCALES, Labeller
 from cpn_fast.run_folder import RunFolder
-from cpn_fast.runtime_tuning import tune_allocator
 
 CLASSES, BATCH, BETA = 20, 2, 0.1
 HEIGHT, WIDTH = 240, 320
@@ -32,7 +31,6 @@ def smooth_images() -> np.ndarray:
 def test_onnx_against_eager(
     tmp_path: Path, against: Callable[..., float], calibrate: Callable[[torch.nn.Module, torch.Tensor], None]
 ) -> None:
-    tune_allocator()
     config = TrainConfig("demo:", tmp_path / "run", method="cpn", backbone="mobilenet_v2")
     config.output.mkdir()
     run = RunFolder(config.output)

@@ -37,6 +37,7 @@ class _Blocked(torch.autograd.Function):
             total = affinity.sum(dim=1, keepdim=True, dtype=maps.dtype) + eps
             output[:, :, columns] = maps @ affinity / total
             totals[:, :, columns] = total
+            del affinity  # before the next block is made
         ctx.save_for_backward(unit, maps, output, totals)
         ctx.block = block
         return output
@@ -61,6 +62,8 @@ class _Blocked(torch.autograd.Function):
             if unit_gradient is not None:
                 both = (left @ right[:, :, columns]).masked_fill_(affinity <= 0, 0)
                 unit_gradient[:, :, columns] = unit @ both
+                del both
+            del affinity
         return unit_gradient, map_gradient, None, None
 
 
