@@ -17,7 +17,6 @@ import torch
 
 from benchmarks.measuring import ROUNDS, Call, extra_peak_mib, machine, seconds
 from cpn_fast.runtime_tuning import tune_allocator
-from cpn_kernels.cp_triplet import normalise_images
 
 RESULTS = Path(__file__).parent / "results"
 EARLIER = Path(__file__).parents[1] / ".benchmarks" / "slower_last_time.json"
@@ -152,30 +151,6 @@ def record_pair(keep: Callable[..., None], request: pytest.FixtureRequest, devic
         return ratio
 
     return record
-
-
-@pytest.fixture
-def calibrate() -> Callable[[torch.nn.Module, torch.Tensor], None]:
-    """`calibrate(net, images)`: batch norm statistics of these images, so that untrained maps are neither 0 nor huge.
-
-    Without it the activations of an untrained network die out layer by layer, and any two outputs would agree.
-    """
-
-    def measure(net: torch.nn.Module, images: torch.Tensor) -> None:
-        norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-        momenta = [norm.momentum for norm in norms]
-        net.eval()
-        for norm in norms:
-            norm.momentum = None
-            norm.reset_running_stats()
-            norm.training = True
-        with torch.no_grad():
-            net(normalise_images(images))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        net.eval()
-
-    return measure
 
 
 def _check_against_committed(device: str, name: str, ratio: float) -> None:

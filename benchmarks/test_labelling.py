@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.untrained import calibrate
 from cpn_export.runtime import OnnxLabeller
 from cpn_export.to_onnx import ExportConfig, run_export
 from cpn_fast.config import TrainConfig
@@ -28,9 +29,7 @@ def smooth_images() -> np.ndarray:
     return (fine * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def test_onnx_against_eager(
-    tmp_path: Path, against: Callable[..., float], calibrate: Callable[[torch.nn.Module, torch.Tensor], None]
-) -> None:
+def test_onnx_against_eager(tmp_path: Path, against: Callable[..., float]) -> None:
     config = TrainConfig("demo:", tmp_path / "run", method="cpn", backbone="mobilenet_v2")
     config.output.mkdir()
     run = RunFolder(config.output)

@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.untrained import calibrate
 from cpn_fast.config import TrainConfig
 from cpn_fast.data.demo import generate_demo
 from cpn_fast.models import create_model
@@ -117,7 +118,6 @@ def test_labelling(
     data: Path,
     tmp_path: Path,
     record_pair: Callable[..., float],
-    calibrate: Callable[[torch.nn.Module, torch.Tensor], None],
 ) -> None:
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
