@@ -21,8 +21,11 @@ from benchmarks.measuring import device_ms, matmul_tflops, peak_tflops
 from cpn_kernels.pixel_correlation import pixel_correlation, reference
 
 EMBEDDING, CLASSES = 192, 21
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-"""Of the relative difference of outputs and gradients; bfloat16 keeps 8 bits of every factor."""
+TOLERANCE = 1e-4
+"""Of the relative difference of float32 outputs and gradients."""
+
+SAME = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+"""A peer's error against float64 up to which it computes the same thing; bfloat16 rounds every affinity."""
 
 Form = Callable[[Tensor, Tensor], Tensor]
 
@@ -91,7 +94,17 @@ class Problem:
 
     def check(self, candidate: Form, peer: Form) -> None:
         for ours, theirs in zip(self.both(candidate), self.both(peer), strict=True):
-            assert error(ours, theirs) <= TOLERANCE[self.embedding.dtype]
+            assert error(ours, theirs) <= TOLERANCE
+
+    def check_against_law(self, candidate: Form, peer: Form) -> dict[str, float]:
+        """Errors against float64, relative: the candidate's are at most twice eager torch's, the peer's are small."""
+        parts = zip(self.both(candidate), self.both(eager), self.both(peer), self.exact(), strict=True)
+        found = {}
+        for name, (ours, rounded, theirs, law) in zip(("output", "gradient"), parts, strict=True):
+            found[f"{name}_error"], found[f"peer_{name}_error"] = error(ours, law), error(theirs, law)
+            assert found[f"{name}_error"] <= max(2 * error(rounded, law), 1e-5)
+            assert found[f"peer_{name}_error"] <= SAME[self.embedding.dtype]
+        return found
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -179,16 +192,20 @@ def test_correlation_kernel(
     keep: Callable[..., None],
 ) -> None:
     """float32 products are tf32 nowhere here; FlexAttention multiplies bfloat16 only where its inputs are."""
+    torch.set_float32_matmul_precision("highest")
     problem, form = Problem(batch, pixels, "cuda", dtype), PEERS[peer]()
     if peer == "flex":
         try:
-            problem.both(form)
+            found = problem.both(form)
         except Exception as reason:  # whatever its compiler says
             pytest.skip(f"flex_attention does not do it here: {type(reason).__name__}: {str(reason).splitlines()[0]}")
-    ratio = against(
+        off = max(error(x, law) for x, law in zip(found, problem.exact(), strict=True))
+        if not off <= SAME[dtype]:  # as compiled for a CPU by torch 2.13, where its plain form is right
+            pytest.skip(f"flex_attention's result is off by {off:.2g} here: no figure beside it")
+    against(
         candidate=lambda: problem.both(pixel_correlation),
         peer=lambda: problem.both(form),
-        agree=lambda: problem.check(pixel_correlation, form),
+        agree=lambda: keep(**problem.check_against_law(pixel_correlation, form)),
         items=batch,
         calls=20 if pixels < 4000 else 5,
     )
@@ -198,7 +215,6 @@ def test_correlation_kernel(
         peer_forward_ms=device_ms(lambda: problem.forward(form)),
         forward_tflops=flops(batch, pixels, False) / forward_ms / 1e9,
     )
-    assert ratio > 0
 
 
 @pytest.mark.gpu
@@ -215,8 +231,4 @@ def test_correlation_kernel_rate(pixels: int, keep: Callable[..., None]) -> None
         figures[f"{name}_tflops"] = flops(batch, pixels, name == "both") / milliseconds / 1e9
         if (peak := peak_tflops()) is not None:
             figures[f"{name}_share_of_peak"] = figures[f"{name}_tflops"] / peak
-    keep(**figures)
-    found, expected = problem.both(pixel_correlation), problem.exact()
-    rounded = problem.both(eager)
-    for ours, theirs, law in zip(found, rounded, expected, strict=True):
-        assert error(ours, law) <= 2 * error(theirs, law)
+    keep(**figures, **problem.check_against_law(pixel_correlation, eager))
