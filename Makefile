@@ -37,7 +37,8 @@ bench: $(STAMP)
 
 # For whoever has a GPU: PART=kernels, bench or train, each within eight minutes, figures in OUT/PART.json as they come.
 # Takes PYTHON as it is, without a virtual environment or network. DATA, WEIGHTS and BACKBONE are those of PART=train.
+# ONLY=waterfall (or another step's name) gives one step of a part all its time.
 OUT ?= gpu-check
 gpu-check:
 	$(PYTHON) -m benchmarks.gpu.check --part "$(PART)" --out "$(OUT)" $(if $(DATA),--data "$(DATA)") \
-		$(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONE),--backbone "$(BACKBONE)")
+		$(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONE),--backbone "$(BACKBONE)") $(if $(ONLY),--only "$(ONLY)")

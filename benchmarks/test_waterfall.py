@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,12 +50,14 @@ def run_row(name: str, data: str, weights: Path | None, work: Path) -> dict[str,
 
 
 def difference(found: list[float], expected: list[float]) -> float:
-    """Largest relative difference."""
-    return max(abs(a - b) / max(abs(b), 1e-6) for a, b in zip(found, expected, strict=True))
+    """Largest relative difference; NaN where one is NaN."""
+    return float(np.max([abs(a - b) / max(abs(b), 1e-6) for a, b in zip(found, expected, strict=True)]))
 
 
 def check_losses(done: Rows) -> None:
     """Every row against the top on the same patches, and all along against the first row of its own patch source.
+
+    The first step's gradient is compared by its norm, to ten times the losses' tolerance.
 
     Raises:
         AssertionError: for a row whose loss is another one; a row without its check has no figure.
@@ -63,14 +66,20 @@ def check_losses(done: Rows) -> None:
         row["loss_difference"] = difference(row["first_losses"], done[0]["first_losses"])
         first = next(other for other in done if other["loader"] == row["loader"])
         row["own_loss_difference"] = difference(row["own_losses"], first["own_losses"])
-        for kind, allowed in (("loss_difference", 1), ("own_loss_difference", 3)):  # rounding grows with the steps
+        row["gradient_difference"] = difference([row["gradient_norm"]], [done[0]["gradient_norm"]])
+        # Rounding grows with the steps.
+        for kind, allowed in (("loss_difference", 1), ("own_loss_difference", 3), ("gradient_difference", 10)):
             assert row[kind] <= allowed * row["tolerance"], f"row {row['name']!r}: {kind} {row[kind]:.2g}"
 
 
 def test_the_check_sees_another_loss() -> None:
-    good = {"loader": "cached", "first_losses": [1.0, 0.9], "own_losses": [0.8], "tolerance": 1e-3, "name": "good"}
+    good = {"name": "good", "loader": "cached", "tolerance": 1e-3}
+    good |= {"first_losses": [1.0, 0.9], "own_losses": [0.8], "gradient_norm": 2.0}
     check_losses([good, good | {"name": "equal"}])
-    for changed in ({"first_losses": [1.0, 0.902]}, {"own_losses": [0.81]}, {"own_losses": [float("nan")]}):
+    nan = float("nan")
+    for changed in (
+        {"first_losses": [1.0, 0.902]}, {"own_losses": [0.81]}, {"own_losses": [nan]}, {"gradient_norm": 2.1},
+    ):  # fmt: skip
         with pytest.raises(AssertionError, match="bad"):
             check_losses([good, good | {"name": "bad"} | changed])
 

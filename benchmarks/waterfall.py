@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -39,8 +40,10 @@ from cpn_kernels.cp_triplet import cp_triplet, reference
 IMAGES = 16
 BATCH, CROP = (4, 448) if torch.cuda.is_available() else (8, 320)
 """The paper's on a GPU; about as many pixels on a CPU, with the batch size that `cpn train` takes by itself."""
-COMPARED, UNCOUNTED, COUNTED = 3, 1, 5
-"""Steps on the same patches, whose losses are compared; then steps on a row's own patches, uncounted and timed."""
+COMPARED = 3
+UNCOUNTED, COUNTED = (16, 40) if torch.cuda.is_available() else (1, 5)
+"""Steps on the same patches, whose losses are compared; then steps on a row's own patches, uncounted and timed. On a
+GPU loaders work ahead, so that only a longer run shows what they cost."""
 
 Step = Callable[[Batch], Tensor]
 
@@ -94,7 +97,8 @@ def settings(data: str, weights: Path | None, work: Path, cuda: bool) -> TrainCo
         backbone=backbone,
         weights=weights,
         batch_size=BATCH,
-        lr=0.001,
+        # Untrained, a step of the usual size sends rounding through the minima and maxima of the maps far apart.
+        lr=0.001 if weights else 1e-5,
         momentum=0.9,
         workers=8 if cuda else 0,
         options=MethodOptions(warm_up=0, dropout=0),
@@ -126,15 +130,16 @@ class Runner:
 
     def __init__(self, row: Row, data: str, weights: Path | None, work: Path) -> None:
         self.row, self.cuda = row, torch.cuda.is_available()
+        self.gradient_norm: float | None = None
         self.device = torch.device("cuda" if self.cuda else "cpu")
         self.config = settings(data, weights, work, self.cuda)
         self.source, self.records, self.cache = prepare(data, weights, work, self.cuda)
         torch.manual_seed(0)
         self.net: CamNet = create_model(self.config, len(self.source.classes))
         without_dropout(self.net)
+        self.net.to(self.device)
         if weights is None:
-            first = next(iter(self.cached_batches(0, 1, on_host=True)))
-            calibrate(self.net, first.images)
+            calibrate(self.net, next(iter(self.cached_batches(0, 1))).images.to(self.device))
         method = create_method(self.config, self.net).to(self.device).train()
         if row.channels_last:
             method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -142,8 +147,8 @@ class Runner:
         set_learning_rate(self.optimizer, self.config.lr or 0.0)
         self.method = torch.compile(method, fullgraph=True, dynamic=False) if row.compile else method
 
-    def cached_batches(self, first: int, last: int, on_host: bool = False) -> BatchStream:
-        device = self.device if self.cuda and not on_host else None
+    def cached_batches(self, first: int, last: int) -> BatchStream:
+        device = self.device if self.cuda else None
         return BatchStream(
             self.source, self.records, self.config, first, last, cache=self.cache, map_device=device
         )  # fmt: skip
@@ -180,32 +185,46 @@ class Runner:
         tcp, cpcr = cp_loss(out.cam, rcam, labels, visible, tcp_target=options.tcp_target)
         return cls + tcp + cpcr
 
-    def step(self, batch: Batch) -> float:
-        """One optimizer step; its loss is read at once, as the ancestors do."""
+    def step(self, batch: Batch) -> Tensor:
+        """One optimizer step; its loss, which the ancestors read at once."""
         batch = batch.to(self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.row.bf16):
             loss = self.loss(batch)
         loss.backward()
+        if self.gradient_norm is None:
+            gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
+            self.gradient_norm = float(torch.stack(torch._foreach_norm(gradients)).norm())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        if self.row.loader == "ancestor":
+            loss.item()
+        return loss.detach()
+
+    def wait(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
 
     def run(self) -> dict[str, object]:
         """The row's figures."""
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
         compared = [self.step(batch) for batch in self.batches(0, COMPARED, own_patches=False)]
-        own, seconds = [], []
-        batches = self.batches(COMPARED, COMPARED + UNCOUNTED + COUNTED, own_patches=True)
-        started = time.perf_counter()
-        for batch in batches:
+        own, moments = [], []
+        for batch in self.batches(COMPARED, COMPARED + UNCOUNTED + COUNTED, own_patches=True):
             own.append(self.step(batch))
-            now = time.perf_counter()
-            seconds.append(now - started)
-            started = now
-        step_seconds = statistics.median(seconds[UNCOUNTED:])
+            if not self.cuda or len(own) in (UNCOUNTED, UNCOUNTED + COUNTED):
+                self.wait()
+                moments.append(time.perf_counter())
+        if self.cuda:
+            step_seconds = (moments[1] - moments[0]) / COUNTED
+        else:
+            ends = moments[UNCOUNTED - 1 :]
+            step_seconds = statistics.median(end - begin for begin, end in pairwise(ends))
         return {
             **asdict(self.row),
-            "first_losses": compared,
-            "own_losses": own,
+            "first_losses": [float(loss) for loss in compared],
+            "gradient_norm": self.gradient_norm,
+            "own_losses": [float(loss) for loss in own[: UNCOUNTED + 5]],
             "step_ms": 1e3 * step_seconds,
             "images_per_second": BATCH / step_seconds,
             "peak_mib": peak_memory_mib(self.device),

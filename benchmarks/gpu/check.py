@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,20 @@ def part_steps(part: str, out: Path, data: str | None, weights: Path | None, bac
     return steps
 
 
+def only(name: str, steps: list[Step]) -> list[Step]:
+    """The step of that name, with the whole part's time.
+
+    Raises:
+        SystemExit: with code 2 where the part has no such step.
+    """
+    chosen = [replace(step, limit=BUDGET) for step in steps if step.name == name]
+    if not chosen:
+        names = ", ".join(step.name for step in steps)
+        print(f"gpu-check: ONLY is {name!r}; expected one of {names}", file=sys.stderr)
+        raise SystemExit(2)
+    return chosen
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one part; 0 if every step of it passed."""
     parser = argparse.ArgumentParser(prog="gpu-check", description=__doc__)
@@ -189,6 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", help="data of the real training run; default: generated scenes")
     parser.add_argument("--weights", type=Path, help="backbone weights of that run")
     parser.add_argument("--backbone", default="resnet38_tiny", help="backbone of that run")
+    parser.add_argument("--only", help="one step of the part, by its name, which then has all the time")
     given = parser.parse_args(argv)
     if given.part not in PARTS:
         print(f"gpu-check: PART is {given.part!r}; expected one of {', '.join(PARTS)}", file=sys.stderr)
@@ -205,8 +221,10 @@ def main(argv: list[str] | None = None) -> int:
     found = machine()
     (out / "tests.jsonl").unlink(missing_ok=True)
     record = Record(out / f"{given.part}.json", {"part": given.part, "machine": found, "budget_seconds": BUDGET})
-    steps = build_steps(out, found["capability"])
-    steps += part_steps(given.part, out, given.data, given.weights, given.backbone)
+    steps = part_steps(given.part, out, given.data, given.weights, given.backbone)
+    if given.only:
+        steps = only(given.only, steps)
+    steps = build_steps(out, found["capability"]) + steps
     print(f"gpu-check {given.part} on {found['gpu']}: {record.path}", flush=True)
     good = run_steps(steps, record, BUDGET, environment(out), ROOT)
     record.content["passed"] = good

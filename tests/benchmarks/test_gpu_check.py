@@ -183,6 +183,15 @@ def test_the_parts_are_planned(tmp_path: Path) -> None:
     assert check.BUDGET < 8 * 60
 
 
+def test_one_step_of_a_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = check.part_steps("bench", tmp_path, None, None, "resnet38_tiny")
+    (chosen,) = check.only("waterfall", steps)
+    assert chosen.limit == check.BUDGET and chosen.argv == next(s for s in steps if s.name == "waterfall").argv
+    with pytest.raises(SystemExit):
+        check.only("waterfal", steps)
+    assert "ONLY is 'waterfal'; expected one of" in capsys.readouterr().err
+
+
 def test_the_timed_step_steps_and_counts() -> None:
     step = TrainStep("cpu", "resnet38_tiny", crop=64)
     before = [parameter.detach().clone() for parameter in step.method.parameters() if parameter.requires_grad]
