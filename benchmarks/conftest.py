@@ -201,5 +201,5 @@ def _line(values: dict[str, Any]) -> str:
         if f"candidate_{kind}" in values:
             parts.append(f"{text} {values[f'candidate_{kind}']:.0f} against {values[f'peer_{kind}']:.0f} MiB")
     usual = ("ratio", "_ms", "_items_per_second", "_peak_mib")
-    parts += [f"{key} {value}" for key, value in values.items() if not key.endswith(usual)]
+    parts += [f"{key} {value}" for key, value in values.items() if not key.endswith((*usual, "rows"))]
     return ", ".join(parts)
