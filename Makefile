@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check check-kernels bench
+.PHONY: setup demo test check check-kernels bench gpu-check
 
 setup: $(STAMP)
 
@@ -34,3 +34,11 @@ check-kernels: $(STAMP)
 
 bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks/
+
+# For whoever has a GPU: PART=kernels, bench or train, each within eight minutes, figures in OUT/PART.json as they come.
+# Takes PYTHON as it is, without a virtual environment or network. DATA, WEIGHTS and BACKBONE are those of PART=train.
+# ONLY=waterfall (or another step's name) gives one step of a part all its time.
+OUT ?= gpu-check
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu.check --part "$(PART)" --out "$(OUT)" $(if $(DATA),--data "$(DATA)") \
+		$(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONE),--backbone "$(BACKBONE)") $(if $(ONLY),--only "$(ONLY)")

@@ -6,10 +6,8 @@ Peer and candidate alternate, so that other load on the machine meets both. The 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,152 +15,191 @@ from typing import Any
 import pytest
 import torch
 
-from cpn_kernels.cp_triplet import normalise_images
+from benchmarks.measuring import ROUNDS, Call, extra_peak_mib, machine, seconds
+from cpn_fast.runtime_tuning import tune_allocator
 
 RESULTS = Path(__file__).parent / "results"
 EARLIER = Path(__file__).parents[1] / ".benchmarks" / "slower_last_time.json"
-ROUNDS = 5
 TOLERATED = 0.8
 """A ratio below this share of the committed one, in two runs in a row, is a failure."""
 
-measured: dict[str, dict[str, Any]] = {}
-
-
-def results_file() -> Path:
-    """The committed figures of this kind of machine and torch version."""
-    device = "gpu" if torch.cuda.is_available() else "cpu"
-    return RESULTS / f"{device}-torch{torch.__version__.partition('+')[0]}.json"
+measured: dict[str, dict[str, dict[str, Any]]] = {"cpu": {}, "cuda": {}}
+"""What this run measured: device, benchmark, figures."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--record", action="store_true", help="write the figures to benchmarks/results/")
+    parser.addoption("--record", action="store_true", help="write the figures to benchmarks/results/, one by one")
+    parser.addoption("--results", type=Path, default=RESULTS, help="folder to which --record writes")
+
+
+def pytest_configure() -> None:
+    """Both sides under the allocator's settings of `cpn train` and `cpn label`.
+
+    Without them a call may or may not fault in all its pages anew, by what ran before it: a factor of three.
+    """
+    tune_allocator()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `gpu` where torch sees none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs torch with a CUDA device"))
+
+
+def results_file(device: str, folder: Path = RESULTS) -> Path:
+    """The figures of this kind of machine and torch version."""
+    return folder / f"{'gpu' if device == 'cuda' else 'cpu'}-torch{torch.__version__.partition('+')[0]}.json"
 
 
 @pytest.fixture
-def against(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., float]:
-    """`against(candidate=..., peer=..., agree=..., items=n)`: check, time both in turn, and return the ratio."""
+def device(request: pytest.FixtureRequest) -> str:
+    """Where a benchmark computes: marked `gpu` on CUDA; one that follows the machine says so in its module."""
+    follows = getattr(request.module, "FOLLOWS_THE_MACHINE", False) and torch.cuda.is_available()
+    return "cuda" if follows or request.node.get_closest_marker("gpu") else "cpu"
+
+
+@pytest.fixture
+def keep(request: pytest.FixtureRequest, device: str) -> Callable[..., None]:
+    """`keep(name=value, ...)`: put figures into this benchmark's record, and the record on disk if asked to."""
+
+    def update(**figures: Any) -> None:
+        entry = measured[device].setdefault(request.node.name, {})
+        entry |= {name: _rounded(value) for name, value in figures.items() if value is not None}
+        if request.config.getoption("--record"):
+            _write(device, request.config.getoption("--results"))
+
+    return update
+
+
+def _rounded(value: Any) -> Any:
+    """Four significant digits: more would be noise."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+@pytest.fixture
+def against(keep: Callable[..., None], request: pytest.FixtureRequest, device: str) -> Callable[..., float]:
+    """`against(candidate=..., peer=..., agree=..., items=n)`: check, measure both, and return the ratio of times.
+
+    `calls` in a row count as one measurement, for what is too short to be timed alone.
+    """
 
     def compare(
-        candidate: Callable[[], Any], peer: Callable[[], Any], agree: Callable[[], None], items: int = 1
+        candidate: Callable[[], Any],
+        peer: Callable[[], Any],
+        agree: Callable[[], None],
+        items: int = 1,
+        calls: int = 1,
     ) -> float:
         agree()  # raises where the outputs differ: no figure then
-        peer_seconds: list[float] = []
-
-        def time_peer() -> None:
-            started = time.perf_counter()
-            peer()
-            peer_seconds.append(time.perf_counter() - started)
-
-        benchmark.pedantic(candidate, setup=time_peer, rounds=ROUNDS, warmup_rounds=1)
-        ours, theirs = benchmark.stats.stats.median, statistics.median(peer_seconds[1:])
-        name = request.node.name
-        measured[name] = {
-            "ratio": round(theirs / ours, 3),
-            "candidate_ms": round(1e3 * ours, 2),
-            "peer_ms": round(1e3 * theirs, 2),
-            "candidate_items_per_second": round(items / ours, 3),
-            "peer_items_per_second": round(items / theirs, 3),
-        }
-        benchmark.extra_info.update(measured[name])
-        _check_against_committed(name, theirs / ours)
+        peaks = [extra_peak_mib(form, device) for form in (candidate, peer)]
+        timed = _with_plugin if request.config.pluginmanager.hasplugin("benchmark") else _without_plugin
+        ours, theirs = timed(request, candidate, peer, device, calls)
+        keep(
+            ratio=theirs / ours,
+            candidate_ms=1e3 * ours,
+            peer_ms=1e3 * theirs,
+            candidate_items_per_second=items / ours,
+            peer_items_per_second=items / theirs,
+            candidate_extra_peak_mib=peaks[0],
+            peer_extra_peak_mib=peaks[1],
+        )
+        _check_against_committed(device, request.node.name, theirs / ours)
         return theirs / ours
 
     return compare
 
 
+def _with_plugin(
+    request: pytest.FixtureRequest, candidate: Call, peer: Call, device: str, calls: int
+) -> tuple[float, float]:
+    """Median seconds of both; pytest-benchmark times the candidate, so that its tables and options work."""
+    benchmark = request.getfixturevalue("benchmark")
+    peer_seconds: list[float] = []
+    benchmark.pedantic(
+        lambda: seconds(candidate, device, calls),
+        setup=lambda: peer_seconds.append(seconds(peer, device, calls)),
+        rounds=ROUNDS,
+        warmup_rounds=1,
+    )
+    return benchmark.stats.stats.median / calls, statistics.median(peer_seconds[1:])
+
+
+def _without_plugin(
+    _: pytest.FixtureRequest, candidate: Call, peer: Call, device: str, calls: int
+) -> tuple[float, float]:
+    """The same where pytest-benchmark is not installed: a machine with a GPU may have little else."""
+    pairs = [(seconds(peer, device, calls), seconds(candidate, device, calls)) for _ in range(ROUNDS + 1)][1:]
+    return statistics.median(ours for _, ours in pairs), statistics.median(theirs for theirs, _ in pairs)
+
+
 @pytest.fixture
-def record_pair(request: pytest.FixtureRequest) -> Callable[..., float]:
+def record_pair(keep: Callable[..., None], request: pytest.FixtureRequest, device: str) -> Callable[..., float]:
     """`record_pair(candidate=..., peer=...)`: measured items_per_second and peak_mib of both; returns the ratio."""
 
     def record(candidate: dict[str, float], peer: dict[str, float]) -> float:
-        name = request.node.name
         ratio = candidate["items_per_second"] / peer["items_per_second"]
-        measured[name] = {"ratio": round(ratio, 3)}
+        figures: dict[str, float] = {"ratio": ratio}
         for side, values in (("candidate", candidate), ("peer", peer)):
-            measured[name][f"{side}_ms"] = round(1e3 / values["items_per_second"], 2)
-            measured[name][f"{side}_items_per_second"] = round(values["items_per_second"], 3)
-            measured[name][f"{side}_peak_mib"] = round(values["peak_mib"])
-        _check_against_committed(name, ratio)
+            figures[f"{side}_ms"] = 1e3 / values["items_per_second"]
+            figures[f"{side}_items_per_second"] = values["items_per_second"]
+            figures[f"{side}_peak_mib"] = values["peak_mib"]
+        keep(**figures)
+        _check_against_committed(device, request.node.name, ratio)
         return ratio
 
     return record
 
 
-@pytest.fixture
-def calibrate() -> Callable[[torch.nn.Module, torch.Tensor], None]:
-    """`calibrate(net, images)`: batch norm statistics of these images, so that untrained maps are neither 0 nor huge.
-
-    Without it the activations of an untrained network die out layer by layer, and any two outputs would agree.
-    """
-
-    def measure(net: torch.nn.Module, images: torch.Tensor) -> None:
-        norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-        momenta = [norm.momentum for norm in norms]
-        net.eval()
-        for norm in norms:
-            norm.momentum = None
-            norm.reset_running_stats()
-            norm.training = True
-        with torch.no_grad():
-            net(normalise_images(images))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        net.eval()
-
-    return measure
-
-
-def _check_against_committed(name: str, ratio: float) -> None:
-    committed = results_file()
+def _check_against_committed(device: str, name: str, ratio: float) -> None:
+    committed = results_file(device)
     if not committed.is_file():
         return
     known = json.loads(committed.read_text(encoding="utf-8"))["benchmarks"].get(name)
     earlier = json.loads(EARLIER.read_text(encoding="utf-8")) if EARLIER.is_file() else []
-    slower = known is not None and ratio < TOLERATED * known["ratio"]
+    slower = known is not None and "ratio" in known and ratio < TOLERATED * known["ratio"]
     EARLIER.parent.mkdir(exist_ok=True)
     EARLIER.write_text(json.dumps(sorted({*earlier} - {name} | ({name} if slower else set()))), encoding="utf-8")
     if slower and name in earlier:
         pytest.fail(f"{name}: {ratio:.2f} times its peer in two runs in a row; committed {known['ratio']:.2f}")
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if not measured or not session.config.getoption("--record"):
-        return
-    earlier = json.loads(results_file().read_text(encoding="utf-8")) if results_file().is_file() else {}
-    same = (earlier.get("machine"), earlier.get("threads")) == (_machine(), torch.get_num_threads())
+def _write(device: str, folder: Path) -> None:
+    """All figures so far; those of an earlier, partial run on the same machine stay."""
+    path = results_file(device, folder)
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    same = (earlier.get("machine"), earlier.get("threads")) == (machine(device), torch.get_num_threads())
     content = {
-        "machine": _machine(),
+        "machine": machine(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        # Those of an earlier, partial run on the same machine stay.
-        "benchmarks": dict(sorted(((earlier["benchmarks"] if same else {}) | measured).items())),
+        "benchmarks": dict(sorted(((earlier["benchmarks"] if same else {}) | measured[device]).items())),
     }
-    RESULTS.mkdir(exist_ok=True)
-    results_file().write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if not measured:
-        return
-    terminalreporter.section(f"candidate against peer, {_machine()}, {torch.get_num_threads()} torch threads")
-    for name, values in sorted(measured.items()):
-        terminalreporter.write_line(
-            f"{name}: {values['ratio']:.2f} times as fast "
-            f"({values['candidate_ms']:.1f} ms against {values['peer_ms']:.1f} ms; "
-            f"{values['candidate_items_per_second']:.2f} against {values['peer_items_per_second']:.2f} items/s)"
-            + (
-                f", peak {values['candidate_peak_mib']:.0f} against {values['peer_peak_mib']:.0f} MiB"
-                if "peer_peak_mib" in values
-                else ""
-            )
-        )
+    for device, found in measured.items():
+        if not found:
+            continue
+        terminalreporter.section(f"candidate against peer, {machine(device)}, {torch.get_num_threads()} torch threads")
+        for name, values in sorted(found.items()):
+            terminalreporter.write_line(f"{name}: {_line(values)}")
 
 
-def _machine() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else ():
-        if line.startswith("model name"):
-            return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
-    return f"{platform.machine()}, {os.cpu_count()} cores"
+def _line(values: dict[str, Any]) -> str:
+    parts = []
+    if "ratio" in values:
+        parts.append(f"{values['ratio']:.2f} times as fast")
+    if "candidate_ms" in values:
+        parts.append(f"{values['candidate_ms']:.4g} ms against {values['peer_ms']:.4g} ms")
+    for kind, text in (("extra_peak_mib", "extra peak"), ("peak_mib", "peak")):
+        if f"candidate_{kind}" in values:
+            parts.append(f"{text} {values[f'candidate_{kind}']:.0f} against {values[f'peer_{kind}']:.0f} MiB")
+    usual = ("ratio", "_ms", "_items_per_second", "_peak_mib")
+    parts += [f"{key} {value}" for key, value in values.items() if not key.endswith((*usual, "rows"))]
+    return ", ".join(parts)

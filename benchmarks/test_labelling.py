@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.untrained import calibrate
 from cpn_export.runtime import OnnxLabeller
 from cpn_export.to_onnx import ExportConfig, run_export
 from cpn_fast.config import TrainConfig
 from cpn_fast.models import create_model
 from cpn_fast.models.labeller import SCALES, Labeller
 from cpn_fast.run_folder import RunFolder
-from cpn_fast.runtime_tuning import tune_allocator
 
 CLASSES, BATCH, BETA = 20, 2, 0.1
 HEIGHT, WIDTH = 240, 320
@@ -29,10 +29,7 @@ def smooth_images() -> np.ndarray:
     return (fine * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def test_onnx_against_eager(
-    tmp_path: Path, against: Callable[..., float], calibrate: Callable[[torch.nn.Module, torch.Tensor], None]
-) -> None:
-    tune_allocator()
+def test_onnx_against_eager(tmp_path: Path, against: Callable[..., float]) -> None:
     config = TrainConfig("demo:", tmp_path / "run", method="cpn", backbone="mobilenet_v2")
     config.output.mkdir()
     run = RunFolder(config.output)

@@ -10,13 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.measuring import device_ms
 from cpn_fast.config import AugmentOptions
-from cpn_fast.data.augment import draw_geometry
+from cpn_fast.data.augment import Geometry, draw_geometry
+from cpn_fast.data.device_maps import DeviceMaps, geometry_numbers
 from cpn_fast.data.random import generator
 from cpn_kernels import native_library
 from cpn_kernels.superpixels import superpixels
 
 SIDE, SEGMENTS = 448, 200
+
+GPU_BATCH = 16
 
 pytestmark = pytest.mark.skipif(not native_library.available(), reason=native_library.load()[1] or "there")
 
@@ -29,13 +33,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def scene() -> np.ndarray:
+def scene(number: int = 0) -> np.ndarray:
     """A generated scene at SIDE x SIDE with sensor noise, so that segments are neither given nor hopeless."""
     from cpn_fast.data.demo_scenes import paint_scene
 
-    painted = Image.fromarray(paint_scene(generator(0, 0, "benchmark", "scene")).image)
+    painted = Image.fromarray(paint_scene(generator(number, 0, "benchmark", "scene")).image)
     pixels = np.array(painted.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float64)
-    noise = np.random.default_rng(0).normal(scale=5, size=pixels.shape)
+    noise = np.random.default_rng(number).normal(scale=5, size=pixels.shape)
     return np.clip(pixels + noise, 0, 255).astype(np.uint8)
 
 
@@ -115,3 +119,68 @@ def test_patches_of_a_cached_image_against_skimage_and_a_loop(against: Callable[
         assert 0.3 * SEGMENTS <= seen <= SEGMENTS and 0.3 < mask.mean() < 0.7
 
     against(candidate=from_cache, peer=by_loop, agree=agree, items=1)
+
+
+@pytest.mark.gpu
+def test_batch_on_the_gpu_against_one_thread(against: Callable[..., float], keep: Callable[..., None]) -> None:
+    """Connectivity included; the labels are the CPU's bit for bit."""
+    if not native_library.has_cuda():
+        pytest.skip("the native library was built without a CUDA compiler")
+    there = torch.stack([torch.from_numpy(scene(number)) for number in range(GPU_BATCH)])
+    images = there.cuda()
+
+    def on_gpu() -> torch.Tensor:
+        return superpixels(images, SEGMENTS, 10.0, "native")
+
+    def on_cpu() -> torch.Tensor:
+        return superpixels(there, SEGMENTS, 10.0, "native")
+
+    def agree() -> None:
+        assert torch.equal(on_gpu().cpu(), on_cpu())
+
+    against(candidate=on_gpu, peer=on_cpu, agree=agree, items=GPU_BATCH)
+    keep(device_ms_per_image=device_ms(on_gpu) / GPU_BATCH)
+
+
+class _Prepared:
+    """Maps of GPU_BATCH images as the cache hands them over, three densities each."""
+
+    def __init__(self) -> None:
+        self.maps = [native(scene(number)).astype(np.uint16) for number in range(GPU_BATCH)]
+
+    def levels(self, record: int) -> list[np.ndarray]:
+        return [self.maps[record]] * 3
+
+    def map_size(self, record: int) -> tuple[int, int]:
+        return SIDE, SIDE
+
+    def segment_counts(self, record: int) -> tuple[int, ...]:
+        return (SEGMENTS,) * 3
+
+
+def crops_of(maps: list[np.ndarray]) -> tuple[list[Geometry], torch.Tensor]:
+    """A drawn crop of every map: the geometries, and their numbers for the device."""
+    options, rng = AugmentOptions(crop=SIDE), np.random.default_rng(0)
+    geometries = [draw_geometry(SIDE, SIDE, options, rng) for _ in maps]
+    numbers = [geometry_numbers(geometry, place, 0) for place, geometry in enumerate(geometries)]
+    return geometries, torch.from_numpy(np.stack(numbers))
+
+
+@pytest.mark.gpu
+def test_patches_from_device_memory_against_the_host(against: Callable[..., float]) -> None:
+    """A step's patches: gathered on the device from maps that lie there, or on the host and copied over."""
+    prepared = _Prepared()
+    on_device = DeviceMaps(prepared, range(GPU_BATCH), torch.device("cuda"))  # type: ignore[arg-type]
+    geometries, numbers = crops_of(prepared.maps)
+
+    def host() -> torch.Tensor:
+        crops = [geometry.apply_map(labels) for geometry, labels in zip(geometries, prepared.maps, strict=True)]
+        return torch.from_numpy(np.stack(crops)).cuda()
+
+    def gathered() -> torch.Tensor:
+        return on_device.crops(numbers, SIDE)
+
+    def agree() -> None:
+        assert torch.equal(gathered(), host())
+
+    against(candidate=gathered, peer=host, agree=agree, items=GPU_BATCH)

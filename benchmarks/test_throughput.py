@@ -19,10 +19,14 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.untrained import calibrate
 from cpn_fast.config import TrainConfig
 from cpn_fast.data.demo import generate_demo
 from cpn_fast.models import create_model
 from cpn_fast.run_folder import RunFolder
+
+FOLLOWS_THE_MACHINE = True
+"""`cpn train` takes the GPU where there is one."""
 
 CROP, BATCH = 320, 8
 UNCOUNTED, COUNTED = 5, 5
@@ -114,7 +118,6 @@ def test_labelling(
     data: Path,
     tmp_path: Path,
     record_pair: Callable[..., float],
-    calibrate: Callable[[torch.nn.Module, torch.Tensor], None],
 ) -> None:
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()

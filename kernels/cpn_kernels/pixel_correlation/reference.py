@@ -29,14 +29,16 @@ class _Blocked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, unit: Tensor, maps: Tensor, eps: float, block: int) -> Tensor:
-        outputs, totals = [], []
+        # Results are written in place: kept blocks between freed ones would leave holes in the allocator's heap.
+        output, totals = torch.empty_like(maps), torch.empty_like(maps[:, :1])
         for start in range(0, unit.shape[2], block):
-            affinity = (unit.transpose(1, 2) @ unit[:, :, start : start + block]).relu_()
+            columns = slice(start, start + block)
+            affinity = (unit.transpose(1, 2) @ unit[:, :, columns]).relu_()
             total = affinity.sum(dim=1, keepdim=True, dtype=maps.dtype) + eps
-            outputs.append(maps @ affinity / total)
-            totals.append(total)
-        output = torch.cat(outputs, dim=2)
-        ctx.save_for_backward(unit, maps, output, torch.cat(totals, dim=2))
+            output[:, :, columns] = maps @ affinity / total
+            totals[:, :, columns] = total
+            del affinity  # before the next block is made
+        ctx.save_for_backward(unit, maps, output, totals)
         ctx.block = block
         return output
 
@@ -50,21 +52,19 @@ class _Blocked(torch.autograd.Function):
         ones = torch.ones_like(offset)
         left = torch.cat([maps, scaled, offset, ones], dim=1).transpose(1, 2)
         right = torch.cat([scaled, maps, -ones, -offset], dim=1)
-        unit_parts, map_parts = [], []
+        unit_gradient = torch.empty_like(unit) if ctx.needs_input_grad[0] else None
+        map_gradient = torch.empty_like(maps) if ctx.needs_input_grad[1] else None
         for start in range(0, unit.shape[2], ctx.block):
             columns = slice(start, start + ctx.block)
             affinity = (unit.transpose(1, 2) @ unit[:, :, columns]).relu_()
-            if ctx.needs_input_grad[1]:
-                map_parts.append(scaled @ affinity)
-            if ctx.needs_input_grad[0]:
+            if map_gradient is not None:
+                map_gradient[:, :, columns] = scaled @ affinity
+            if unit_gradient is not None:
                 both = (left @ right[:, :, columns]).masked_fill_(affinity <= 0, 0)
-                unit_parts.append(unit @ both)
-        return (
-            torch.cat(unit_parts, dim=2) if unit_parts else None,
-            torch.cat(map_parts, dim=2) if map_parts else None,
-            None,
-            None,
-        )
+                unit_gradient[:, :, columns] = unit @ both
+                del both
+            del affinity
+        return unit_gradient, map_gradient, None, None
 
 
 def pixel_correlation_blocked(embedding: Tensor, maps: Tensor, eps: float = 1e-5, block: int = BLOCK) -> Tensor:

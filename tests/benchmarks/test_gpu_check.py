@@ -1,0 +1,213 @@
+"""`make gpu-check` without a GPU: what it says, its deadlines, and a record that is up to date at every moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu import check
+from benchmarks.gpu.steps import OUT_OF_TIME, Record, Step, read_figures, run_steps
+from benchmarks.gpu.train_step import TrainStep
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def run(steps: list[Step], folder: Path, budget: float) -> tuple[bool, dict]:
+    record = Record(folder / "part.json", {"part": "stub"})
+    good = run_steps(steps, record, budget, os.environ, folder)
+    return good, json.loads((folder / "part.json").read_text())["steps"]
+
+
+def make(repository: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("make is not installed")
+    return subprocess.run(
+        [make, "--no-print-directory", "gpu-check", f"PYTHON={sys.executable}", *argv],
+        cwd=repository, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("part", ["kernels", "bench", "train"])
+def test_without_a_gpu_it_says_so_and_fails(part: str, repository: Path, tmp_path: Path) -> None:
+    done = make(repository, f"PART={part}", f"OUT={tmp_path / 'out'}")
+    assert done.returncode != 0
+    assert "gpu-check needs an NVIDIA GPU and found none" in done.stderr and torch.__version__ in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", [["PART=foo"], []])
+def test_an_unknown_part_is_named(given: list[str], repository: Path) -> None:
+    done = make(repository, *given)
+    named = given[0].partition("=")[2] if given else ""
+    assert done.returncode != 0
+    assert f"PART is {named!r}; expected one of kernels, bench, train" in done.stderr
+
+
+def test_missing_packages_come_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(check.PARTS, "bench", {"torch": "torch", "no_such_module": "some-distribution"})
+    monkeypatch.setattr(check, "no_gpu", lambda: pytest.fail("asked before the packages were there"))
+    assert check.main(["--part", "bench"]) == 2
+    said = capsys.readouterr().err
+    assert "does not have: some-distribution" in said and "PYTHONPATH=wheels" in said
+
+
+@pytest.mark.parametrize("part", list(check.PARTS))
+def test_all_that_a_part_imports_is_looked_for(part: str, repository: Path) -> None:
+    """Top-level imports of what a part runs are in its list, the standard library, or this repository."""
+    folders = {"kernels": ["tests"], "bench": ["benchmarks"], "train": []}[part]
+    files = [repository / name for folder in folders for name in check.gpu_test_files(folder)]
+    files += [*(repository / "kernels").rglob("*.py"), *(repository / "benchmarks" / "gpu").glob("*.py")]
+    if part == "train":  # which runs no pytest
+        files.remove(repository / "benchmarks" / "gpu" / "outcomes.py")
+    if part != "kernels":
+        files += (repository / "cpn_fast").rglob("*.py")
+    known = {*sys.stdlib_module_names, "cpn_fast", "cpn_kernels", "cpn_export", "benchmarks", *check.PARTS[part]}
+    for file in files:
+        # Sources of optional formats are imported where they are opened; what is indented is asked for there.
+        found = re.findall(r"^(?:from|import) ([A-Za-z_]\w*)", file.read_text(), re.MULTILINE)
+        assert set(found) <= known, f"{file}: {set(found) - known}"
+
+
+def test_steps_run_in_turn_and_are_recorded(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    steps = [
+        Step("first", python(f"open({str(figures)!r}, 'w').write('{{\"ms\": 3}}')"), 20, figures),
+        Step("second", python("print('what went wrong'); raise SystemExit(3)"), 20),
+        Step("third", python("pass"), 20),
+    ]
+    good, found = run(steps, tmp_path, budget=60)
+    assert not good
+    assert [found[name]["outcome"] for name in found] == ["passed", "failed: exit status 3", "passed"]
+    assert found["first"]["figures"] == {"ms": 3}
+    assert "what went wrong" in (tmp_path / "second.log").read_text()
+    assert run([steps[0], steps[2]], tmp_path, budget=60)[0]
+
+
+def test_nothing_runs_behind_a_needed_step_that_failed(tmp_path: Path) -> None:
+    touched = tmp_path / "touched"
+    steps = [
+        Step("build", python("raise SystemExit(1)"), 20, needed=True),
+        Step("tests", python(f"open({str(touched)!r}, 'w')"), 20),
+    ]
+    good, found = run(steps, tmp_path, budget=60)
+    assert not good and not touched.exists()
+    assert found["tests"]["outcome"] == "not run: build failed"
+
+
+def test_a_step_ends_at_its_deadline_with_all_it_started(tmp_path: Path) -> None:
+    lines = tmp_path / "lines.jsonl"
+    child = f"import time; open({str(lines)!r}, 'a').write('{{\"a\": 1}}\\n{{\"b\"'); time.sleep(60)"
+    steps = [
+        Step("slow", python(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"), 3, lines),
+        Step("next", python("pass"), 20),
+    ]
+    started = time.monotonic()
+    good, found = run(steps, tmp_path, budget=60)
+    assert not good and time.monotonic() - started < 20
+    assert found["slow"]["outcome"] == "ended at its deadline of 3 s"
+    assert found["slow"]["figures"] == [{"a": 1}], "a line that was cut is none"
+    assert found["next"]["outcome"] == "passed"
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    steps = [Step("long", python("import time; time.sleep(60)"), 50), Step("late", python("pass"), 20)]
+    good, found = run(steps, tmp_path, budget=6)
+    assert not good
+    assert found["long"]["outcome"].startswith("ended at its deadline")
+    assert found["late"]["outcome"] == OUT_OF_TIME
+
+
+def test_the_record_is_whole_while_a_step_runs(tmp_path: Path) -> None:
+    """A second process reads the record that this one keeps while its step is running: figures are there already."""
+    figures, seen = tmp_path / "figures.json", tmp_path / "seen.json"
+    record = tmp_path / "part.json"
+    code = f"""
+import json, pathlib, time
+pathlib.Path({str(figures)!r}).write_text('{{"images": 1}}')
+for _ in range(100):
+    time.sleep(0.1)
+    step = json.loads(pathlib.Path({str(record)!r}).read_text())["steps"]["running"]
+    if "figures" in step:
+        pathlib.Path({str(seen)!r}).write_text(json.dumps(step))
+        break
+"""
+    good, found = run([Step("running", python(code), 30, figures)], tmp_path, budget=60)
+    assert good and found["running"]["outcome"] == "passed"
+    assert json.loads(seen.read_text())["outcome"] == "running"
+    assert json.loads(seen.read_text())["figures"] == {"images": 1}
+
+
+def test_every_test_leaves_its_line(tmp_path: Path, repository: Path) -> None:
+    (tmp_path / "test_three.py").write_text(
+        "import pytest\n\ndef test_good(): pass\n\ndef test_bad(): assert 1 == 2, 'numbers'\n\n"
+        "@pytest.mark.skip(reason='not today')\ndef test_left_out(): pass\n"
+    )
+    (tmp_path / "test_broken.py").write_text("import no_such_module\n")
+    lines = tmp_path / "tests.jsonl"
+    argv = [sys.executable, "-m", "pytest", "-p", "benchmarks.gpu.outcomes", "-q", "--rootdir", str(tmp_path)]
+    subprocess.run(
+        [*argv, "--continue-on-collection-errors", "-c", os.devnull, str(tmp_path)],
+        cwd=tmp_path,
+        env=os.environ | {"CPN_TEST_OUTCOMES": str(lines), "PYTHONPATH": str(repository)},
+        capture_output=True,
+    )
+    found = {line["test"].rpartition("::")[2]: line for line in read_figures(lines)}
+    assert {name: line["outcome"] for name, line in found.items()} == {
+        "test_broken.py": "failed", "test_good": "passed", "test_bad": "failed", "test_left_out": "skipped",
+    }  # fmt: skip
+    assert "numbers" in found["test_bad"]["reason"] or "1 == 2" in found["test_bad"]["reason"]
+    assert "not today" in found["test_left_out"]["reason"]
+
+
+def test_the_parts_are_planned(tmp_path: Path) -> None:
+    kernels = check.part_steps("kernels", tmp_path, None, None, "resnet38_tiny")
+    assert any("test_cuda_operators.py" in word for word in kernels[0].argv)
+    bench = {step.name for step in check.part_steps("bench", tmp_path, None, None, "resnet38_tiny")}
+    assert {"test_pixel_correlation", "test_cp_loss", "test_cp_triplet", "test_superpixels", "waterfall"} <= bench
+    train = check.part_steps("train", tmp_path, "voc:x", Path("w.safetensors"), "mobilenet_v2")
+    assert [step.name for step in train] == ["step", "train", "label", "evaluate", "compiled-step"]
+    assert "voc:x" in train[1].argv and "w.safetensors" in train[1].argv
+    assert check.BUDGET < 8 * 60
+
+
+def test_one_step_of_a_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = check.part_steps("bench", tmp_path, None, None, "resnet38_tiny")
+    (chosen,) = check.only("waterfall", steps)
+    assert chosen.limit == check.BUDGET and chosen.argv == next(s for s in steps if s.name == "waterfall").argv
+    with pytest.raises(SystemExit):
+        check.only("waterfal", steps)
+    assert "ONLY is 'waterfal'; expected one of" in capsys.readouterr().err
+
+
+def test_the_timed_step_steps_and_counts() -> None:
+    step = TrainStep("cpu", "resnet38_tiny", crop=64)
+    before = [parameter.detach().clone() for parameter in step.method.parameters() if parameter.requires_grad]
+    counted = step.counted_tflop()
+    assert counted > 0 and TrainStep("cpu", "resnet38_tiny", crop=128).counted_tflop() > 3 * counted
+    losses = [float(step()) for _ in range(2)]
+    after = [parameter for parameter in step.method.parameters() if parameter.requires_grad]
+    assert all(loss == loss for loss in losses)
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_nothing_but_benchmarks_imports_the_peers(repository: Path) -> None:
+    folders = [repository / name for name in ("cpn_fast", "kernels", "export", "tests")]
+    for file in (file for folder in folders for file in folder.rglob("*.py")):
+        text = file.read_text()
+        assert not re.search(r"^\s*(?:from|import) benchmarks\.peers", text, re.MULTILINE), file
+    for package in ("cpn_fast", "kernels", "export"):
+        for file in (repository / package).rglob("*.py"):
+            assert not re.search(r"^\s*(?:from|import) benchmarks", file.read_text(), re.MULTILINE), file
