@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from benchmarks.peers.training_step import AncestorCrops, total_loss
+from benchmarks.peers.training_step import AncestorCrops, separate_norms, total_loss
 from benchmarks.untrained import calibrate, without_dropout
 from cpn_fast.config import AugmentOptions, BackboneName, MethodOptions, PatchOptions, TrainConfig
 from cpn_fast.data.batches import BatchStream
@@ -58,6 +58,7 @@ class Row:
         loader: "ancestor" (SLIC of each crop and a Python mask loop) or "cached".
         losses: "three passes" or "one batch" (eager, image by image), "fused" (this project's operators) or "method"
             (the module that `cpn train` runs).
+        folded: frozen batch norms as part of the convolutions, instead of layers of their own.
         channels_last: memory format of the weights.
         compile: torch.compile.
         bf16: autocast to bfloat16.
@@ -68,6 +69,7 @@ class Row:
     text: str
     loader: str
     losses: str
+    folded: bool = True
     channels_last: bool = False
     compile: bool = False
     bf16: bool = False
@@ -77,8 +79,11 @@ class Row:
 def rows(cuda: bool) -> list[Row]:
     """All rows. On a CPU bf16 goes without compilation, which loses there."""
     return [
-        Row("top", "three eager fp32 passes, SLIC per crop, Python mask loop", "ancestor", "three passes"),
-        Row("one batch", "one batch of three views", "ancestor", "one batch"),
+        Row(
+            "top", "three eager fp32 passes, SLIC per crop, Python mask loop", "ancestor", "three passes", folded=False
+        ),
+        Row("one batch", "one batch of three views", "ancestor", "one batch", folded=False),
+        Row("folded norms", "frozen batch norms folded into the convolutions", "ancestor", "one batch"),
         Row("cached patches", "patches from cached maps, masks by look-up", "cached", "one batch"),
         Row("fused operators", "cp_triplet, pixel_correlation, cp_loss", "cached", "fused"),
         Row("channels_last", "channels_last", "cached", "method", channels_last=True),
@@ -134,6 +139,8 @@ class Runner:
         self.device = torch.device("cuda" if self.cuda else "cpu")
         self.config = settings(data, weights, work, self.cuda)
         self.source, self.records, self.cache = prepare(data, weights, work, self.cuda)
+        if not row.folded:
+            separate_norms()
         torch.manual_seed(0)
         self.net: CamNet = create_model(self.config, len(self.source.classes))
         without_dropout(self.net)

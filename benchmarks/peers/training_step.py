@@ -1,8 +1,8 @@
 """One training step as this method's ancestors write it: everything per image and per view, in Python and eager torch.
 
 A loader that resizes, jitters and crops with Pillow, runs scikit-image's SLIC on every crop and fills two masks pixel
-by pixel; three passes through the network; an N x N affinity per view; losses image by image. The random numbers are
-this project's, so that both sides see the same crops and hide the same patches.
+by pixel; three passes through the network, batch norms as layers of their own; an N x N affinity per view; losses image
+by image. The random numbers are this project's, so that both sides see the same crops and hide the same patches.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from benchmarks.peers import losses
@@ -23,6 +23,7 @@ from cpn_fast.data.augment import Geometry, augment
 from cpn_fast.data.random import generator, key64
 from cpn_fast.data.superpixel_cache import SuperpixelCache
 from cpn_fast.data.types import Record, Source
+from cpn_fast.models.backbones import mobilenet_v2, resnet38
 from cpn_fast.models.cam import CamNet
 from cpn_kernels.philox import first_word
 
@@ -98,6 +99,20 @@ class AncestorCrops(Dataset[Sample]):
 def order(seed: int, epoch: int, count: int) -> list[int]:
     """Numbers of the records in the order in which an epoch shows them."""
     return generator(seed, epoch, "", "order").permutation(count).tolist()
+
+
+def separate_norms() -> None:
+    """From now on in this process the backbones run a convolution and its batch norm one after the other."""
+
+    def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+        return norm(conv(x))
+
+    def norm_relu(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+        return F.relu(norm(x), inplace=True)
+
+    for module in (mobilenet_v2, resnet38):
+        module.conv_norm = conv_norm
+    resnet38.norm_relu = norm_relu
 
 
 def refined(net: CamNet, cam: Tensor, features: Tensor, labels: Tensor) -> Tensor:
