@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cpn_kernels.random_walk import random_walk
-from cpn_kernels.random_walk.op import BLOCK, TOGETHER, random_walk_op
+from cpn_kernels.random_walk.op import BLOCK, TOGETHER, launch_grid, random_walk_op
 
 spec = importlib.util.spec_from_file_location("walk_oracle", Path(__file__).parents[1] / "walk_oracle.py")
 assert spec is not None and spec.loader is not None
@@ -102,6 +102,29 @@ def test_memory_of_any_layout_and_the_input_as_it_was(device: torch.device) -> N
     assert not turned.is_contiguous() and not strided.is_contiguous()
     assert torch.equal(random_walk(turned, strided, 3), expected)
     assert torch.equal(maps, before)
+
+
+def test_nothing_is_written_or_read_beyond_the_tensors(device: torch.device) -> None:
+    """Maps and output within longer memory, which what is stored past them would change, and read show as NaN."""
+    from cpn_kernels.random_walk.triton_kernel import step_kernel
+
+    affinity, maps = draw(1, TOGETHER + 1, 9, BLOCK // 9 + 1)
+    _, classes, height, width = maps.shape
+    guard, size = 2 * TOGETHER * BLOCK, maps.numel()
+    held = [torch.full((size + 2 * guard,), float("nan"), device=device) for _ in range(2)]
+    held[0][guard : guard + size] = maps.flatten().to(device)
+    held[1][:] = 7.0
+    weights = torch.full((affinity.numel() + 2 * guard,), float("nan"), device=device)
+    weights[guard : guard + affinity.numel()] = affinity.flatten().to(device)
+    blocks, groups, batch = launch_grid(maps)
+    step_kernel[(blocks * groups * batch,)](
+        *(weights[guard:], held[0][guard:], held[1][guard:]),
+        *(classes, height, width, blocks, groups),
+        BLOCK=BLOCK,
+        TOGETHER=TOGETHER,
+    )
+    check(held[1][guard : guard + size].view(maps.shape), affinity, maps, 1, power=1)
+    assert (held[1][:guard] == 7).all() and (held[1][guard + size :] == 7).all()
 
 
 def test_opcheck(device: torch.device) -> None:
