@@ -90,9 +90,7 @@ def affinity_labels(low: Tensor, high: Tensor, stride: int, void: int = VOID) ->
         raise ValueError(f"low is {tuple(low.shape)}, high is {tuple(high.shape)}; expected both [B, C >= 2, H, W]")
     if stride < 1 or 0 <= void < low.shape[1]:
         raise ValueError(f"stride is {stride}, void is {void}; expected stride >= 1 and no class ({low.shape[1]})")
-    pooled_low, pooled_high = (
-        F.avg_pool2d(scores, stride, ceil_mode=True, count_include_pad=False) for scores in (low, high)
-    )
+    pooled_low, pooled_high = (F.avg_pool2d(scores, stride, ceil_mode=True) for scores in (low, high))
     kept, certain = pooled_low.argmax(dim=1), pooled_high.argmax(dim=1)
     labels = torch.where(kept == 0, void, kept)
     labels = torch.where(certain == 0, 0, labels)
