@@ -18,6 +18,8 @@ from cpn_kernels.cp_triplet import cp_triplet
 from cpn_kernels.cp_triplet import reference as triplet_reference
 from cpn_kernels.pixel_correlation import pixel_correlation
 from cpn_kernels.pixel_correlation import reference as correlation_reference
+from cpn_kernels.random_walk import random_walk
+from cpn_kernels.random_walk import reference as walk_reference
 
 pytestmark = pytest.mark.gpu
 
@@ -102,6 +104,29 @@ def test_cp_triplet_past_two_to_the_31_elements() -> None:
     for place in (0, count - 1):
         alone, share = cp_triplet(image, patches, keys[place : place + 1], 0.5, dtype=torch.bfloat16)
         assert torch.equal(triplet[place::count], alone) and torch.equal(visible[place], share[0])
+
+
+@pytest.mark.parametrize(("height", "width", "steps"), [(47, 63, 64), (94, 125, 256)])
+def test_random_walk_against_float64(height: int, width: int, steps: int, request: pytest.FixtureRequest) -> None:
+    affinity, maps = draw(1, 2, 34, height, width).sigmoid(), draw(2, 2, 21, height, width).sigmoid()
+    assert takes_kernel(affinity, maps)
+    random_walk(affinity, maps, 1)  # compiles and loads the kernel, for which the host may wait
+    request.getfixturevalue("no_sync")
+    found = random_walk(affinity, maps, steps)
+    torch.cuda.set_sync_debug_mode("default")
+    law = walk_reference.random_walk(walk_reference.raised(affinity.double(), 8), maps.double(), steps)
+    torch.testing.assert_close(found.double(), law, rtol=0, atol=1e-5)
+
+
+def test_random_walk_past_two_to_the_31_elements() -> None:
+    count, height, width = 21_500, 47, 63
+    assert count * 34 * height * width > 2**31
+    affinity, maps = draw(1, 1, 34, height, width).sigmoid(), draw(2, 1, 1, height, width)
+    alone = random_walk(affinity, maps, 2, power=1)
+    scale = torch.arange(count, device="cuda").remainder(5).add(1).view(-1, 1, 1, 1)
+    found = random_walk(affinity.expand(count, -1, -1, -1), maps * scale, 2, power=1)
+    for place in (0, count // 2, count - 1):
+        torch.testing.assert_close(found[place], alone[0] * scale[place], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("classes", [20, 80])

@@ -17,7 +17,8 @@ FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
 
 
 def test_every_operator_has_a_file() -> None:
-    assert {f"test_{name}_kernel.py" for name in ("cp_loss", "cp_triplet", "pixel_correlation")} == set(FILES)
+    operators = ("cp_loss", "cp_triplet", "pixel_correlation", "random_walk")
+    assert {f"test_{name}_kernel.py" for name in operators} == set(FILES)
 
 
 @pytest.mark.slow
