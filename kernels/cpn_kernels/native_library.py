@@ -15,7 +15,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 NAME = "libcpn_native.so"
-ABI = 2
+ABI = 3
 """Of the C interface that this Python code speaks; `cpn_native_abi` in csrc says the library's."""
 
 VARIABLE = "CPN_NATIVE_LIBRARY"
