@@ -5,6 +5,8 @@
 // they sum to 0) are packed into one number, linear in them, so that a step along an axis is the addition of a constant.
 #pragma once
 
+#include <algorithm>
+
 #include "portable.h"
 
 namespace cpn {
@@ -27,6 +29,22 @@ struct LatticePlan {
   // The key's change by a step along an axis: -1 in all coordinates, and D more in that one.
   CPN_HD double step(int axis) const { return corners() * stride[axis] - stride_sum; }
 };
+
+// Pixels are worked on in strips of this many columns, each row by row: the lattice points of a neighbourhood are then
+// still in a near cache when the next row comes. All tables are in this order.
+constexpr int64_t kStrip = 32;
+
+// Calls run(position, pixel, count) for the pieces of positions begin .. end whose pixels lie side by side.
+template <class Run>
+void for_runs(int64_t height, int64_t width, int64_t begin, int64_t end, Run&& run) {
+  while (begin < end) {
+    const int64_t strip = begin / (kStrip * height), across = std::min(kStrip, width - strip * kStrip);
+    const int64_t within = begin - strip * kStrip * height, y = within / across, x = within % across;
+    const int64_t count = std::min(across - x, end - begin);
+    run(begin, y * width + strip * kStrip + x, count);
+    begin += count;
+  }
+}
 
 // A lattice of one image: what a Gaussian filter needs. The C interface's struct, mirrored in native.py.
 struct Lattice {

@@ -151,12 +151,14 @@ void place_pixels(const LatticePlan& plan, const uint8_t* image, int64_t begin, 
   const int corners = plan.corners();
   for (int64_t first = begin; first < end; first += kBlock) {
     const int count = static_cast<int>(std::min<int64_t>(kBlock, end - first));
-    for (int p = 0; p < count; ++p) {
-      const int64_t pixel = first + p;
-      feature[0][p] = static_cast<double>(pixel % plan.width) * plan.inverse[0];
-      feature[1][p] = static_cast<double>(pixel / plan.width) * plan.inverse[1];
-      for (int c = 2; c < plan.dimensions; ++c) feature[c][p] = image[3 * pixel + c - 2] * plan.inverse[c];
-    }
+    for_runs(plan.height, plan.width, first, first + count, [&](int64_t position, int64_t pixel, int64_t length) {
+      const int64_t y = pixel / plan.width, left = pixel % plan.width, at = position - first;
+      for (int64_t i = 0; i < length; ++i) {
+        feature[0][at + i] = static_cast<double>(left + i) * plan.inverse[0];
+        feature[1][at + i] = static_cast<double>(y) * plan.inverse[1];
+        for (int c = 2; c < plan.dimensions; ++c) feature[c][at + i] = image[3 * (pixel + i) + c - 2] * plan.inverse[c];
+      }
+    });
     (plan.dimensions == 2 ? find_simplices_2 : find_simplices_5)(plan, feature, simplices);
     for (int p = 0; p < count; ++p) {
       for (int k = 0; k < corners; ++k) {

@@ -43,7 +43,7 @@ def _functions() -> ctypes.CDLL:
     library.cpn_dense_crf_points_cpu.argtypes = [_POINTER, *plan, _POINTER, _POINTER, *scratch]
     library.cpn_dense_crf_points_cpu.restype = _INT64
     library.cpn_dense_crf_lattice_cpu.argtypes = [*plan, _POINTER, _POINTER, *scratch]
-    sizes = (_INT64, _INT)  # pixels, classes
+    sizes = (_INT, _INT, _INT)  # height, width, classes
     library.cpn_dense_crf_cpu_workspace.argtypes = [*sizes, _POINTER, _INT]
     library.cpn_dense_crf_cpu_workspace.restype = _INT64
     library.cpn_dense_crf_cpu.argtypes = [_POINTER, *sizes, _INT, _POINTER, _INT, _POINTER, *scratch]
@@ -100,7 +100,7 @@ def _mean_field(log_probabilities: Tensor, out: Tensor, iterations: int, lattice
     """One image: float32 [C, H, W], both contiguous."""
     library = _functions()
     structs = (_Lattice * len(lattices))(*(lattice.struct for lattice in lattices))
-    sizes, kernels = (out[0].numel(), len(out)), (ctypes.addressof(structs), len(lattices))
+    sizes, kernels = (out.shape[1], out.shape[2], len(out)), (ctypes.addressof(structs), len(lattices))
     memory, address = native_library.workspace(library.cpn_dense_crf_cpu_workspace(*sizes, *kernels), out.device)
     status = library.cpn_dense_crf_cpu(
         *(log_probabilities.data_ptr(), *sizes, iterations, *kernels, out.data_ptr()),
