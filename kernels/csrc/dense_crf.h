@@ -2,7 +2,7 @@
 //
 // A pixel's feature vector, in units of the Gaussian's standard deviation, lies in one simplex of D + 1 lattice points.
 // Point number k of a simplex has all coordinates congruent to k modulo D + 1. Coordinates 1 .. D (the first follows:
-// they sum to 0) are packed into one number, linear in them, so that a step along an axis is the addition of a constant.
+// they sum to 0) are packed into one number, linear in them, so that a step along an axis adds a constant.
 #pragma once
 
 #include <algorithm>

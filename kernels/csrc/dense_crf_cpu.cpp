@@ -1,6 +1,6 @@
-// Mean field of the dense CRF on the CPU. A pixel's or a lattice point's classes are one row of vector lanes; lanes never
-// meet but in the softmax, whose order of summation is written down. So any vector width and thread count gives the same
-// bits.
+// Mean field of the dense CRF on the CPU. A pixel's or a lattice point's classes are one row of vector lanes; lanes
+// never meet but in the softmax, whose order of summation is written down. So any vector width and thread count gives
+// the same bits.
 #include <algorithm>
 #include <utility>
 
@@ -128,8 +128,8 @@ void mean_field(MeanFieldJob job, int member, int members, Barrier& barrier) {
 }
 
 bool take_job(Arena& arena, MeanFieldJob& job) {
-  if (job.classes < 1 || job.classes > kMaxGroups * kLanes || job.height < 1 || job.width < 1 || job.iterations < 0) return false;
-  if (job.kernels < 0 || job.kernels > kMaxKernels) return false;
+  if (job.classes < 1 || job.classes > kMaxGroups * kLanes || job.iterations < 0) return false;
+  if (job.height < 1 || job.width < 1) return false;
   job.groups = (job.classes + kLanes - 1) / kLanes;
   job.unary = arena.take<Lanes>(job.pixels * job.groups);
   job.q = arena.take<Lanes>(job.pixels * job.groups);
@@ -141,8 +141,10 @@ bool take_job(Arena& arena, MeanFieldJob& job) {
   return true;
 }
 
-bool fill_job(MeanFieldJob& job, int height, int width, int classes, int iterations, const Lattice* lattices, int kernels) {
-  job.height = height, job.width = width, job.pixels = job.height * job.width, job.classes = classes, job.iterations = iterations, job.kernels = kernels;
+bool fill_job(MeanFieldJob& job, int height, int width, int classes, int iterations, const Lattice* lattices,
+              int kernels) {
+  job.height = height, job.width = width, job.pixels = job.height * job.width;
+  job.classes = classes, job.iterations = iterations, job.kernels = kernels;
   if (kernels < 0 || kernels > kMaxKernels) return false;
   std::copy(lattices, lattices + kernels, job.lattice);
   return true;
@@ -151,15 +153,17 @@ bool fill_job(MeanFieldJob& job, int height, int width, int classes, int iterati
 }  // namespace
 }  // namespace cpn
 
-CPN_API int64_t cpn_dense_crf_cpu_workspace(int height, int width, int classes, const cpn::Lattice* lattices, int kernels) {
+CPN_API int64_t cpn_dense_crf_cpu_workspace(int height, int width, int classes, const cpn::Lattice* lattices,
+                                            int kernels) {
   cpn::MeanFieldJob job = {};
   cpn::Arena arena(nullptr, 0);
   if (!cpn::fill_job(job, height, width, classes, 0, lattices, kernels) || !cpn::take_job(arena, job)) return -1;
   return static_cast<int64_t>(arena.used());
 }
 
-// log_probabilities float32 [classes, height, width] -> probabilities of the same shape after `iterations` of mean field over
-// `kernels` (0 .. 2) lattices of the same pixels. With more than one thread the lattices need entries by point.
+// log_probabilities float32 [classes, height, width] -> probabilities of the same shape after `iterations` of mean
+// field over `kernels` (0 .. 2) lattices of the same pixels. With more than one thread the lattices need entries by
+// point.
 CPN_API int cpn_dense_crf_cpu(const float* log_probabilities, int height, int width, int classes, int iterations,
                               const cpn::Lattice* lattices, int kernels, float* out, int threads, void* workspace,
                               int64_t workspace_bytes) {

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kBlock = 64;                 // pixels whose simplices are found together
 constexpr int64_t kFirstCapacity = 16384;  // of the hash table; doubled when half full
-constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: added and taken away, it rounds to the nearest, ties to even
+constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: added and taken away, it rounds, ties to even
 
 struct Slot {
   int64_t key;  // -1: empty
@@ -265,8 +265,11 @@ void sort_entries(const LatticePlan& plan, Lattice& lattice) {
   const int64_t entries = plan.entries();
   for (int64_t entry = 0; entry < entries; ++entry) ++lattice.point_begin[lattice.corner_points[entry]];
   int32_t sum = 0;
-  for (int64_t point = 0; point <= lattice.points; ++point) lattice.point_begin[point] = sum += lattice.point_begin[point];
-  for (int64_t pixel = plan.pixels() - 1; pixel >= 0; --pixel) {  // from behind, so that begins end up where they belong
+  for (int64_t point = 0; point <= lattice.points; ++point) {
+    lattice.point_begin[point] = sum += lattice.point_begin[point];
+  }
+  // From behind, so that the ends become the begins.
+  for (int64_t pixel = plan.pixels() - 1; pixel >= 0; --pixel) {
     for (int k = 0; k < lattice.corners; ++k) {
       const int64_t entry = pixel * lattice.corners + k;
       const int32_t at = --lattice.point_begin[lattice.corner_points[entry]];

@@ -1,6 +1,6 @@
 // Mean field over rows of vector lanes. Included once for each instruction set, in a namespace of its own, with
-// CPN_ROWS_TARGET as the attribute that names the set: vector types are lowered to the set of the function that they are
-// written in, so that clones of a caller would come too late.
+// CPN_ROWS_TARGET as the attribute that names the set: vector types are lowered to the set of the function that they
+// are written in, so that clones of a caller would come too late.
 
 #define CPN_ROWS_INLINE inline __attribute__((always_inline)) CPN_ROWS_TARGET
 
@@ -87,8 +87,8 @@ CPN_ROWS_INLINE void scatter(const MeanFieldJob& job, int kernel, int64_t pixel,
   }
 }
 
-// Softmax of the unary term and, with `sliced`, of what the filters gather at each pixel; to q or, `onward`, straight to
-// the lattice points of the next round.
+// Softmax of the unary term and, with `sliced`, of what the filters gather at each pixel; to q or, `onward`, straight
+// to the lattice points of the next round.
 template <int G>
 CPN_ROWS_INLINE void update(const MeanFieldJob& job, int64_t begin, int64_t end, bool sliced, bool onward) {
   const int groups = groups_of<G>(job);

@@ -172,7 +172,7 @@ def probabilities_from_labels(
         raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}; expected integers [B, H, W]")
     if classes < 1 or not 0 < gt_prob < 1:
         raise ValueError(f"{classes} classes and gt_prob {gt_prob}; expected at least 1, and a number between 0 and 1")
-    index = labels.long() - zero_unsure
+    index = labels.long() - int(zero_unsure)
     unsure = (labels == 0) & zero_unsure
     if void is not None:
         unsure = unsure | (labels == void)
