@@ -78,11 +78,13 @@ def test_without_the_library_the_references_serve(tmp_path: Path) -> None:
 import torch
 from cpn_kernels import native_library
 from cpn_kernels.cp_triplet import cp_triplet
+from cpn_kernels.dense_crf import dense_crf
 from cpn_kernels.superpixels import resolve_backend, superpixels
 assert not native_library.available() and not native_library.has_cuda()
 assert resolve_backend("auto") == "skimage"
 image = torch.zeros(1, 16, 16, 3, dtype=torch.uint8)
 cp_triplet(image, torch.zeros(1, 16, 16, dtype=torch.int32), torch.zeros(1, dtype=torch.int64), 0.5)
+dense_crf(image, torch.full((1, 2, 16, 16), 0.5), 1)
 try:
     superpixels(image, 4, backend="native")
 except ImportError as error:
