@@ -42,6 +42,9 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(
         "score masks or a run against ground truth", "cpn_fast.evaluate", "EvaluateConfig", "run_evaluate"
     ),
+    "convert": Command(
+        "write masks as COCO JSON or a CVAT zip", "cpn_fast.convert.command", "ConvertConfig", "run_convert"
+    ),
     "export": Command("write a run as an ONNX model", "cpn_export.to_onnx", "ExportConfig", "run_export"),
     "report": Command("write one HTML page about a run", "cpn_fast.report", "ReportConfig", "run_report"),
     "demo": Command("the whole pipeline on generated data", "cpn_fast.demo", "DemoConfig", "run_demo"),

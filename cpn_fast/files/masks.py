@@ -87,16 +87,21 @@ def write_mask(path: str | Path, mask: np.ndarray, palette: np.ndarray | None = 
     Raises:
         ValueError: if mask or palette has another type or shape.
     """
+    atomic_write_bytes(path, encode_mask(mask, palette, str(path)))
+
+
+def encode_mask(mask: np.ndarray, palette: np.ndarray | None = None, where: str = "mask") -> bytes:
+    """The bytes of a palette PNG. Arguments and errors, which begin with `where`, are those of `write_mask`."""
     palette = voc_palette() if palette is None else palette
     if mask.dtype != np.uint8 or mask.ndim != 2:
-        raise ValueError(f"{path}: expected a uint8 [H, W] mask, got {mask.dtype} {list(mask.shape)}")
+        raise ValueError(f"{where}: expected a uint8 [H, W] mask, got {mask.dtype} {list(mask.shape)}")
     if palette.dtype != np.uint8 or palette.shape != (256, 3):
-        raise ValueError(f"{path}: expected a uint8 [256, 3] palette, got {palette.dtype} {list(palette.shape)}")
+        raise ValueError(f"{where}: expected a uint8 [256, 3] palette, got {palette.dtype} {list(palette.shape)}")
     image = Image.fromarray(np.ascontiguousarray(mask))
     image.putpalette(palette.tobytes())
     data = io.BytesIO()
     image.save(data, format="PNG")
-    atomic_write_bytes(path, data.getvalue())
+    return data.getvalue()
 
 
 def write_labelmap(path: str | Path, classes: Sequence[str], palette: np.ndarray | None = None) -> None:
@@ -111,9 +116,14 @@ def write_labelmap(path: str | Path, classes: Sequence[str], palette: np.ndarray
         DataError: for more than 254 classes.
     """
     check_class_count(classes, str(path))
+    atomic_write_text(path, labelmap_text(classes, palette))
+
+
+def labelmap_text(classes: Sequence[str], palette: np.ndarray | None = None) -> str:
+    """What `write_labelmap` writes."""
     palette = voc_palette() if palette is None else palette
     rows = [f"{name}:{','.join(map(str, palette[value]))}::" for value, name in enumerate(("background", *classes))]
-    atomic_write_text(path, "\n".join(["# label:color_rgb:parts:actions", *rows]) + "\n")
+    return "\n".join(["# label:color_rgb:parts:actions", *rows]) + "\n"
 
 
 def read_labelmap(path: str | Path) -> tuple[str, ...]:

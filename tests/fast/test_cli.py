@@ -13,6 +13,7 @@ ARGUMENTS = {
     "train": ["--data", "demo:", "--output", "runs/x", "--method", "cpn", "--patch", "grid", "--crop", "96"],
     "label": ["runs/x", "--data", "demo:", "--output", "masks", "--split", "val"],
     "evaluate": ["runs/x", "--data", "demo:", "--split", "val", "--scales", "0.5", "1"],
+    "convert": ["masks", "--format", "coco", "--output", "masks.json", "--instances", "components"],
     "export": ["runs/x", "--output", "model.onnx", "--scales", "0.5", "1", "--flip"],
     "report": ["runs/x", "--images", "3"],
     "demo": ["--seeds", "2"],

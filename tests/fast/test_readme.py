@@ -141,7 +141,14 @@ def test_cpu_commands_run(photos: Path, capsys: pytest.CaptureFixture[str]) -> N
         status = cpn_label(words) if program == "cpn-label" else cli.main([*words, *SMALL.get(words[0], ())])
         assert status == 0, f"{command}\n{capsys.readouterr().err}"
     made = photos.parent
-    for path in ("runs/photos/report.html", "runs/photos/metrics.json", "masks/metrics.json", "masks/labelmap.txt"):
+    for path in (
+        "runs/photos/report.html",
+        "runs/photos/metrics.json",
+        "masks/metrics.json",
+        "masks/labelmap.txt",
+        "masks.json",
+        "masks.zip",
+    ):
         assert (made / path).is_file(), path
     ids = sorted(path.relative_to(photos / "images").with_suffix("") for path in photos.rglob("*.jpg"))
     assert len(ids) == 4
