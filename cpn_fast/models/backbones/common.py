@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cpn_fast.models.backbones.depthwise import convolve
 from cpn_kernels.backend import exporting
 
 Features = tuple[Tensor, Tensor, Tensor]
@@ -93,7 +94,7 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
         return norm(conv(x))
     scale, shift = norm_affine(norm)
     weight = conv.weight * scale.view(-1, 1, 1, 1)
-    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return convolve(x, weight, shift, conv)
 
 
 def norm_relu(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
