@@ -83,7 +83,12 @@ def rows(cuda: bool) -> list[Row]:
             "top", "three eager fp32 passes, SLIC per crop, Python mask loop", "ancestor", "three passes", folded=False
         ),
         Row("one batch", "one batch of three views", "ancestor", "one batch", folded=False),
-        Row("folded norms", "frozen batch norms folded into convolutions, own depthwise backward", "ancestor", "one batch"),
+        Row(
+            "folded norms",
+            "frozen batch norms folded into convolutions, own depthwise backward",
+            "ancestor",
+            "one batch",
+        ),
         Row("cached patches", "patches from cached maps, masks by look-up", "cached", "one batch"),
         Row("fused operators", "cp_triplet, pixel_correlation, cp_loss", "cached", "fused"),
         Row("channels_last", "channels_last", "cached", "method", channels_last=True),
