@@ -144,10 +144,11 @@ def test_second_call_does_only_what_is_missing_or_has_changed(masks):
     names = sorted(found(out))
     os.utime(out / "SegmentationClass" / f"{names[0]}.png", (1, 1))
     (out / "SegmentationClass" / f"{names[1]}.png").unlink()
-    shutil.copy(masks / "SoftMaps" / f"{names[3]}.npz", masks / "SoftMaps" / f"{names[2]}.npz")  # labelled anew
+    save(masks / "SoftMaps" / f"{names[2]}.npz")  # as if labelled anew
     summary = run_postprocess(config(masks))
     assert (summary.written, summary.skipped) == (2, 4)
     assert (out / "SegmentationClass" / f"{names[0]}.png").stat().st_mtime == 1
+    assert found(out)[names[2]].max() == 0
     assert run_postprocess(config(masks)).written == 0
 
 
@@ -182,7 +183,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(
     ("error", "raised", "message"),
-    [(Killed(), Killed, ""), (OSError(errno.ENOSPC, "No space left on device"), DataError, "free disk space")],
+    [(Killed(), Killed, None), (OSError(errno.ENOSPC, "No space left on device"), DataError, "free disk space")],
 )
 def test_a_stopped_run_goes_on_and_leaves_nothing_half_written(labelled, to, monkeypatch, error, raised, message):
     out, count = to["output"], [0]
