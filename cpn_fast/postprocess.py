@@ -250,7 +250,7 @@ def _say_plan(
     need, free = pixels * _MASK_BYTES + 1000 * len(todo), shutil.disk_usage(config.output).free
     if need > free:
         raise DataError(
-            f"{config.output}: the masks need about {need / 1e9:.1f} GB but {free / 1e9:.1f} GB are free; free some or "
+            f"{config.output}: the masks need about {need / 1e6:.1f} MB but {free / 1e6:.1f} MB are free; free some or "
             "give another --output"
         )
 
