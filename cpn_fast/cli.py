@@ -39,6 +39,9 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "train": Command("train CAM, SEAM or CPN from image labels", "cpn_fast.train", "TrainConfig", "run_train", "parse"),
     "label": Command("write pseudo masks with a trained run", "cpn_fast.label", "LabelConfig", "run_label"),
+    "postprocess": Command(
+        "refine masks with a dense CRF", "cpn_fast.postprocess", "PostprocessConfig", "run_postprocess"
+    ),
     "evaluate": Command(
         "score masks or a run against ground truth", "cpn_fast.evaluate", "EvaluateConfig", "run_evaluate"
     ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 import time
 from collections import deque
@@ -20,7 +19,6 @@ from rich.console import Console
 from cpn_fast.contact_sheet import SheetItem, write_contact_sheet
 from cpn_fast.data.open import open_source
 from cpn_fast.data.types import Record, Source
-from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import image_size
 from cpn_fast.files.manifest import Manifest
@@ -41,6 +39,7 @@ from cpn_fast.inference import (
 )
 from cpn_fast.mask_writer import MASK_FOLDER, MaskWriter, mask_path, soft_path
 from cpn_fast.models.labeller import SCALES
+from cpn_fast.output_folder import MANIFEST_NAME, record_settings
 from cpn_fast.run_folder import RunFolder
 from cpn_fast.terminal import duration, item_progress
 
@@ -141,9 +140,9 @@ def run_label(config: LabelConfig) -> LabelSummary:
     mapping = ClassMapping.between(source.classes, classes)
     split, every = records_of(source, config.split)
     records = take_shard(every, config.shard)
-    _prepare_output(config, _settings(config, run, beta, name))
+    record_settings(config.output, _settings(config, run, beta, name), config.overwrite)
     write_labelmap(config.output / "labelmap.txt", classes)
-    with Manifest(config.output / "manifest.jsonl") as manifest:
+    with Manifest(config.output / MANIFEST_NAME) as manifest:
         todo = _todo(config, records, mapping, classes, manifest)
         _say_plan(console, config, f"{source.spec} ({split})", todo, len(records) - len(todo), beta, name)
         options = InferenceOptions(config.max_side, config.batch_size, config.workers, use_labels=config.use_labels)
@@ -176,29 +175,6 @@ def _settings(config: LabelConfig, run: RunFolder, beta: float, name: MapName) -
         "threshold": config.threshold,
         "use_labels": config.use_labels,
     }
-
-
-def _prepare_output(config: LabelConfig, settings: dict[str, Any]) -> None:
-    """Record the settings in the output folder, or refuse to mix masks of two settings there."""
-    path = config.output / "settings.json"
-    if config.overwrite:
-        (config.output / "manifest.jsonl").unlink(missing_ok=True)
-    elif path.exists():
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path}: not JSON ({error}); use --overwrite to label everything again") from error
-        different = [
-            f"{key} (there: {stored.get(key)!r}, now: {value!r})"
-            for key, value in settings.items()
-            if stored.get(key) != value
-        ]
-        if different:
-            raise DataError(
-                f"{config.output} was labelled with other settings: {', '.join(different)}; give the same ones, "
-                "another --output, or --overwrite to label everything again"
-            )
-    atomic_write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
 def _todo(

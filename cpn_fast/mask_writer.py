@@ -14,6 +14,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import write_mask
 from cpn_fast.files.soft_maps import SoftMaps, write_soft_maps
 from cpn_fast.inference import MULTI, MapName, Prediction
+from cpn_fast.output_folder import explained_writes
 from cpn_fast.sweep import mask_at
 
 MASK_FOLDER = "SegmentationClass"
@@ -41,16 +42,11 @@ class MaskWriter:
         maps = prediction.maps[self.name, MULTI]
         size = prediction.image.shape[:2]
         entry_id = prediction.record.id
-        try:
+        with explained_writes(self.output, f"the mask of {entry_id}"):
             if self.soft_maps:
                 soft = SoftMaps((prediction.classes + 1).astype(np.uint8), maps, (size[0], size[1]))
                 write_soft_maps(soft_path(self.output, entry_id), soft)
             write_mask(mask_path(self.output, entry_id), mask)
-        except OSError as error:
-            raise DataError(
-                f"{self.output}: cannot write the mask of {entry_id} ({error.strerror}); free disk space or correct "
-                "the permissions, then call again: it goes on from here"
-            ) from error
         return {
             "id": entry_id,
             "status": "ok",

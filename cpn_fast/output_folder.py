@@ -1,0 +1,74 @@
+"""What folders of masks share: settings that later calls must keep to, and errors of writing that say what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cpn_fast.files.atomic import atomic_write_text
+from cpn_fast.files.errors import DataError
+
+SETTINGS_NAME = "settings.json"
+MANIFEST_NAME = "manifest.jsonl"
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The content of a `settings.json`.
+
+    Raises:
+        DataError: if it cannot be read or is no JSON object.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: not JSON ({error}); use --overwrite to make everything in its folder again"
+        ) from error
+    if not isinstance(stored, dict):
+        raise DataError(f"{path}: found {type(stored).__name__}, expected a JSON object; use --overwrite to begin anew")
+    return stored
+
+
+def record_settings(output: Path, settings: Mapping[str, Any], overwrite: bool, made: str = "labelled") -> None:
+    """Record the settings in the output folder, or refuse to mix masks of two settings there.
+
+    Args:
+        output: the folder; made where it is not there.
+        settings: JSON-able values (lists, no tuples): everything that decides what a mask looks like.
+        overwrite: forget what was done there.
+        made: what happened to the masks, for the error.
+
+    Raises:
+        DataError: if the folder holds other settings.
+    """
+    path = output / SETTINGS_NAME
+    if overwrite:
+        (output / MANIFEST_NAME).unlink(missing_ok=True)
+    elif path.exists():
+        stored = read_settings(path)
+        different = [
+            f"{key} (there: {stored.get(key)!r}, now: {settings.get(key)!r})"
+            for key in {**settings, **stored}
+            if stored.get(key) != settings.get(key)
+        ]
+        if different:
+            raise DataError(
+                f"{output} was {made} with other settings: {', '.join(different)}; give the same ones, another "
+                "--output, or --overwrite to make everything again"
+            )
+    atomic_write_text(path, json.dumps(dict(settings), indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def explained_writes(output: Path, what: str) -> Iterator[None]:
+    """Turn an `OSError` of the block (a full disk, a missing permission) into a `DataError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{output}: cannot write {what} ({error.strerror}); free disk space or correct the permissions, then call "
+            "again: it goes on from here"
+        ) from error
