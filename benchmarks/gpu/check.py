@@ -39,7 +39,7 @@ RUNS = {
     "matplotlib": "matplotlib",
 }
 PARTS = {
-    "kernels": {**BASE, "pytest": "pytest", "cv2": "opencv-python-headless"},
+    "kernels": {**BASE, "pytest": "pytest", "cv2": "opencv-python-headless", "scipy": "scipy"},
     "bench": {**BASE, **RUNS, "pytest": "pytest"},
     "train": {**BASE, **RUNS},
 }
