@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 MethodName = Literal["cam", "seam", "seam_prcm", "cpn"]
 PresetName = Literal["default", "paper", "released"]
@@ -108,16 +109,14 @@ class AugmentOptions:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """One training run. Everything here is written to the run folder's config.json.
+class LoopConfig:
+    """What every kind of training has in common. Everything here is written to the run folder's config.json.
 
     Attributes:
         data: source, e.g. `voc:PATH`, `folder:PATH`, `coco:PATH`, `demo:` or a bare path.
         output: run folder.
         split: split to train on.
         val_split: split with masks for the curves of mIoU; None = the source's `val` where it exists.
-        method: which method.
-        preset: bundle of method options that the given options then override.
         backbone: which backbone.
         weights: backbone weights (.params, .pth, .safetensors); None trains from scratch.
         epochs: passes over the data; None = the backbone's recipe.
@@ -127,11 +126,9 @@ class TrainConfig:
         momentum: SGD momentum; None = the backbone's recipe or the preset's.
         weight_decay: SGD weight decay.
         poly_power: power of the polynomial schedule.
-        head_lr_factor: learning rate of the classifier, times the base rate.
-        refine_lr_factor: learning rate of the refinement heads, times the base rate.
+        head_lr_factor: learning rate of the new layers (the classifier), times the base rate.
         seed: of everything random.
         workers: data-loading processes.
-        hidden_colour: what a hidden pixel shows: ImageNet's mean, or the training set's.
         compile: torch.compile network and loss.
         precision: Lightning Fabric precision.
         channels_last: memory format (faster in trials on a CPU; not tried on a GPU).
@@ -143,14 +140,13 @@ class TrainConfig:
         eval_every: epochs between mIoU points on val_images; 0 = never.
         val_images: images of the fixed validation subset for curves.
         resume: continue from the run folder's last checkpoint.
+        augment: augmentation of the training crops.
     """
 
     data: str
     output: Path
     split: str = "train"
     val_split: str | None = None
-    method: MethodName = "cpn"
-    preset: PresetName = "default"
     backbone: BackboneName = "resnet38"
     weights: Path | None = None
     epochs: int | None = None
@@ -161,10 +157,8 @@ class TrainConfig:
     weight_decay: float = 5e-4
     poly_power: float = 0.9
     head_lr_factor: float = 10.0
-    refine_lr_factor: float = 1.0
     seed: int = 0
     workers: int = 2
-    hidden_colour: Literal["imagenet", "dataset"] = "imagenet"
     compile: bool = False
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     channels_last: bool = True
@@ -176,10 +170,47 @@ class TrainConfig:
     eval_every: int = 1
     val_images: int = 64
     resume: bool = False
-    options: MethodOptions = field(default_factory=MethodOptions)
-    patch: PatchOptions = field(default_factory=PatchOptions)
     augment: AugmentOptions = field(default_factory=AugmentOptions)
 
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """Fields to take where the command line names none (is None)."""
+        return RECIPES[self.backbone]
+
+    @property
+    def lr_factors(self) -> Mapping[str, float]:
+        """Learning rate of each role of a parameter ("backbone", "head"), times the base rate."""
+        return {"backbone": 1.0, "head": self.head_lr_factor}
+
+
+@dataclass(frozen=True)
+class TrainConfig(LoopConfig):
+    """One training of a CAM network.
+
+    Attributes:
+        method: which method.
+        preset: bundle of method options that the given options then override.
+        refine_lr_factor: learning rate of the refinement heads, times the base rate.
+        hidden_colour: what a hidden pixel shows: ImageNet's mean, or the training set's.
+        options: readings of the method.
+        patch: how an image falls into patches.
+    """
+
+    method: MethodName = "cpn"
+    preset: PresetName = "default"
+    refine_lr_factor: float = 1.0
+    hidden_colour: Literal["imagenet", "dataset"] = "imagenet"
+    options: MethodOptions = field(default_factory=MethodOptions)
+    patch: PatchOptions = field(default_factory=PatchOptions)
+
+    @property
+    def lr_factors(self) -> Mapping[str, float]:
+        """Learning rate of each role of a parameter, times the base rate."""
+        return {**super().lr_factors, "refinement": self.refine_lr_factor}
+
+
+STAGES: dict[str, type[LoopConfig]] = {"train": TrainConfig}
+"""Kind of training -> its settings; a run's config.json says which."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -220,10 +251,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mobilenet_v2_stride8": {"lr": 0.003, "momentum": 0.9, "epochs": 16},
     "resnet38_tiny": {"lr": 0.01, "momentum": 0.9, "epochs": 20},
 }
-"""Learning rate, momentum and epochs per backbone, used where the command line names none."""
+"""Learning rate, momentum and epochs of a CAM network per backbone, used where the command line names none."""
+
+C = TypeVar("C", bound=LoopConfig)
 
 
-def replace_dotted(config: TrainConfig, values: dict[str, Any]) -> TrainConfig:
+def replace_dotted(config: C, values: Mapping[str, Any]) -> C:
     """Return `config` with dotted fields (`options.map_norm`, `momentum`) replaced.
 
     Raises:
@@ -247,7 +280,6 @@ def preset_defaults(preset: str) -> dict[str, Any]:
     return dict(PRESETS[preset])
 
 
-def with_recipe(config: TrainConfig) -> TrainConfig:
-    """Fill lr, momentum and epochs that are None from the backbone's recipe."""
-    recipe = RECIPES[config.backbone]
-    return replace_dotted(config, {k: v for k, v in recipe.items() if getattr(config, k) is None})
+def with_recipe(config: C) -> C:
+    """Fill what is None (lr, momentum, epochs) from the recipe."""
+    return replace_dotted(config, {k: v for k, v in config.recipe.items() if getattr(config, k) is None})

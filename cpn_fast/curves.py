@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -17,6 +16,7 @@ from cpn_fast.data.types import Record, Sample, Source
 from cpn_fast.files.masks import voc_palette
 from cpn_fast.models.cam import CamNet
 from cpn_fast.models.labeller import Labeller
+from cpn_fast.stage import Evaluation
 from cpn_fast.sweep import BetaSweep
 
 log = logging.getLogger(__name__)
@@ -64,19 +64,6 @@ def classifier_scores(probabilities: NDArray[np.floating], truth: NDArray[np.boo
     }
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """One point of the curves.
-
-    Attributes:
-        values: `cam_miou`, `cam_beta`, `rcam_miou`, `rcam_beta` (None without masks), `map`, `f1`, `images`.
-        pictures: uint8 [H, W, 3] by sample id: image, CAM, RCAM and, where there is one, the mask side by side.
-    """
-
-    values: dict[str, Any]
-    pictures: dict[str, NDArray[np.uint8]]
-
-
 class Curves:
     """A fixed validation subset, read once and kept in memory.
 
@@ -93,7 +80,12 @@ class Curves:
 
     @torch.no_grad()
     def evaluate(self, net: CamNet, device: torch.device) -> Evaluation:
-        """Score the network at a single scale. Its training mode is as before afterwards."""
+        """Score the network at a single scale. Its training mode is as before afterwards.
+
+        Returns:
+            values `cam_miou`, `cam_beta`, `rcam_miou`, `rcam_beta` (None without masks), `map`, `f1`, `images`; and
+            pictures of image, CAM, RCAM and, where there is one, the mask side by side.
+        """
         was_training = [module for module in net.modules() if module.training]
         labeller = Labeller(net, scales=(1.0,), flip=False, map_norm=self.map_norm)
         sweeps = {"cam": BetaSweep(self.num_classes), "rcam": BetaSweep(self.num_classes)}

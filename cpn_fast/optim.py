@@ -7,32 +7,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cpn_fast.config import TrainConfig
+from cpn_fast.config import LoopConfig
 
 REFINEMENT_HEADS = frozenset({"f_mid", "f_high", "f9", "phi"})
 
 
-def parameter_groups(net: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+def parameter_groups(net: nn.Module, config: LoopConfig) -> list[dict[str, Any]]:
     """Split the trainable parameters by learning-rate factor and weight decay; frozen ones are left out.
 
-    Backbone weights learn at the base rate, the classifier at `head_lr_factor` times it, refinement heads at
-    `refine_lr_factor` times it, biases of new layers at twice that. No bias decays.
+    Backbone weights learn at the base rate, new layers at `config.lr_factors` times it ("head" for the classifier and
+    all that has no name of its own, "refinement" for the refinement heads), biases of new layers at twice that. No bias
+    decays.
 
     Args:
         net: a network whose backbone is the submodule `backbone`.
-        config: `head_lr_factor`, `refine_lr_factor` and `weight_decay` are used.
+        config: `lr_factors` and `weight_decay` are used.
 
     Returns:
         non-empty groups with keys `name`, `params`, `factor` (of the base rate) and `weight_decay`.
     """
-    rules = {
-        "backbone": (1.0, config.weight_decay),
-        "backbone biases": (1.0, 0.0),
-        "head": (config.head_lr_factor, config.weight_decay),
-        "head biases": (2 * config.head_lr_factor, 0.0),
-        "refinement": (config.refine_lr_factor, config.weight_decay),
-        "refinement biases": (2 * config.refine_lr_factor, 0.0),
-    }
+    rules: dict[str, tuple[float, float]] = {}
+    for role, factor in config.lr_factors.items():
+        rules[role] = (factor, config.weight_decay)
+        rules[f"{role} biases"] = (factor if role == "backbone" else 2 * factor, 0.0)
     members: dict[str, list[nn.Parameter]] = {name: [] for name in rules}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
@@ -46,7 +43,7 @@ def parameter_groups(net: nn.Module, config: TrainConfig) -> list[dict[str, Any]
     ]
 
 
-def create_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.SGD:
+def create_optimizer(net: nn.Module, config: LoopConfig) -> torch.optim.SGD:
     """SGD over `parameter_groups`, fused, so that its `found_inf` flag can hold an update back on the device.
 
     Momentum buffers start at zero rather than at the first gradient's copy: the same numbers, and a first step that is

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -82,6 +82,7 @@ class TrainProgress:
         log_every: steps between log lines.
         enabled: False on all processes but the first.
         console: where to draw; None = stderr.
+        losses: names of the loss parts to show, where a record has them.
     """
 
     def __init__(
@@ -92,7 +93,9 @@ class TrainProgress:
         log_every: int,
         enabled: bool = True,
         console: Console | None = None,
+        losses: Sequence[str] = ("loss",),
     ) -> None:
+        self.losses = tuple(losses)
         console = console or Console(stderr=True)
         self.enabled, self.log_every, self.total_steps = enabled, log_every, total_steps
         self.drawn = enabled and console.is_terminal
@@ -124,8 +127,7 @@ class TrainProgress:
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Show a step record."""
-        names = ("loss", "cls", "tcp", "cpcr", "er", "ecr", "min_pool")
-        losses = " ".join(f"{name} {record[name]:.3f}" for name in names if name in record)
+        losses = " ".join(f"{name} {record[name]:.3f}" for name in self.losses if name in record)
         state = f"{losses} | peak {record['peak_memory_mib'] / 1024:.1f} GiB"
         self._progress.update(self._task, completed=record["step"], state=state)
         due = record["step"] % self.log_every == 0 or record["step"] == self.total_steps

@@ -11,11 +11,13 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
-from cpn_fast.config import TrainConfig, with_recipe
+from cpn_fast.config import STAGES, C, LoopConfig, TrainConfig, with_recipe
 from cpn_fast.files.atomic import atomic_write_bytes, atomic_write_text
 from cpn_fast.files.errors import DataError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from cpn_fast.models.cam import CamNet
 
 DEFAULT_BETA = 0.25
@@ -79,7 +81,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def check_same_settings(stored: TrainConfig, given: TrainConfig, where: Path) -> None:
+def check_same_settings(stored: LoopConfig, given: LoopConfig, where: Path) -> None:
     """Refuse to resume with settings that would change the computation.
 
     Raises:
@@ -98,6 +100,11 @@ def check_same_settings(stored: TrainConfig, given: TrainConfig, where: Path) ->
             f"{where}: cannot resume with other settings: {', '.join(different)}; give the run's own, or start a new "
             "run in another --output"
         )
+
+
+def stage_name(kind: type[LoopConfig]) -> str:
+    """The key of `config.STAGES` under which a settings class stands."""
+    return next(name for name, config in STAGES.items() if config is kind)
 
 
 class RunFolder:
@@ -120,10 +127,11 @@ class RunFolder:
         """Whether a run was started here."""
         return self.config_path.is_file()
 
-    def create(self, config: TrainConfig, classes: Sequence[str], backend_version: str | None = None) -> None:
-        """Write config.json (settings, classes, superpixel backend and version, versions), making the folder."""
+    def create(self, config: LoopConfig, classes: Sequence[str], backend_version: str | None = None) -> None:
+        """Write config.json (kind of training, settings, classes, superpixel backend, versions), making its folder."""
         content = {
             "format": 1,
+            "stage": stage_name(type(config)),
             "config": config_to_dict(config),
             "classes": list(classes),
             "backend_version": backend_version,
@@ -140,9 +148,26 @@ class RunFolder:
             raise DataError(f"{self.config_path}: not JSON ({error}); expected what `cpn train` wrote") from error
 
     @property
+    def stage(self) -> str:
+        """Which kind of training it is, a key of `config.STAGES`. Raises DataError where there is no run."""
+        name = self._stored().get("stage", "train")
+        if name not in STAGES:
+            raise DataError(f"{self.config_path}: key stage: found {name!r}, expected one of {', '.join(STAGES)}")
+        return name
+
+    def config_of(self, kind: type[C]) -> C:
+        """The run's settings. Raises DataError where there is no run, or one of another kind of training."""
+        stored, stage = self._stored(), self.stage
+        if STAGES[stage] is not kind:
+            raise DataError(
+                f"{self.path}: a run of kind {stage!r}, expected one of kind {stage_name(kind)!r}; give another folder"
+            )
+        return config_from_dict(kind, stored["config"], str(self.config_path))
+
+    @property
     def config(self) -> TrainConfig:
-        """The run's settings. Raises DataError where there is no run."""
-        return config_from_dict(TrainConfig, self._stored()["config"], str(self.config_path))
+        """The settings of a CAM network's run. Raises DataError where there is no run, or one of another kind."""
+        return self.config_of(TrainConfig)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -166,47 +191,56 @@ class RunFolder:
                 f"{self.scores_path}: key beta: {error!r}; expected a number in 0..1: run `cpn evaluate` again"
             ) from error
 
-    def save_model(self, net: CamNet, step: int) -> None:
+    def save_model(self, net: nn.Module, step: int) -> None:
         """Write the weights to model.safetensors, with classes, step and version as metadata."""
         from safetensors.torch import save
 
         weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-        config = self.config
+        stage, config = self.stage, self.config_of(STAGES[self.stage])
         metadata = {
             "format": "pt",
             "cpn_fast": _versions()["cpn-fast"],
+            "stage": stage,
             "step": str(step),
-            "method": config.method,
             "backbone": config.backbone,
             "classes": json.dumps(self.classes, ensure_ascii=False),
         }
+        if isinstance(config, TrainConfig):
+            metadata["method"] = config.method
         atomic_write_bytes(self.model_path, save(weights, metadata=metadata))
 
     def load_model(self, device: str = "cpu") -> CamNet:
-        """The run's network in eval mode: model.safetensors, or the last checkpoint of a run that hasn't ended.
+        """The CAM network of the run in eval mode: model.safetensors, or the last checkpoint of one that hasn't ended.
 
         Raises:
-            DataError: if the run has neither, or the weights do not fit the settings.
+            DataError: if the run has neither, is of another kind, or the weights do not fit the settings.
         """
+        from cpn_fast.models import create_model
+
+        self._check_weights()
+        net = create_model(self.config, len(self.classes), load_weights=False)
+        self._load_weights(net)
+        return net.to(device).eval()
+
+    def _check_weights(self) -> None:
+        if not self.model_path.is_file() and not self.checkpoint_path.is_file():
+            self._stored()
+            raise DataError(f"{self.path}: the run has no weights yet; expected model.safetensors: let it train on")
+
+    def _load_weights(self, net: nn.Module) -> None:
         from safetensors.torch import load_file
 
         from cpn_fast.checkpoint import load_checkpoint
-        from cpn_fast.models import create_model
 
         if self.model_path.is_file():
             source, weights = self.model_path, load_file(self.model_path)
-        elif self.checkpoint_path.is_file():
-            source, weights = self.checkpoint_path, load_checkpoint(self.checkpoint_path)["model"]
         else:
-            self._stored()
-            raise DataError(f"{self.path}: the run has no weights yet; expected model.safetensors: let it train on")
-        net = create_model(self.config, len(self.classes), load_weights=False)
+            source, weights = self.checkpoint_path, load_checkpoint(self.checkpoint_path)["model"]
         try:
             net.load_state_dict(weights)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise DataError(f"{source}: does not fit the settings in {self.config_path}: {reason}") from error
-        return net.to(device).eval()
 
     def records(self, kind: str | None = None) -> list[dict[str, Any]]:
         """The records of metrics.jsonl, of one kind ("step", "eval", "maps") or all; a torn last line is left out."""

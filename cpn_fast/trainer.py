@@ -6,31 +6,24 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from cpn_fast.board import Board, MapStatistics, map_record
+from cpn_fast.board import Board, map_record
 from cpn_fast.checkpoint import save_checkpoint
-from cpn_fast.config import TrainConfig
-from cpn_fast.curves import Curves
-from cpn_fast.data.batches import BatchStream
 from cpn_fast.data.random import key64
-from cpn_fast.data.types import Batch
 from cpn_fast.guard import StepMonitor, StepValues
-from cpn_fast.models.cam import CamNet
 from cpn_fast.optim import gate, poly_factor, set_learning_rate
 from cpn_fast.progress import MetricsLog, TrainProgress, peak_memory_mib
 from cpn_fast.run_folder import RunFolder, config_to_dict
+from cpn_fast.stage import Evaluator, Stage, StepBatch
 
 log = logging.getLogger(__name__)
-
-LOSSES = ("loss", "cls", "tcp", "cpcr", "er", "ecr", "min_pool")
 
 
 @dataclass(frozen=True)
@@ -54,11 +47,11 @@ class Network:
 
     Attributes:
         net: the bare network, whose weights are saved.
-        module: the method around it as Fabric (and torch.compile) wrapped it.
+        module: network and losses as Fabric (and torch.compile) wrapped it.
         optimizer: as Fabric wrapped it.
     """
 
-    net: CamNet
+    net: nn.Module
     module: nn.Module
     optimizer: Any
 
@@ -76,7 +69,7 @@ class Outputs:
     progress: TrainProgress
     metrics: MetricsLog | None = None
     board: Board | None = None
-    curves: Curves | None = None
+    curves: Evaluator | None = None
 
 
 @dataclass
@@ -119,39 +112,28 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 class Trainer:
-    """Runs the steps of one run from `start_step` on.
+    """Runs the steps of one run.
 
     Args:
-        config: settings with lr and epochs filled in.
-        fabric: launched.
+        stage: the kind of training, with its settings.
         network: what is trained.
         schedule: how far.
         outputs: where to report.
-        classes: the K class names.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        fabric: Fabric,
-        network: Network,
-        schedule: Schedule,
-        outputs: Outputs,
-        classes: tuple[str, ...],
-    ) -> None:
-        self.config, self.fabric, self.network = config, fabric, network
-        self.schedule, self.outputs, self.classes = schedule, outputs, classes
+    def __init__(self, stage: Stage[Any], network: Network, schedule: Schedule, outputs: Outputs) -> None:
+        self.stage, self.config, self.fabric = stage, stage.config, stage.fabric
+        self.network, self.schedule, self.outputs = network, schedule, outputs
         self.stop = StopRequest()
-        scaled = getattr(fabric.strategy.precision, "scaler", None) is not None  # 16-mixed on a GPU
+        scaled = getattr(self.fabric.strategy.precision, "scaler", None) is not None  # 16-mixed on a GPU
         self.monitor = StepMonitor(
             [(name, p) for name, p in network.net.named_parameters() if p.requires_grad], check_gradients=not scaled
         )
-        self.statistics = MapStatistics(len(classes), fabric.device)
         self._stopping = False
         self._last_time = 0.0
         self._seconds: dict[int, float] = {}
 
-    def fit(self, stream: BatchStream, start_step: int) -> bool:
+    def fit(self, stream: Iterable[StepBatch], start_step: int) -> bool:
         """Train to the last step, or until asked to stop; the checkpoint then holds the state reached.
 
         Args:
@@ -180,19 +162,18 @@ class Trainer:
             self.save(step)
         return step >= self.schedule.last_step
 
-    def train_step(self, step: int, batch: Batch) -> None:
+    def train_step(self, step: int, batch: StepBatch) -> None:
         """One optimizer step, number `step` (from 1); reads what the step before it measured. Waits for no device."""
         config, network = self.config, self.network
         rate = (config.lr or 0.0) * poly_factor(step - 1, self.schedule.total_steps, config.poly_power)
         set_learning_rate(network.bare_optimizer, rate)
         seed_step(config.seed, step, self.fabric.global_rank)
         batch = batch.to(self.fabric.device)
-        warm_up = step <= round(config.options.warm_up * self.schedule.total_steps)
-        outputs = network.module(batch.images, batch.patches, batch.keys, batch.labels, warm_up)
+        outputs = network.module(*self.stage.inputs(batch, step, self.schedule.total_steps))
         self.fabric.backward(outputs["loss"])
 
         previous = self.monitor.take()
-        losses = {name: outputs[name] for name in LOSSES if name in outputs}
+        losses = {name: outputs[name] for name in self.stage.losses if name in outputs}
         hold = self.monitor.observe(step, batch.ids, losses, bool(self.stop), self._statistics(step, outputs, batch))
         gate(network.bare_optimizer, hold)
         network.optimizer.step()
@@ -202,12 +183,11 @@ class Trainer:
         if previous is not None:
             self._record(self.monitor.report(previous))
 
-    def _statistics(self, step: int, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def _statistics(self, step: int, outputs: dict[str, Tensor], batch: StepBatch) -> dict[str, Tensor]:
         """Count the maps; every `log_every` steps give the sums to be read along."""
-        for name in ("cam", "rcam"):
-            if name in outputs:
-                self.statistics.update(name, outputs[name], batch.labels)
-        return self.statistics.take() if step % self.config.log_every == 0 else {}
+        self.stage.count(outputs, batch)
+        statistics = self.stage.statistics
+        return statistics.take() if statistics is not None and step % self.config.log_every == 0 else {}
 
     def _record(self, values: StepValues) -> None:
         """Write what a step measured."""
@@ -264,8 +244,8 @@ class Trainer:
             if outputs.board is not None:
                 outputs.board.evaluation(record)
                 outputs.board.pictures(result.pictures, step)
-            shown = ("cam_miou", "rcam_miou", "map", "f1")
-            figures = ", ".join(f"{name} {100 * record[name]:.1f}" for name in shown if record[name] is not None)
+            shown = [name for name in self.stage.headline if record[name] is not None]
+            figures = ", ".join(f"{name} {100 * record[name]:.1f}" for name in shown)
             outputs.progress.message(f"epoch {epoch:g}: {figures} ({record['images']} images)")
         self.fabric.barrier()
         self._last_time = time.perf_counter()
@@ -281,7 +261,7 @@ class Trainer:
             state = {
                 "step": step,
                 "config": config_to_dict(self.config),
-                "classes": list(self.classes),
+                "classes": list(self.stage.classes),
                 "model": self.network.net.state_dict(),
                 "optimizer": self.network.bare_optimizer.state_dict(),
                 "scaler": self.fabric.strategy.precision.state_dict(),

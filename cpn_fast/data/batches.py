@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Sequence
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from cpn_fast.config import TrainConfig
 from cpn_fast.data.augment import IMAGENET_MEAN_PIXEL, Geometry, augment, grid_patches
@@ -16,24 +15,11 @@ from cpn_fast.data.device_maps import DeviceMaps, geometry_numbers
 from cpn_fast.data.online_patches import online_patches, online_patches_of_batch
 from cpn_fast.data.parallel import parallel_map
 from cpn_fast.data.random import generator, key64
+from cpn_fast.data.steps import Crop, Span, place_of, step_loader
 from cpn_fast.data.superpixel_cache import SuperpixelCache
 from cpn_fast.data.types import Batch, Record, Sample, Source
 from cpn_fast.files.errors import DataError
 from cpn_kernels.superpixels import backend_version, runs_on
-
-GRACE_SECONDS = 30
-
-
-def steps_per_epoch(num_records: int, batch_size: int) -> int:
-    """Steps of one epoch: whole batches only, at least one.
-
-    What is left of an epoch's permutation when the last whole batch is drawn is not shown in that epoch.
-
-    Args:
-        num_records: images of the split.
-        batch_size: images per step over all processes.
-    """
-    return max(1, num_records // batch_size)
 
 
 def mean_colour(source: Source, records: Sequence[Record]) -> tuple[float, float, float]:
@@ -103,26 +89,16 @@ class BatchStream:
         self._patch = config.patch
         geometries = self._maps is not None or self._online is not None
         self._crops = _Crops(source, list(records), config, cache, fill, geometries)
-        self._steps = _Steps(start_step, total_steps, config.batch_size, rank, world_size)
-        self._workers = config.workers
+        self._span = Span(start_step, total_steps, rank, world_size)
+        self._batch_size, self._workers = config.batch_size, config.workers
 
     def __len__(self) -> int:
         """Steps that are left."""
-        return len(self._steps)
+        return self._span.total_steps - self._span.start_step
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass from start_step on."""
-        loader = DataLoader(
-            self._crops,
-            batch_sampler=self._steps,
-            num_workers=self._workers,
-            collate_fn=_collate,
-            worker_init_fn=_start_worker,
-            pin_memory=torch.cuda.is_available(),
-            # The loader seeds its workers from a generator: its own one, for torch's global one belongs to the model.
-            generator=torch.Generator(),
-        )
-        for ids, tensors in loader:
+        for ids, tensors in step_loader(self._crops, self._span, self._batch_size, self._workers):
             if self._maps is not None:
                 tensors["patches"] = self._maps.crops(tensors.pop("geometry"), tensors["images"].shape[1])
             elif self._online is not None:
@@ -163,23 +139,7 @@ def _check(source: Source, records: Sequence[Record], config: TrainConfig, world
         )
 
 
-class _Steps(Sampler[list[tuple[int, int]]]):
-    """Batch sampler: lists of (step, slot in the global batch) of this rank."""
-
-    def __init__(self, start: int, stop: int, batch_size: int, rank: int, world_size: int) -> None:
-        share = batch_size // world_size
-        self._range = range(start, stop)
-        self._slots = range(rank * share, (rank + 1) * share)
-
-    def __len__(self) -> int:
-        return len(self._range)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in self._range:
-            yield [(step, slot) for slot in self._slots]
-
-
-class _Crops(Dataset[tuple[str, dict[str, torch.Tensor]]]):
+class _Crops(Dataset[Crop]):
     """Augmented crops by (step, slot)."""
 
     def __init__(
@@ -201,15 +161,11 @@ class _Crops(Dataset[tuple[str, dict[str, torch.Tensor]]]):
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: tuple[int, int]) -> tuple[str, dict[str, torch.Tensor]]:
-        step, slot = index
+    def __getitem__(self, index: tuple[int, int]) -> Crop:
         config, count = self._config, len(self._records)
-        epoch, within = divmod(step, steps_per_epoch(count, config.batch_size))
-        repeat, place = divmod(within * config.batch_size + slot, count)
-        number = int(_permutation(config.seed, epoch, count)[place])
+        place = place_of(*index, config.seed, count, config.batch_size)
+        epoch, number, suffix = place.epoch, place.number, place.suffix
         record = self._records[number]
-        # A record shown twice in an epoch (fewer records than a batch) needs other numbers the second time.
-        suffix = f"-{repeat}" if repeat else ""
         sample = self._source.read(record)
         rng = generator(config.seed, epoch, record.id, f"augment{suffix}")
         crop, geometry = augment(sample.image, config.augment, rng, self._fill)
@@ -242,21 +198,3 @@ def _labels(record: Record, sample: Sample) -> np.ndarray:
     if sample.labels is None:
         raise DataError(f"{record.image_path}: no image labels; training needs them")
     return sample.labels
-
-
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    return generator(seed, epoch, "", "order").permutation(count)
-
-
-def _collate(crops: list[tuple[str, dict[str, torch.Tensor]]]) -> tuple[list[str], dict[str, torch.Tensor]]:
-    names = [name for name, _ in crops]
-    return names, {key: torch.stack([tensors[key] for _, tensors in crops]) for key in crops[0][1]}
-
-
-def _start_worker(worker: int) -> None:
-    """One thread per worker; a signal to the whole group leaves the parent time for its checkpoint."""
-    del worker
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))

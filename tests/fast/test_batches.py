@@ -17,8 +17,9 @@ from PIL import Image
 
 from cpn_fast.config import AugmentOptions, PatchOptions, TrainConfig
 from cpn_fast.data import batches as batches_module
-from cpn_fast.data.batches import BatchStream, mean_colour, needs_superpixels, steps_per_epoch
+from cpn_fast.data.batches import BatchStream, mean_colour, needs_superpixels
 from cpn_fast.data.random import key64
+from cpn_fast.data.steps import steps_per_epoch
 from cpn_fast.data.superpixel_cache import SuperpixelCache
 from cpn_fast.data.types import Batch, Record, Sample
 from cpn_fast.files.errors import DataError

@@ -165,7 +165,7 @@ def test_bf16_is_near_float32(small_demo: Path, tmp_path: Path) -> None:
 def test_progress_shows_parts_rate_and_memory() -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=200)
-    with TrainProgress(10, 4, batch_size=8, log_every=2, console=console) as progress:
+    with TrainProgress(10, 4, batch_size=8, log_every=2, console=console, losses=("loss", "tcp")) as progress:
         for step in (5, 6, 7):
             progress.step({"step": step, "loss": 1.25, "tcp": 0.125, "peak_memory_mib": 1536.0, "seconds": 1.0})
             time.sleep(0.12)  # the bar is redrawn ten times a second
