@@ -45,6 +45,19 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(
         "score masks or a run against ground truth", "cpn_fast.evaluate", "EvaluateConfig", "run_evaluate"
     ),
+    "segment train": Command(
+        "train DeepLab-LargeFOV on a folder of pseudo masks",
+        "cpn_fast.segment.train",
+        "SegmentConfig",
+        "run_segment_train",
+        "parse",
+    ),
+    "segment predict": Command(
+        "write the masks of a segmentation run", "cpn_fast.segment.predict", "PredictConfig", "run_segment_predict"
+    ),
+    "segment evaluate": Command(
+        "score a segmentation run", "cpn_fast.segment.evaluate", "SegmentEvaluateConfig", "run_segment_evaluate"
+    ),
     "convert": Command(
         "write masks as COCO JSON or a CVAT zip", "cpn_fast.convert.command", "ConvertConfig", "run_convert"
     ),
@@ -55,14 +68,30 @@ COMMANDS: dict[str, Command] = {
         "read a data set once and list its problems", "cpn_fast.data.check", "CheckConfig", "run_check"
     ),
 }
-"""A new subcommand is one more line here."""
+"""A new subcommand is one more line here; one of a group has both words as its key."""
 
 
-def usage() -> str:
-    """The text of `cpn --help`."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(["usage: cpn COMMAND [OPTIONS]", "", *lines, "", "`cpn COMMAND --help` lists its options."])
+def usage(group: str | None = None) -> str:
+    """The text of `cpn --help`, or of `cpn GROUP --help` for the first word of some commands' names."""
+    shown = {name: command for name, command in COMMANDS.items() if group in (None, name.partition(" ")[0])}
+    width = max(map(len, shown))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in shown.items()]
+    head = "usage: cpn COMMAND [OPTIONS]" if group is None else f"usage: cpn {group} COMMAND [OPTIONS]"
+    return "\n".join([head, "", *lines, "", "`cpn COMMAND --help` lists its options."])
+
+
+def split_name(args: Sequence[str]) -> tuple[str, list[str]]:
+    """The command's name, of one word or, within a group, of two, and its arguments.
+
+    Args:
+        args: not empty. Words that name no command are given back as they are.
+    """
+    words = 2 if args[0] in _groups() else 1
+    return " ".join(args[:words]), list(args[words:])
+
+
+def _groups() -> set[str]:
+    return {name.partition(" ")[0] for name in COMMANDS if " " in name}
 
 
 def parse(name: str, args: Sequence[str]) -> Any:
@@ -96,13 +125,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for an error that the message explains, 130 after Ctrl-C.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help"):
-        sys.stdout.write(usage() + "\n")
-        return 0 if args else EXIT_ERROR
+    group = args[0] if args and args[0] in _groups() else None
+    asked = args[1:] if group else args
+    if not asked or asked[0] in ("-h", "--help"):
+        sys.stdout.write(usage(group) + "\n")
+        return 0 if asked else EXIT_ERROR
     if args[0] == "--version":
         sys.stdout.write(f"cpn-fast {_version()}\n")
         return 0
-    name, rest = args[0], args[1:]
+    name, rest = split_name(args)
     if name not in COMMANDS:
         return _fail(f"unknown command {name!r}; known: {', '.join(COMMANDS)}")
     return guarded(lambda: run(name, rest))

@@ -200,13 +200,31 @@ class CrfRefiner:
     def _refine(self, image_id: str, image: NDArray[np.uint8], unary: Unary) -> NDArray[np.uint8]:
         if unary.probabilities is None:
             return unary.mask  # background alone: nothing that a CRF could decide
-        try:
-            refined = dense_crf(torch.from_numpy(image)[None], unary.probabilities, **asdict(self.crf))
-        except ValueError as error:
-            raise DataError(
-                f"{image_id}: {error}; give larger --gaussian-sxy, --bilateral-sxy or --bilateral-srgb"
-            ) from error
+        refined = crf_probabilities(image_id, image, unary.probabilities, self.crf)
         return _winners(unary.values, refined)
+
+
+def crf_probabilities(image_id: str, image: NDArray[np.uint8], probabilities: Tensor, crf: Settings) -> Tensor:
+    """Dense CRF on one image.
+
+    Args:
+        image_id: for the error.
+        image: uint8 [H, W, 3].
+        probabilities: float32 [1, C, H, W].
+        crf: its numbers.
+
+    Returns:
+        float32 [1, C, H, W].
+
+    Raises:
+        DataError: where the numbers do not fit an image of this size.
+    """
+    try:
+        return dense_crf(torch.from_numpy(image)[None], probabilities, **asdict(crf))
+    except ValueError as error:
+        raise DataError(
+            f"{image_id}: {error}; give larger --gaussian-sxy, --bilateral-sxy or --bilateral-srgb"
+        ) from error
 
 
 def _winners(values: NDArray[np.uint8], probabilities: Tensor) -> NDArray[np.uint8]:

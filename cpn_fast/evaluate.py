@@ -18,7 +18,7 @@ from cpn_fast.curves import classifier_scores
 from cpn_fast.data.open import open_source
 from cpn_fast.data.types import VOID, Record, Source
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.masks import read_labelmap, read_mask
+from cpn_fast.files.masks import read_mask
 from cpn_fast.inference import (
     MULTI,
     ClassMapping,
@@ -34,6 +34,7 @@ from cpn_fast.inference import (
     scale_name,
     weights_digest,
 )
+from cpn_fast.mask_folder import classes_of, find_masks
 from cpn_fast.mask_writer import MASK_FOLDER
 from cpn_fast.models.labeller import SCALES, Labeller
 from cpn_fast.run_folder import RunFolder
@@ -241,7 +242,7 @@ def _say_counts(console: Console, config: EvaluateConfig, about: dict[str, Any])
 def _evaluate_masks(config: EvaluateConfig, source: Source, records: Sequence[Record]) -> dict[str, Any]:
     console = Console()
     folder = _mask_folder(config.target)
-    classes = _classes_of(config.target, source)
+    classes = classes_of(folder) or tuple(source.classes)
     mapping = ClassMapping.between(source.classes, classes)
     confusion = np.zeros((len(classes) + 1, len(classes) + 2), dtype=np.int64)
     missing: list[str] = []
@@ -276,19 +277,13 @@ def _evaluate_masks(config: EvaluateConfig, source: Source, records: Sequence[Re
 
 
 def _mask_folder(target: Path) -> Path:
-    for folder in (target / MASK_FOLDER, target):
-        if folder.is_dir() and next(folder.rglob("*.png"), None) is not None:
-            return folder
-    raise DataError(
-        f"{target}: neither a run (config.json) nor a folder of masks ({MASK_FOLDER}/ID.png or ID.png); give the "
-        "folder that `cpn train` or `cpn label` wrote"
-    )
-
-
-def _classes_of(target: Path, source: Source) -> tuple[str, ...]:
-    """The classes of the masks: their labelmap's, else the source's."""
-    labelmap = target / "labelmap.txt"
-    return read_labelmap(labelmap) if labelmap.is_file() else tuple(source.classes)
+    folder = find_masks(target)
+    if folder is None:
+        raise DataError(
+            f"{target}: neither a run (config.json) nor a folder of masks ({MASK_FOLDER}/ID.png or ID.png); give the "
+            "folder that `cpn train` or `cpn label` wrote"
+        )
+    return folder
 
 
 def _count_masks(

@@ -10,15 +10,15 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
 from rich.console import Console
 
+from cpn_fast.crf_options import CrfOptions, CrfPreset
 from cpn_fast.crf_refiner import Background, BackgroundRule, CrfRefiner
 from cpn_fast.data.open import open_source
 from cpn_fast.files.errors import DataError
@@ -28,18 +28,17 @@ from cpn_fast.inference import check_counts
 from cpn_fast.mask_writer import MASK_FOLDER, SOFT_FOLDER, mask_path
 from cpn_fast.models.affinity_labels import alpha_of_beta
 from cpn_fast.output_folder import MANIFEST_NAME, SETTINGS_NAME, explained_writes, read_settings, record_settings
+from cpn_fast.runtime_tuning import threads_shared_by
 from cpn_fast.terminal import duration, item_progress
 from cpn_kernels import native_library
-from cpn_kernels.dense_crf import AFFINITY_LABELS, GT_PROB, SEGMENTATION, Settings
-
-PRESETS = {"affinity": AFFINITY_LABELS, "segmentation": SEGMENTATION}
+from cpn_kernels.dense_crf import GT_PROB, Settings
 
 _MASK_BYTES = 0.04  # per pixel on disk, generous: masks of coco_mini came to 0.02
 _USUAL_PIXELS = 250_000
 
 
 @dataclass(frozen=True)
-class PostprocessConfig:
+class PostprocessConfig(CrfOptions):
     """Refine masks that `cpn label` wrote.
 
     Attributes:
@@ -53,12 +52,6 @@ class PostprocessConfig:
         beta: background score, 0..1; None = the labelling's.
         alpha: background power; None = the one that decides as beta does.
         preset: numbers of the CRF for AffinityNet's labels or for a segmentation network's predictions.
-        iterations: of mean field; None = the preset's, as for all that follow.
-        gaussian_sxy: standard deviation of the position kernel, in pixels.
-        gaussian_compat: its weight; 0 = without it.
-        bilateral_sxy: standard deviation of position in the kernel of position and colour, in pixels.
-        bilateral_srgb: standard deviation of colour, in 8-bit steps.
-        bilateral_compat: weight of that kernel; 0 = without it.
         data: source in which to find the images by their ids, where they have moved since.
         overwrite: refine everything again, also with other settings.
         workers: images at a time; None = one per thread of torch.
@@ -72,13 +65,7 @@ class PostprocessConfig:
     background: BackgroundRule = "constant"
     beta: float | None = None
     alpha: float | None = None
-    preset: Literal["affinity", "segmentation"] = "affinity"
-    iterations: int | None = None
-    gaussian_sxy: float | None = None
-    gaussian_compat: float | None = None
-    bilateral_sxy: float | None = None
-    bilateral_srgb: float | None = None
-    bilateral_compat: float | None = None
+    preset: CrfPreset = "affinity"
     data: str | None = None
     overwrite: bool = False
     workers: int | None = None
@@ -151,15 +138,7 @@ def _check_options(config: PostprocessConfig) -> Settings:
         raise DataError("--alpha is the number of --background power; give that too")
     if config.hard and (config.background, config.beta, config.alpha) != ("constant", None, None):
         raise DataError("--hard takes no --background, --beta or --alpha: hard masks have their background already")
-    names = [field.name for field in dataclasses.fields(Settings)]
-    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-    crf = dataclasses.replace(PRESETS[config.preset], **given)
-    for name, value in dataclasses.asdict(crf).items():
-        deviation = name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb")
-        if not math.isfinite(value) or value < 0 or (deviation and value == 0):
-            expected = "a number above 0" if deviation else "0 or more"
-            raise DataError(f"--{name.replace('_', '-')} {value}: expected {expected}")
-    return crf
+    return config.crf_settings(config.preset)
 
 
 def _read_input(config: PostprocessConfig) -> tuple[list[dict[str, Any]], tuple[str, ...], dict[str, Any]]:
@@ -255,17 +234,6 @@ def _say_plan(
         )
 
 
-@contextmanager
-def _threads_shared_by(workers: int) -> Iterator[None]:
-    """Let `workers` threads that begin in the block share torch's threads instead of each taking all of them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, before // workers))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _refine_all(
     console: Console, refiner: CrfRefiner, manifest: Manifest, todo: Sequence[dict[str, Any]], workers: int
 ) -> Iterator[dict[str, Any]]:
@@ -274,7 +242,7 @@ def _refine_all(
     start, rest = time.monotonic(), iter(todo)
     with (
         item_progress(console, "refine", len(todo)) as advance,
-        _threads_shared_by(workers),
+        threads_shared_by(workers),
         ThreadPoolExecutor(workers) as pool,
     ):
         pending.extend(pool.submit(refiner, entry) for entry in itertools.islice(rest, 2 * workers))
