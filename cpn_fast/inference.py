@@ -140,21 +140,39 @@ def open_labeller(
     Raises:
         DataError: for a device that is not there, a scale or score out of range, or a run without weights.
     """
-    if not scales or not all(0 < scale <= 4 for scale in scales) or len(set(map(scale_name, scales))) < len(scales):
-        raise DataError(f"--scales {' '.join(map(str, scales))}: expected different numbers above 0 and at most 4")
+    check_scales(scales)
     for name, value in (("beta", beta), ("threshold", threshold)):
         if not 0 <= value <= 1:
             raise DataError(f"--{name} {value}: expected a number in 0..1")
+    device = ready_device(device)
+    net = run.load_model(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if compiled:
+        net.compile(dynamic=True)
+    return Labeller(net, scales, flip, beta, threshold, run.config.options.map_norm).to(device)
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    """Raise DataError unless the scale factors are different numbers above 0 and at most 4."""
+    if not scales or not all(0 < scale <= 4 for scale in scales) or len(set(map(scale_name, scales))) < len(scales):
+        raise DataError(f"--scales {' '.join(map(str, scales))}: expected different numbers above 0 and at most 4")
+
+
+def ready_device(device: str) -> str:
+    """Make the process ready for inference and name the device, "cpu" or "cuda".
+
+    Args:
+        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+
+    Raises:
+        DataError: for a device that is not there.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise DataError("--device cuda: torch sees no GPU; use --device cpu, or install a CUDA build of torch")
     tune_allocator()
     set_tf32(True)
-    net = run.load_model(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if compiled:
-        net.compile(dynamic=True)
-    return Labeller(net, scales, flip, beta, threshold, run.config.options.map_norm).to(device)
+    return device
 
 
 def check_counts(**counts: int) -> None:
