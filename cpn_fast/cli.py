@@ -39,8 +39,11 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "train": Command("train CAM, SEAM or CPN from image labels", "cpn_fast.train", "TrainConfig", "run_train", "parse"),
     "label": Command("write pseudo masks with a trained run", "cpn_fast.label", "LabelConfig", "run_label"),
+    "affinity": Command(
+        "train AffinityNet on a labelling", "cpn_fast.affinity.command", "AffinityConfig", "run_affinity", "parse"
+    ),
     "postprocess": Command(
-        "refine masks with a dense CRF", "cpn_fast.postprocess", "PostprocessConfig", "run_postprocess"
+        "refine masks by random walk, dense CRF", "cpn_fast.postprocess", "PostprocessConfig", "run_postprocess"
     ),
     "evaluate": Command(
         "score masks or a run against ground truth", "cpn_fast.evaluate", "EvaluateConfig", "run_evaluate"

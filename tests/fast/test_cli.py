@@ -12,6 +12,7 @@ from cpn_fast.files.errors import DataError
 ARGUMENTS = {
     "train": ["--data", "demo:", "--output", "runs/x", "--method", "cpn", "--patch", "grid", "--crop", "96"],
     "label": ["runs/x", "--data", "demo:", "--output", "masks", "--split", "val"],
+    "affinity": ["masks", "--output", "runs/aff", "--crop", "96", "--backbone", "mobilenet_v2"],
     "postprocess": ["masks", "--crf", "--output", "refined", "--preset", "segmentation", "--iterations", "5"],
     "evaluate": ["runs/x", "--data", "demo:", "--split", "val", "--scales", "0.5", "1"],
     "convert": ["masks", "--format", "coco", "--output", "masks.json", "--instances", "components"],
