@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cpn_fast.config import TrainConfig
 from cpn_fast.data.types import Record, Sample, Source
 from cpn_fast.files.masks import voc_palette
+from cpn_fast.inference import spread_evenly
 from cpn_fast.models.cam import CamNet
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.sweep import BetaSweep
@@ -135,14 +136,12 @@ def create_curves(source: Source, config: TrainConfig, train_records: Sequence[R
         return None
     split = config.val_split or ("val" if "val" in source.splits() else None)
     records = [r for r in (source.records(split) if split else train_records) if r.labels is not None]
-    records = [r for r in records if r.mask_path is not None] or records
     if not records:
         log.warning("no validation curves: no image of %s has labels; name another split with --val-split", split)
         return None
     if not split:
         log.warning("no validation split: the curves are of training images")
-    chosen = np.unique(np.linspace(0, len(records) - 1, min(config.val_images, len(records))).round().astype(int))
-    return Curves(source, [records[i] for i in chosen], config)
+    return Curves(source, spread_evenly(records, config.val_images), config)
 
 
 def _resized(sample: Sample, long_side: int) -> Sample:

@@ -127,7 +127,7 @@ class RunFolder:
             "config": config_to_dict(config),
             "classes": list(classes),
             "backend_version": backend_version,
-            "versions": _versions(),
+            "versions": versions(),
         }
         atomic_write_text(self.config_path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
@@ -174,7 +174,7 @@ class RunFolder:
         config = self.config
         metadata = {
             "format": "pt",
-            "cpn_fast": _versions()["cpn-fast"],
+            "cpn_fast": versions()["cpn-fast"],
             "step": str(step),
             "method": config.method,
             "backbone": config.backbone,
@@ -237,7 +237,9 @@ def _parsed(line: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and "kind" in record and "step" in record else None
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Version of Python and of the packages that decide over results; "not installed" where one is missing."""
+
     def of(package: str) -> str:
         try:
             return version(package)
