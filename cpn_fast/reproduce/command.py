@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,41 +114,11 @@ def run_reproduce(config: ReproduceConfig) -> Report:
             in the folder, and as `run_train` and `run_evaluate` do.
     """
     _check(config)
-    table, output = TABLES[config.table], config.base.output
+    output = config.base.output
     source = open_source(config.base.data)
     with explained_writes(output, "the tables"):
         output.mkdir(parents=True, exist_ok=True)
-    base, recipe_epochs = settled_base(config, source)
-    scoring = Scoring(*_scored_on(config, source))
-    store = RunStore(output, source, scoring)
-    rows = table.rows(base)
-    timed = table.measured == "time"
-    split, records, every = scoring.records(source)
-    if timed:
-        records = spread_evenly(source.records(base.split), config.images or measure_time.IMAGES)
-    else:
-        need_masks(source, scoring)
-        log.info("%d of %d images of split %r are scored", len(records), every, split)
-    identity = {name: value for name, value in store.identity(base).items() if name not in ("method", "seed")}
-    settings = {**identity, "source": source.spec, "eval_split": split, "scales": list(scoring.scales),
-                "images": len(records), "all_images": every, "recipe_epochs": recipe_epochs}  # fmt: skip
-    check_settings(output, config.table, settings)
-    report = Report(
-        name=config.table,
-        table=table,
-        rows=rows,
-        columns=table.columns_at(scoring.scales),
-        seeds=config.seeds,
-        measurements=(),
-        settings=settings,
-        shortened="" if timed else shortened(base, recipe_epochs, len(records), every),
-        where=f"{source.spec} ({base.split if timed else split}, {len(records)} images), {base.backbone}",
-    )
-    found: Iterator[Measurement]
-    if timed:
-        found = measure_time.measurements(rows, source, records, base, config.seeds)
-    else:
-        found = store.measurements(rows, base, config.seeds, report.columns)
+    report, found = MADE[TABLES[config.table].measured](config, source)
     for measurement in found:
         report = dataclasses.replace(report, measurements=(*report.measurements, measurement))
         write_report(output, report)
@@ -155,6 +126,88 @@ def run_reproduce(config: ReproduceConfig) -> Report:
     print_report(console, report)
     console.print(f"{output / config.table}.csv, .json, .png", highlight=False, soft_wrap=True)
     return report
+
+
+Begun = tuple[Report, Iterator[Measurement]]
+"""A table without any figure yet, and where its measurements come from."""
+
+
+def begin_trained(config: ReproduceConfig, source: Source) -> Begun:
+    """A table whose rows are trained and scored.
+
+    Raises:
+        DataError: for a split that cannot be scored, or a table of other settings in the folder.
+    """
+    of_demo = source.spec.startswith("demo:")
+    scoring = Scoring(
+        config.eval_split or ("val" if of_demo else None),
+        config.scales or (tuple(map(float, demo.SCALES)) if of_demo else SCALES),
+        config.images,
+    )
+    need_masks(source, scoring)
+    base, recipe_epochs = settled_base(config, source)
+    base = dataclasses.replace(base, weights=backbone_weights(base, source))
+    split, records, every = scoring.records(source)
+    store = RunStore(base.output, source, scoring)
+    identity = {name: value for name, value in store.identity(base).items() if name not in ("method", "seed")}
+    settings = {**identity, "source": source.spec, "eval_split": split, "scales": list(scoring.scales),
+                "images": len(records), "all_images": every, "recipe_epochs": recipe_epochs}  # fmt: skip
+    report = begin_report(
+        config,
+        base,
+        columns=TABLES[config.table].columns_at(scoring.scales),
+        settings=settings,
+        shortened=shortened(base, recipe_epochs, len(records), every),
+        where=f"{source.spec} ({split}, {len(records)} images), {base.backbone}",
+    )
+    return report, store.measurements(report.rows, base, config.seeds, report.columns)
+
+
+def begin_time(config: ReproduceConfig, source: Source) -> Begun:
+    """A table whose rows are ways to make patches. Raises DataError for a table of other settings in the folder."""
+    base, _ = settled_base(config, source)
+    records = spread_evenly(source.records(base.split), config.images or measure_time.IMAGES)
+    patch = {f"patch.{name}": getattr(base.patch, name) for name in ("segments", "compactness", "grid_sides")}
+    crop = {"augment.crop": base.augment.crop, "augment.resize": base.augment.resize_range()}
+    report = begin_report(
+        config,
+        base,
+        columns=TABLES[config.table].columns,
+        settings={"source": source.spec, "split": base.split, "images": len(records), **patch, **crop},
+        shortened="",
+        where=f"{source.spec} ({base.split}, {len(records)} images), crops of {base.augment.crop} px, "
+        f"S_N {base.patch.segments}",
+    )
+    return report, measure_time.measurements(report.rows, source, records, base, config.seeds)
+
+
+MADE: dict[str, Callable[[ReproduceConfig, Source], Begun]] = {"trained": begin_trained, "time": begin_time}
+"""How the rows of a table become figures: what `Table.measured` names."""
+
+
+def begin_report(
+    config: ReproduceConfig,
+    base: TrainConfig,
+    *,
+    columns: tuple[str, ...],
+    settings: Mapping[str, Any],
+    shortened: str,
+    where: str,
+) -> Report:
+    """The report without any figure yet. Raises DataError for a table of other settings in the folder."""
+    check_settings(base.output, config.table, settings)
+    table = TABLES[config.table]
+    return Report(
+        name=config.table,
+        table=table,
+        rows=table.rows(base),
+        columns=columns,
+        seeds=config.seeds,
+        measurements=(),
+        settings=settings,
+        shortened=shortened,
+        where=where,
+    )
 
 
 def _check(config: ReproduceConfig) -> None:
@@ -174,7 +227,7 @@ def _check(config: ReproduceConfig) -> None:
 
 def shortened_epochs(epochs: int, budget: float) -> int:
     """The nearest whole number of epochs to a share of the recipe's, at least one."""
-    return max(1, round(epochs * budget))
+    return max(1, math.floor(epochs * budget + 0.5))
 
 
 def shortened(base: TrainConfig, recipe_epochs: int, images: int, every: int) -> str:
@@ -186,32 +239,25 @@ def shortened(base: TrainConfig, recipe_epochs: int, images: int, every: int) ->
 
 
 def settled_base(config: ReproduceConfig, source: Source) -> tuple[TrainConfig, int]:
-    """The base with recipe, split, weights and budget filled in, and the recipe's epochs before the budget.
-
-    Raises:
-        DataError: where the demo's backbone cannot be pretrained.
-    """
+    """The base with recipe, split and budget filled in, and the recipe's epochs before the budget."""
     splits = source.splits()
     split = config.split or ("train_aug" if "train_aug" in splits else "train" if "train" in splits else splits[0])
     base = with_recipe(dataclasses.replace(config.base, split=split))
     epochs = base.epochs or 1
-    base = dataclasses.replace(base, epochs=shortened_epochs(epochs, config.budget))
-    if TABLES[config.table].measured == "time" or base.weights is not None:
-        return base, epochs
+    return dataclasses.replace(base, epochs=shortened_epochs(epochs, config.budget)), epochs
+
+
+def backbone_weights(base: TrainConfig, source: Source) -> Path | None:
+    """The given weights; for the demo a backbone that is pretrained once for all tables of the folder; else None."""
+    if base.weights is not None:
+        return base.weights
     if not source.spec.startswith("demo:"):
         log.warning("no --weights: every row trains its backbone from scratch; the paper's begins with ImageNet's")
-        return base, epochs
+        return None
     weights = base.output / "backbone.safetensors"
     with folder_lock(base.output):
         if not weights.is_file():
             log.info("no --weights: pretraining the demo's backbone, %s", weights)
             accuracy = pretrain_backbone(source.spec, weights)
             log.info("its accuracy on objects held out: %.3f", accuracy)
-    return dataclasses.replace(base, weights=weights), epochs
-
-
-def _scored_on(config: ReproduceConfig, source: Source) -> tuple[Any, ...]:
-    of_demo = source.spec.startswith("demo:")
-    split = config.eval_split or ("val" if of_demo else None)
-    scales = config.scales or (tuple(map(float, demo.SCALES)) if of_demo else SCALES)
-    return split, scales, config.images
+    return weights

@@ -81,8 +81,13 @@ class RunStore:
         return dataclasses.replace(config, output=self.root / "runs" / name)
 
     def identity(self, config: TrainConfig) -> dict[str, Any]:
-        """Everything that decides over a run's weights, as JSON-able values: settings, and contents of files."""
-        kept = {name: value for name, value in flat(config_to_dict(config)).items() if name not in NOT_IN_DIGEST}
+        """Everything that decides over a run's weights, as JSON-able values: settings, and contents of files.
+
+        Settings at their default are left out, so that an option that a later version adds makes no run another one.
+        """
+        defaults = flat(config_to_dict(TrainConfig(data="", output=Path())))
+        values = flat(config_to_dict(config))
+        kept = {name: value for name, value in values.items() if name not in NOT_IN_DIGEST and value != defaults[name]}
         backend = version_of(config.patch.backend) if hides_superpixels(config) else None
         weights = None if config.weights is None else file_digest(config.weights)
         labels = records_digest(self.source, config.split)
