@@ -16,6 +16,7 @@ ARGUMENTS = {
     "evaluate": ["runs/x", "--data", "demo:", "--split", "val", "--scales", "0.5", "1"],
     "convert": ["masks", "--format", "coco", "--output", "masks.json", "--instances", "components"],
     "export": ["runs/x", "--output", "model.onnx", "--scales", "0.5", "1", "--flip"],
+    "reproduce": ["table1", "--data", "demo:", "--output", "runs/x", "--seeds", "1", "2", "--crop", "96"],
     "report": ["runs/x", "--images", "3"],
     "demo": ["--seeds", "2"],
     "check-data": ["demo:"],
