@@ -43,7 +43,7 @@ def draw(path: Path, table: Table, rows: Sequence[Row], cells: Cells, columns: S
         for panel, column in zip(axes, columns, strict=True):
             _bars(panel, rows, cells, column, table.unit)
         axes[0].set_yticks(range(len(rows)), [row.name for row in rows])
-        axes[0].invert_yaxis()
+        axes[0].set_ylim(len(rows) - 0.4, -0.6)
         axes[0].legend(*_legend(rows, columns), fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
@@ -55,7 +55,7 @@ def _bars(panel: Any, rows: Sequence[Row], cells: Cells, column: str, unit: str)
     for place, row in enumerate(rows):
         cell, paper = cells[row.name][column], row.paper.get(column)
         for value, spread, offset, colour in (
-            (cell.mean, cell.spread, -0.2, OURS),
+            (cell.mean, cell.spread, 0.0 if paper is None else -0.2, OURS),
             (math.nan if paper is None else paper, math.nan, 0.2, PAPER),
         ):
             if math.isnan(value):
@@ -90,7 +90,8 @@ def _curves(axes: Sequence[Any], table: Table, rows: Sequence[Row], cells: Cells
     known = [(x, y) for x, y in zip(positions, paper, strict=True) if not math.isnan(y)]
     axes[0].errorbar(positions, means, yerr=spreads, marker="o", color=OURS, capsize=3)
     axes[0].set_title("ours", fontsize=9)
-    axes[1].plot([x for x, _ in known], [y for _, y in known], marker="o", color=PAPER)
+    joined = "-" if len(known) == len(rows) else "none"  # a line between a few points would be a curve of our own
+    axes[1].plot([x for x, _ in known], [y for _, y in known], marker="o", linestyle=joined, color=PAPER)
     axes[1].set_title("the paper, VOC 2012", fontsize=9)
     names = [row.name.partition("= ")[2] for row in rows]
     for panel in axes:
