@@ -65,6 +65,13 @@ COMMANDS: dict[str, Command] = {
         "write masks as COCO JSON or a CVAT zip", "cpn_fast.convert.command", "ConvertConfig", "run_convert"
     ),
     "export": Command("write a run as an ONNX model", "cpn_export.to_onnx", "ExportConfig", "run_export"),
+    "reproduce": Command(
+        "make one of the paper's tables on any source",
+        "cpn_fast.reproduce.command",
+        "ReproduceConfig",
+        "run_reproduce",
+        "parse",
+    ),
     "report": Command("write one HTML page about a run", "cpn_fast.report", "ReportConfig", "run_report"),
     "demo": Command("the whole pipeline on generated data", "cpn_fast.demo", "DemoConfig", "run_demo"),
     "check-data": Command(

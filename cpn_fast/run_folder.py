@@ -143,7 +143,7 @@ class RunFolder:
             "config": config_to_dict(config),
             "classes": list(classes),
             "backend_version": backend_version,
-            "versions": _versions(),
+            "versions": versions(),
         }
         atomic_write_text(self.config_path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
@@ -209,7 +209,7 @@ class RunFolder:
         stage, config = self.stage, self.config_of(STAGES[self.stage])
         metadata = {
             "format": "pt",
-            "cpn_fast": _versions()["cpn-fast"],
+            "cpn_fast": versions()["cpn-fast"],
             "stage": stage,
             "step": str(step),
             "backbone": config.backbone,
@@ -301,7 +301,9 @@ def _parsed(line: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and "kind" in record and "step" in record else None
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Version of Python and of the packages that decide over results; "not installed" where one is missing."""
+
     def of(package: str) -> str:
         try:
             return version(package)
