@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import sys
@@ -14,6 +15,9 @@ from cpn_fast.files.errors import DataError
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -153,8 +157,8 @@ def guarded(action: Callable[[], Any]) -> int:
     """Run `action` and turn what a user can mend into one line on stderr.
 
     Returns:
-        0 where it ended, 2 after a `DataError` or a missing optional package, 130 after Ctrl-C. Other exceptions pass:
-        they are faults of the program and keep their traceback.
+        0 where it ended, 2 after a `DataError`, a missing optional package, a full disk or a missing permission, 130
+        after Ctrl-C. Other exceptions pass: they are faults of the program and keep their traceback.
     """
     _log_to_terminal()
     try:
@@ -165,6 +169,11 @@ def guarded(action: Callable[[], Any]) -> int:
         if error.name is None or error.name.partition(".")[0] in ("cpn_fast", "cpn_kernels", "cpn_export"):
             raise
         return _fail(f"this command needs the package {error.name!r}; install it with: pip install 'cpn-fast[train]'")
+    except OSError as error:
+        if error.errno not in _FULL + _FORBIDDEN:
+            raise
+        mend = "free disk space" if error.errno in _FULL else "correct the permissions, or give another folder"
+        return _fail(f"{error.filename or 'a file'}: {error.strerror}; {mend}, and give the same command again")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED
