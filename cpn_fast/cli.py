@@ -65,6 +65,13 @@ COMMANDS: dict[str, Command] = {
     "segment evaluate": Command(
         "score a segmentation run", "cpn_fast.segment.evaluate", "SegmentEvaluateConfig", "run_segment_evaluate"
     ),
+    "run": Command(
+        "all stages from images to a segmentation model",
+        "cpn_fast.pipeline.command",
+        "PipelineConfig",
+        "run_pipeline",
+        "parse",
+    ),
     "convert": Command(
         "write masks as COCO JSON or a CVAT zip", "cpn_fast.convert.command", "ConvertConfig", "run_convert"
     ),

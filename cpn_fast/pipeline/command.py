@@ -6,7 +6,7 @@ import dataclasses
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.files.manifest import Manifest
 from cpn_fast.output_folder import MANIFEST_NAME, explained_writes
 from cpn_fast.pipeline.page import write_page
-from cpn_fast.pipeline.plan import PipelineConfig, Stage, plan, settings_of
+from cpn_fast.pipeline.plan import PipelineConfig, Stage, parse, plan, settings_of
 from cpn_fast.pipeline.runner import Outcome, Runner, run_process
 from cpn_fast.pipeline.state import StageState, content_digest, data_digest, digest_of, read_state, write_state
 from cpn_fast.report import read_scores
@@ -29,7 +29,7 @@ from cpn_fast.terminal import duration
 STATE_FOLDER, REPLACED_FOLDER = "state", "replaced"
 INTERRUPTED = 130
 
-Parse = Callable[[str, Sequence[str]], Any]
+__all__ = ["PipelineConfig", "StageResult", "parse", "run_pipeline"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _splits(config: PipelineConfig, source: Source) -> tuple[str | None, bool]:
 def _parse(stage: Stage) -> Any:
     from cpn_fast import cli
 
-    name, rest = cli.split_command(stage.argv)
+    name, rest = cli.split_name(stage.argv)
     return cli.parse(name, rest)
 
 

@@ -118,7 +118,7 @@ def _add_segmentations(config: PipelineConfig, source: Source, records: Sequence
     segmenter = Segmenter(RunFolder(config.output / "segment").load_deeplab(), scales=(1.0,), flip=False)
     for record, row in zip(records, rows, strict=True):
         image = source.read(record).image
-        small = torch.from_numpy(reduce_image(image, config.crop * 2))[None]
+        small = torch.tensor(reduce_image(image, config.crop * 2))[None]
         with torch.inference_mode():
             mask = segmenter(small, torch.full((1, len(source.classes)), -1.0)).mask[0].numpy()
         row.pictures["segmentation"] = mask_uri(enlarge(mask, *image.shape[:2]))

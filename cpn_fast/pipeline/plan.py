@@ -72,6 +72,12 @@ class PipelineConfig:
     export: Annotated[str, tyro.conf.arg(metavar="OPTIONS")] = ""
 
 
+TEXTS = tuple(
+    f"--{name}" for name in ("train", "label", "affinity", "postprocess", "segmentation", "evaluate", "export")
+)
+"""Options whose value is a text of further options."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage.
@@ -99,6 +105,24 @@ class Stage:
     resumes: bool = False
     manifest: Path | None = None
     scores: Path | None = None
+
+
+def parse(argv: Sequence[str]) -> PipelineConfig:
+    """Settings from the command line, where the text of a stage's options may begin with a dash.
+
+    Args:
+        argv: arguments without the program's name.
+
+    Raises:
+        SystemExit: with code 2 for arguments that don't fit, 0 after --help.
+    """
+    given: list[str] = []
+    for word in argv:
+        if given and given[-1] in TEXTS:
+            given[-1] += f"={word}"  # a word of its own that begins with a dash would be taken for an option
+        else:
+            given.append(word)
+    return tyro.cli(PipelineConfig, args=given, prog="cpn run")
 
 
 def further(text: str, option: str) -> tuple[str, ...]:
@@ -200,7 +224,7 @@ def _refining_stages(config: PipelineConfig, truth: bool) -> list[Stage]:
         options = (*_network(config), *further(config.affinity, "--affinity"))
         affinity = Stage(
             "affinity",
-            ("affinity", str(masks), "--output", str(run), "--data", config.data, "--split", config.split, *options),
+            ("affinity", str(masks), "--output", str(run), "--data", config.data, *options),
             (run / "model.safetensors",),
             owns=run,
             needs=("label",),

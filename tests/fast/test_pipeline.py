@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cpn_fast import cli
 from cpn_fast.data.open import open_source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.manifest import Manifest
@@ -68,6 +73,14 @@ class Commands:
         (output / "SoftMaps" / "all.npz").write_text(settings)
 
 
+def real_command(argv: Sequence[str], keep_open: int) -> Outcome:
+    """The command itself in this process; but for exports, which take long and are tested on their own."""
+    if argv[0] == "export":
+        Path(argv[argv.index("--output") + 1]).write_bytes(b"onnx")
+        return Outcome(0, 1.0, 1.0)
+    return Outcome(cli.main(list(argv)), 1.0, 1.0)
+
+
 @pytest.fixture
 def commands(small_demo: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     monkeypatch.setattr(command, "write_page", lambda config, source, results: config.output / "report.html")
@@ -103,8 +116,8 @@ def test_options_of_a_stage_run_it_and_what_depends_on_it(small_demo: Path, tmp_
     run_pipeline(pipeline(small_demo, tmp_path), commands)
     commands.calls.clear()
     run_pipeline(pipeline(small_demo, tmp_path, label="--max-side 512"), commands)
-    # The masks themselves came out equal here, but their soft maps did not: all that reads them runs again.
-    assert commands.calls == ["label", "evaluate", "postprocess"]
+    # All that reads the masks runs again; the segmentation model does not, since the refined ones came out equal.
+    assert commands.calls == ["label", "evaluate", "postprocess", "evaluate"]
     assert (tmp_path / "replaced" / "masks" / "SegmentationClass").is_dir()
     commands.calls.clear()
     run_pipeline(pipeline(small_demo, tmp_path, label="--max-side 512 --workers 1"), commands)
@@ -216,7 +229,7 @@ def test_images_that_come_or_go_change_the_inputs(small_demo: Path, tmp_path: Pa
     (folder / "labels.csv").write_text("image,labels,split\n0.jpg,a,train\n1.jpg,b,train\n2.jpg,b,train\n")
     fake = Commands(f"folder:{folder}")
     run_pipeline(config, fake)
-    assert fake.calls == ["train", "label", "export"]
+    assert fake.calls == ["train", "label"]  # the weights came out equal here, so there is nothing new to export
     (folder / "1.jpg").unlink()
     with pytest.raises(DataError, match=r"1\.jpg"):
         run_pipeline(config, fake)
@@ -254,3 +267,53 @@ def test_a_process_is_measured(capfd: pytest.CaptureFixture[str]) -> None:
     assert 0 < good.seconds < 60
     assert 5 < good.peak_memory_mib < 2000
     assert "cpn-fast" in capfd.readouterr().out
+
+
+SHORT = "--batch-size 2 --max-steps 2 --epochs 1 --workers 0 --val-images 2"
+
+
+@pytest.mark.slow
+def test_every_stage_with_the_real_commands(small_demo: Path, tmp_path: Path) -> None:
+    """A few images and steps: what is learnt in them is worth nothing and is not looked at."""
+    config = PipelineConfig(
+        data=f"demo:{small_demo}",
+        output=tmp_path / "run",
+        backbone="resnet38_tiny",
+        crop=64,
+        scales=(1.0,),
+        refine="walk+crf",
+        train=f"{SHORT} --patch grid",
+        affinity=SHORT,
+        segmentation=SHORT,
+        evaluate="--scales 1 --no-flip",
+    )
+    page = run_pipeline(config, real_command)
+    text = page.read_text(encoding="utf-8")
+    for part in ("score refined masks", "segment evaluate", "segmentation of ", "refined mask of ", "ground truth of "):
+        assert part in text
+    out = tmp_path / "run"
+    for folder in ("masks", "masks-refined"):
+        assert len(list((out / folder / "SegmentationClass").glob("*.png"))) == 12
+    for name in ("train", "masks", "masks-refined", "segment"):
+        assert 0 <= json.loads((out / name / "metrics.json").read_text())["miou"] <= 1
+
+
+@pytest.mark.slow
+def test_a_killed_training_keeps_its_checkpoint_and_goes_on(small_demo: Path, tmp_path: Path) -> None:
+    words = ["run", "--data", f"demo:{small_demo}", "--output", str(tmp_path), "--no-segment", "--refine", "none"]
+    words += ["--backbone", "resnet38_tiny", "--crop", "64", "--method", "cam"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cpn_fast.cli", *words, "--train", "--epochs 500 --batch-size 2 --eval-every 0"],
+        stderr=subprocess.DEVNULL,
+    )
+    records = tmp_path / "train" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (records.is_file() and records.read_text().count("\n") > 3):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    assert (tmp_path / "train" / "checkpoints" / "last.ckpt").is_file()
+    assert json.loads((tmp_path / "state" / "train.json").read_text())["stage"]["outputs"] is None
+    with command._only_one(tmp_path):  # nothing works there any more
+        pass
