@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import sys
@@ -14,6 +15,9 @@ from cpn_fast.files.errors import DataError
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,11 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "train": Command("train CAM, SEAM or CPN from image labels", "cpn_fast.train", "TrainConfig", "run_train", "parse"),
     "label": Command("write pseudo masks with a trained run", "cpn_fast.label", "LabelConfig", "run_label"),
+    "affinity": Command(
+        "train AffinityNet on a labelling", "cpn_fast.affinity.command", "AffinityConfig", "run_affinity", "parse"
+    ),
     "postprocess": Command(
-        "refine masks with a dense CRF", "cpn_fast.postprocess", "PostprocessConfig", "run_postprocess"
+        "refine masks by random walk, dense CRF", "cpn_fast.postprocess", "PostprocessConfig", "run_postprocess"
     ),
     "evaluate": Command(
         "score masks or a run against ground truth", "cpn_fast.evaluate", "EvaluateConfig", "run_evaluate"
@@ -58,10 +65,24 @@ COMMANDS: dict[str, Command] = {
     "segment evaluate": Command(
         "score a segmentation run", "cpn_fast.segment.evaluate", "SegmentEvaluateConfig", "run_segment_evaluate"
     ),
+    "run": Command(
+        "all stages from images to a segmentation model",
+        "cpn_fast.pipeline.command",
+        "PipelineConfig",
+        "run_pipeline",
+        "parse",
+    ),
     "convert": Command(
         "write masks as COCO JSON or a CVAT zip", "cpn_fast.convert.command", "ConvertConfig", "run_convert"
     ),
     "export": Command("write a run as an ONNX model", "cpn_export.to_onnx", "ExportConfig", "run_export"),
+    "reproduce": Command(
+        "make one of the paper's tables on any source",
+        "cpn_fast.reproduce.command",
+        "ReproduceConfig",
+        "run_reproduce",
+        "parse",
+    ),
     "report": Command("write one HTML page about a run", "cpn_fast.report", "ReportConfig", "run_report"),
     "demo": Command("the whole pipeline on generated data", "cpn_fast.demo", "DemoConfig", "run_demo"),
     "check-data": Command(
@@ -143,8 +164,8 @@ def guarded(action: Callable[[], Any]) -> int:
     """Run `action` and turn what a user can mend into one line on stderr.
 
     Returns:
-        0 where it ended, 2 after a `DataError` or a missing optional package, 130 after Ctrl-C. Other exceptions pass:
-        they are faults of the program and keep their traceback.
+        0 where it ended, 2 after a `DataError`, a missing optional package, a full disk or a missing permission, 130
+        after Ctrl-C. Other exceptions pass: they are faults of the program and keep their traceback.
     """
     _log_to_terminal()
     try:
@@ -155,6 +176,11 @@ def guarded(action: Callable[[], Any]) -> int:
         if error.name is None or error.name.partition(".")[0] in ("cpn_fast", "cpn_kernels", "cpn_export"):
             raise
         return _fail(f"this command needs the package {error.name!r}; install it with: pip install 'cpn-fast[train]'")
+    except OSError as error:
+        if error.errno not in _FULL + _FORBIDDEN:
+            raise
+        mend = "free disk space" if error.errno in _FULL else "correct the permissions, or give another folder"
+        return _fail(f"{error.filename or 'a file'}: {error.strerror}; {mend}, and give the same command again")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED

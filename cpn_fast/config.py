@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
 
 MethodName = Literal["cam", "seam", "seam_prcm", "cpn"]
 PresetName = Literal["default", "paper", "released"]
@@ -250,7 +252,38 @@ class SegmentConfig(LoopConfig):
         return SEGMENT_RECIPES[self.backbone]
 
 
-STAGES: dict[str, type[LoopConfig]] = {"train": TrainConfig, "segment": SegmentConfig}
+@dataclass(frozen=True, kw_only=True)
+class AffinityConfig(LoopConfig):
+    """One training of AffinityNet, on what a labelling is sure of.
+
+    Attributes:
+        masks: folder that `cpn label --soft-maps` wrote; all its images are trained on.
+        data: source in which to find the images by their ids, where they have moved since; empty = where they were
+            when they were labelled.
+        split: not used.
+        val_split: not used.
+        beta: best background score of the labelled maps, between 0 and 1, which the two background powers of the
+            labels bracket; None = the labelling's.
+        low_share: low background power, as a share of the one that decides as beta does, below 1: what foreground it
+            leaves is certain.
+        high_share: high background power, as a share of the same, above 1: what background it leaves is certain.
+    """
+
+    masks: Annotated[Path, tyro.conf.Positional]
+    data: str = ""
+    split: tyro.conf.Suppress[str] = ""
+    val_split: tyro.conf.Suppress[str | None] = None
+    beta: float | None = None
+    low_share: float = 2 / 3
+    high_share: float = 4.0
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """Fields to take where the command line names none (is None)."""
+        return AFFINITY_RECIPES[self.backbone]
+
+
+STAGES: dict[str, type[LoopConfig]] = {"train": TrainConfig, "affinity": AffinityConfig, "segment": SegmentConfig}
 """Kind of training -> its settings; a run's config.json says which."""
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -302,6 +335,15 @@ SEGMENT_RECIPES: dict[str, dict[str, Any]] = {
     "resnet38_tiny": {"lr": 0.01, "momentum": 0.9, "epochs": 20},
 }
 """The same of a segmentation network; the paper's 20,000 steps of 10 of VOC's 10,582 images are 19 epochs."""
+
+AFFINITY_RECIPES: dict[str, dict[str, Any]] = {
+    "resnet38": {"lr": 0.01, "momentum": 0.9, "epochs": 8},
+    "resnet50": {"lr": 0.01, "momentum": 0.9, "epochs": 8},
+    "mobilenet_v2": {"lr": 0.01, "momentum": 0.9, "epochs": 8},
+    "mobilenet_v2_stride8": {"lr": 0.01, "momentum": 0.9, "epochs": 8},
+    "resnet38_tiny": {"lr": 0.01, "momentum": 0.9, "epochs": 8},
+}
+"""The same for AffinityNet."""
 
 C = TypeVar("C", bound=LoopConfig)
 

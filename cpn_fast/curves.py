@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cpn_fast.config import TrainConfig
 from cpn_fast.data.types import Record, Sample, Source
 from cpn_fast.files.masks import voc_palette
+from cpn_fast.inference import spread_evenly
 from cpn_fast.models.cam import CamNet
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.stage import Evaluation
@@ -127,19 +128,12 @@ def create_curves(source: Source, config: TrainConfig, train_records: Sequence[R
         return None
     split = config.val_split or ("val" if "val" in source.splits() else None)
     records = [r for r in (source.records(split) if split else train_records) if r.labels is not None]
-    records = [r for r in records if r.mask_path is not None] or records
     if not records:
         log.warning("no validation curves: no image of %s has labels; name another split with --val-split", split)
         return None
     if not split:
         log.warning("no validation split: the curves are of training images")
-    return Curves(source, spread(records, config.val_images), config)
-
-
-def spread(records: Sequence[Record], count: int) -> list[Record]:
-    """At most `count` records, evenly spread."""
-    chosen = np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int))
-    return [records[i] for i in chosen]
+    return Curves(source, spread_evenly(records, config.val_images), config)
 
 
 def resized(sample: Sample, long_side: int) -> Sample:

@@ -32,6 +32,7 @@ from cpn_fast.inference import (
     predictions,
     records_of,
     scale_name,
+    spread_evenly,
     weights_digest,
 )
 from cpn_fast.mask_folder import classes_of, find_masks
@@ -68,6 +69,7 @@ class EvaluateConfig:
         max_side: longer images are reduced to this long side in pixels first, and the result enlarged back.
         threshold: class probability above which a class stands in for missing image labels (the best one always does).
         use_labels: False ignores image labels.
+        images: score at most so many images, spread evenly over the split's (those with masks); None = all.
         allow_missing: score a folder of masks also where images with ground truth have no mask in it.
         batch_size: images of equal size that go through the network together.
         workers: threads that read images.
@@ -83,6 +85,7 @@ class EvaluateConfig:
     max_side: int = 1024
     threshold: float = 0.5
     use_labels: bool = True
+    images: int | None = None
     allow_missing: bool = False
     batch_size: int = 1
     workers: int = 2
@@ -103,8 +106,11 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
             size than its prediction, or a split without any mask.
     """
     check_counts(max_side=config.max_side, batch_size=config.batch_size, workers=config.workers)
+    if config.images is not None:
+        check_counts(images=config.images)
     source = open_source(config.data)
-    split, records = records_of(source, config.split)
+    split, every = records_of(source, config.split)
+    records = spread_evenly(every, config.images)
     config = dataclasses.replace(config, split=split)
     if RunFolder(config.target).exists():
         return _evaluate_run(config, source, records)
@@ -229,6 +235,8 @@ def _about(config: EvaluateConfig, source: Source, images: int, without_mask: in
 
 def _say_counts(console: Console, config: EvaluateConfig, about: dict[str, Any]) -> None:
     text = f"{config.target}: {about['images']} images scored"
+    if config.images is not None:
+        text += f" (at most {config.images} of the split, spread evenly)"
     if about["without_mask"]:
         text += f", {about['without_mask']} without ground truth left out"
     if about.get("labels_from_scores"):

@@ -196,6 +196,15 @@ def records_of(source: Source, split: str | None) -> tuple[str, Sequence[Record]
     return split, source.records(split)
 
 
+def spread_evenly(records: Sequence[Record], count: int | None) -> Sequence[Record]:
+    """At most `count` records at even distances, of those with masks if any; None = all records."""
+    if count is None:
+        return records
+    records = [record for record in records if record.mask_path is not None] or records
+    chosen = np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int))
+    return [records[index] for index in chosen]
+
+
 def map_of(labeller: Labeller, wanted: Literal["auto", "rcam", "cam"] = "auto") -> MapName:
     """The map that masks are made of: RCAM where the network has refinement heads, else CAM.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cpn_fast.config import SegmentConfig, TrainConfig
+from cpn_fast.config import AffinityConfig, SegmentConfig, TrainConfig
+from cpn_fast.models.affinity_net import AffinityNet
 from cpn_fast.models.backbones import create_backbone
 from cpn_fast.models.cam import CamNet, Refinement
 from cpn_fast.models.deeplab import DeepLab
@@ -52,3 +53,15 @@ def create_deeplab(config: SegmentConfig, num_classes: int, load_weights: bool =
     if load_weights and config.weights is not None:
         load_backbone_weights(backbone, config.weights)
     return DeepLab(backbone, num_classes, config.dropout)
+
+
+def create_affinity_net(config: AffinityConfig, load_weights: bool = True) -> AffinityNet:
+    """The untrained AffinityNet of a run, frozen and loaded as `create_model` does.
+
+    Raises:
+        DataError: if the weights do not fit the backbone.
+    """
+    backbone = create_backbone(config.backbone, frozen=True)
+    if load_weights and config.weights is not None:
+        load_backbone_weights(backbone, config.weights)
+    return AffinityNet(backbone)

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from cpn_fast.config import SegmentConfig
-from cpn_fast.curves import PICTURES, resized, side_by_side, spread
+from cpn_fast.curves import PICTURES, resized, side_by_side
 from cpn_fast.data.types import Record, Sample, Source
 from cpn_fast.evaluate import confusion_of
 from cpn_fast.files.masks import voc_palette
+from cpn_fast.inference import spread_evenly
 from cpn_fast.models.deeplab import DeepLab
 from cpn_fast.models.segmenter import Segmenter
 from cpn_fast.scores import finite
@@ -92,7 +93,7 @@ def create_segment_curves(
         log.warning("no validation split: the curves are of training images")
     records = list(source.records(split) if split else train_records)
     records = [record for record in records if record.mask_path is not None] or records
-    samples = [source.read(record, with_mask=True) for record in spread(records, config.val_images)]
+    samples = [source.read(record, with_mask=True) for record in spread_evenly(records, config.val_images)]
     samples = [sample for sample in samples if sample.mask is not None]
     if not samples:
         log.warning("no validation curves: no image of %s has a mask; name another split with --val-split", split)
