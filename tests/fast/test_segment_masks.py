@@ -51,9 +51,7 @@ def test_masks_are_found_with_and_without_their_folder(squares: Path, pseudo: Pa
 
 @pytest.mark.parametrize("inner", [False, True])
 @pytest.mark.parametrize("others", [(), VOC_CLASSES[3:]])
-def test_labelmap_of_another_order_is_mapped(
-    squares: Path, pseudo: Path, inner: bool, others: tuple[str, ...]
-) -> None:
+def test_labelmap_of_another_order_is_mapped(squares: Path, pseudo: Path, inner: bool, others: tuple[str, ...]) -> None:
     """A folder that knows bird as 1, aeroplane as 2 and bicycle as 3; also named by its SegmentationClass."""
     write_labelmap(pseudo / "labelmap.txt", ("bird", "aeroplane", "bicycle", *others))
     theirs = np.zeros(256, dtype=np.uint8)
@@ -72,7 +70,7 @@ def test_labelmap_of_another_order_is_mapped(
 
 def test_unknown_class_of_the_labelmap(squares: Path, pseudo: Path) -> None:
     write_labelmap(pseudo / "labelmap.txt", ("aeroplane", "zebra"))
-    with pytest.raises(DataError, match="labelmap.txt names zebra, which voc:.* does not know"):
+    with pytest.raises(DataError, match=r"labelmap\.txt names zebra, which voc:.* does not know"):
         check(squares, pseudo)
 
 

@@ -30,6 +30,7 @@ from cpn_fast.models.segmenter import Segmenter
 from cpn_fast.report import ReportConfig, run_report
 from cpn_fast.run_folder import RunFolder
 from cpn_fast.segment.predict import PredictConfig, run_segment_predict
+from cpn_kernels.cp_triplet import normalise_images
 from cpn_kernels.dense_crf import AFFINITY_LABELS, SEGMENTATION, dense_crf
 from tests.fast.voc_squares import make
 
@@ -41,8 +42,11 @@ def make_segment_run(path: Path, data: Path, classes: tuple[str, ...] = VOC_CLAS
     settings = SegmentConfig(data=f"voc:{data}", output=path, masks="truth", backbone="resnet38_tiny")
     torch.manual_seed(0)
     net = create_deeplab(settings, len(classes))
+    image = torch.from_numpy(np.array(Image.open(data / "JPEGImages" / "val_4.png")))[None]
     with torch.no_grad():
-        net.classifier.weight *= 20
+        logits = net.eval()(normalise_images(image, net.mean))
+        net.classifier.weight *= 1.5 / logits.std(dim=(2, 3)).mean()
+        net.classifier.bias -= net(normalise_images(image, net.mean)).mean(dim=(0, 2, 3))
     run = RunFolder(path)
     run.create(settings, classes)
     run.save_model(net, 0)
@@ -130,7 +134,7 @@ def test_crf_is_the_one_called_by_hand(run: Path, squares: Path, tmp_path: Path,
 
 @pytest.mark.parametrize("crf", [False, True])
 def test_labels_limit_the_masks(run: Path, squares: Path, tmp_path: Path, crf: bool) -> None:
-    run_segment_predict(config(run, squares, use_labels=True, crf=crf, iterations=2))
+    run_segment_predict(config(run, squares, use_labels=True, crf=crf, iterations=2, bilateral_compat=0.5))
     records = open_source(f"voc:{squares}").records("val")
     entries = {entry["id"]: entry for entry in lines(tmp_path / "masks")}
     foreground = 0
@@ -139,9 +143,8 @@ def test_labels_limit_the_masks(run: Path, squares: Path, tmp_path: Path, crf: b
         channels = [0, *(label + 1 for label in record.labels)]
         part = probabilities[:, channels]
         if crf:
-            part = dense_crf(
-                torch.from_numpy(image)[None], part / part.sum(dim=1, keepdim=True), 2, bilateral_sxy=32.0
-            )
+            part = part / part.sum(dim=1, keepdim=True)
+            part = dense_crf(torch.from_numpy(image)[None], part, 2, bilateral_sxy=32.0, bilateral_compat=0.5)
         mask = read_mask(tmp_path / "masks" / "SegmentationClass" / f"{record.id}.png")
         check_winners(mask, part, channels)
         assert entries[record.id]["labels"] == [VOC_CLASSES[label] for label in record.labels]

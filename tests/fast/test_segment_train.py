@@ -137,7 +137,9 @@ def test_default_range_of_the_long_side_is_half_to_one_and_a_half_of_vocs() -> N
 def test_learns_the_colours(squares: Path, tmp_path: Path) -> None:
     """Also: curves, and the statistics of batch norms as quick as a short training needs them."""
     run = run_segment_train(
-        config(squares, tmp_path / "run", epochs=80, lr=0.05, eval_every=40, augment=PLAIN, dropout=0.0, val_split="train")
+        config(
+            squares, tmp_path / "run", epochs=80, lr=0.05, eval_every=40, augment=PLAIN, dropout=0.0, val_split="train"
+        )
     )
     evals = run.records("eval")
     assert [record["step"] for record in evals] == [40, 80]
@@ -166,7 +168,9 @@ def test_interrupted_run_resumes_bit_equal(squares: Path, tmp_path: Path) -> Non
     assert [r["loss"] for r in whole.records("step")] == [r["loss"] for r in parts.records("step")]
     assert [r["step"] for r in parts.records("eval")] == [2, 3, 6]  # where it stopped, too
     assert whole.records("eval") == parts.records("eval")[1:]
-    assert all(torch.equal(value, load_file(parts.model_path)[key]) for key, value in load_file(whole.model_path).items())
+    assert all(
+        torch.equal(value, load_file(parts.model_path)[key]) for key, value in load_file(whole.model_path).items()
+    )
 
 
 def test_two_processes_average_their_halves(squares: Path, tmp_path: Path) -> None:
