@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from cpn_fast import cli
 from cpn_fast.checkpoint import load_checkpoint
 from cpn_fast.config import SegmentAugment, SegmentConfig
 from cpn_fast.data.open import open_source
@@ -23,10 +26,10 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.models.backbones import create_backbone
 from cpn_fast.models.deeplab import DeepLab, norm_momentum
 from cpn_fast.run_folder import RunFolder
-from cpn_fast.segment.batches import SegmentStream
+from cpn_fast.segment.batches import SegmentBatch, SegmentStream
 from cpn_fast.segment.loss import PixelClassification, pixel_cross_entropy
 from cpn_fast.segment.masks import open_masks
-from cpn_fast.segment.train import parse, run_segment_train
+from cpn_fast.segment.train import SegmentStage, parse, run_segment_train
 from cpn_kernels.cp_triplet import normalise_images
 from tests.fast.voc_squares import COLOURS, make
 
@@ -224,7 +227,64 @@ def _initial(name: str, value: torch.Tensor) -> torch.Tensor:
     return value if begin is None else torch.full_like(value, begin)
 
 
+@pytest.mark.parametrize(
+    ("norms", "folded", "frozen"),
+    [
+        ("auto", True, True),
+        ("auto", False, False),
+        ("frozen", False, True),
+        ("train", True, False),
+        ("train", False, False),
+    ],
+)
+def test_batch_norms_without_statistics_stay_frozen(
+    squares: Path, tmp_path: Path, norms: str, folded: bool, frozen: bool
+) -> None:
+    """Folded into the convolutions they are the identity and a bias, which a batch's statistics would undo."""
+    torch.manual_seed(1)
+    weights = create_backbone("resnet38_tiny").state_dict()
+    for name, value in weights.items():
+        if name.endswith("running_mean") and not folded:
+            value += torch.randn_like(value) / 10
+        if name.endswith("running_var"):
+            value.fill_(0.99999 if folded else 0.8)
+    save_file(weights, tmp_path / "weights.safetensors")
+    given = {"norms": norms, "weights": tmp_path / "weights.safetensors", "max_steps": 1}
+    run = run_segment_train(config(squares, tmp_path / "run", **given))
+    trained = load_file(run.model_path)
+    norm_keys = [key for key in weights if "running_" in key or ("bn" in key and key.endswith(("weight", "bias")))]
+    same = [torch.equal(trained[f"backbone.{key}"], weights[key]) for key in norm_keys]
+    assert len(same) > 100 and (all(same) if frozen else not all(same))
+    assert not torch.equal(trained["backbone.conv1a.weight"], weights["conv1a.weight"])
+    assert trained["norm_fov.running_mean"].any()  # the head's always train
+
+
 # --- what can be wrong
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_mask_that_goes_in_the_middle_is_one_line_and_the_rerun_goes_on(
+    squares: Path, tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = shutil.copytree(squares / "SegmentationClass", tmp_path / "masks")
+    start, arguments = SegmentStage.stream, ["segment", "train", "--output", str(tmp_path / "run")]
+
+    def stream(stage: SegmentStage, net: torch.nn.Module, span: Span) -> Iterable[SegmentBatch]:
+        (masks / "train_2.png").unlink()
+        return start(stage, net, span)
+
+    given = ["--data", f"voc:{squares}", "--masks", str(masks), "--backbone", "resnet38_tiny", "--crop", "48"]
+    given += ["--batch-size", "2", "--epochs", "1", "--eval-every", "0", "--workers", str(workers)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SegmentStage, "stream", stream)
+        assert cli.main([*arguments, *given]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == f"error: {masks / 'train_2.png'}: no such file; expected an image"
+    assert cli.main([*arguments, "--resume"]) == 2
+    assert "1 of 4 images have no mask" in capsys.readouterr().err
+    shutil.copy(squares / "SegmentationClass" / "train_2.png", masks)
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert [record["step"] for record in RunFolder(tmp_path / "run").records("step")] == [1, 2]
 
 
 def test_resume_keeps_to_the_runs_masks(squares: Path, tmp_path: Path) -> None:
