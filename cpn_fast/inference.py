@@ -140,21 +140,39 @@ def open_labeller(
     Raises:
         DataError: for a device that is not there, a scale or score out of range, or a run without weights.
     """
-    if not scales or not all(0 < scale <= 4 for scale in scales) or len(set(map(scale_name, scales))) < len(scales):
-        raise DataError(f"--scales {' '.join(map(str, scales))}: expected different numbers above 0 and at most 4")
+    check_scales(scales)
     for name, value in (("beta", beta), ("threshold", threshold)):
         if not 0 <= value <= 1:
             raise DataError(f"--{name} {value}: expected a number in 0..1")
+    device = ready_device(device)
+    net = run.load_model(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if compiled:
+        net.compile(dynamic=True)
+    return Labeller(net, scales, flip, beta, threshold, run.config.options.map_norm).to(device)
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    """Raise DataError unless the scale factors are different numbers above 0 and at most 4."""
+    if not scales or not all(0 < scale <= 4 for scale in scales) or len(set(map(scale_name, scales))) < len(scales):
+        raise DataError(f"--scales {' '.join(map(str, scales))}: expected different numbers above 0 and at most 4")
+
+
+def ready_device(device: str) -> str:
+    """Make the process ready for inference and name the device, "cpu" or "cuda".
+
+    Args:
+        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+
+    Raises:
+        DataError: for a device that is not there.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise DataError("--device cuda: torch sees no GPU; use --device cpu, or install a CUDA build of torch")
     tune_allocator()
     set_tf32(True)
-    net = run.load_model(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if compiled:
-        net.compile(dynamic=True)
-    return Labeller(net, scales, flip, beta, threshold, run.config.options.map_norm).to(device)
+    return device
 
 
 def check_counts(**counts: int) -> None:
@@ -176,6 +194,15 @@ def records_of(source: Source, split: str | None) -> tuple[str, Sequence[Record]
     if split is None:
         raise DataError(f"{source.spec}: has no split train or all; name one of {', '.join(splits)} by --split")
     return split, source.records(split)
+
+
+def spread_evenly(records: Sequence[Record], count: int | None) -> Sequence[Record]:
+    """At most `count` records at even distances, of those with masks if any; None = all records."""
+    if count is None:
+        return records
+    records = [record for record in records if record.mask_path is not None] or records
+    chosen = np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int))
+    return [records[index] for index in chosen]
 
 
 def map_of(labeller: Labeller, wanted: Literal["auto", "rcam", "cam"] = "auto") -> MapName:
@@ -237,7 +264,31 @@ def predictions(
     Yields:
         a Prediction per image, a Failure for one that could not be read.
     """
-    waiting: dict[tuple[int, ...], list[tuple[Sample, NDArray[np.uint8]]]] = defaultdict(list)
+    for item in equal_sizes(source, records, options):
+        if isinstance(item, Failure):
+            yield item
+        else:
+            yield from _run(labeller, item, mapping, options)
+
+
+Reduced = tuple[Sample, NDArray[np.uint8]]
+"""What was read of an image, and the image uint8 [h, w, 3] as the network shall see it."""
+
+
+def equal_sizes(
+    source: Source, records: Sequence[Record], options: InferenceOptions
+) -> Iterator[Failure | list[Reduced]]:
+    """Images reduced to `max_side`, at most `batch_size` of one size together, read in threads ahead of their use.
+
+    Args:
+        source: reads the records.
+        records: the images; their order may change where sizes differ and `batch_size` is above 1.
+        options: see there.
+
+    Yields:
+        batches, and a Failure for each image that could not be read.
+    """
+    waiting: dict[tuple[int, ...], list[Reduced]] = defaultdict(list)
     for record, sample in _read_ahead(source, records, options):
         if isinstance(sample, str):
             yield Failure(record, sample)
@@ -246,12 +297,10 @@ def predictions(
         batch = waiting[small.shape]
         batch.append((sample, small))
         if len(batch) >= options.batch_size:
-            yield from _run(labeller, waiting.pop(small.shape), mapping, options)
+            yield waiting.pop(small.shape)
         elif sum(map(len, waiting.values())) >= 8 * options.batch_size:
-            fullest = max(waiting, key=lambda shape: len(waiting[shape]))
-            yield from _run(labeller, waiting.pop(fullest), mapping, options)
-    for batch in waiting.values():
-        yield from _run(labeller, batch, mapping, options)
+            yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
+    yield from waiting.values()
 
 
 def _read_ahead(
@@ -280,7 +329,7 @@ def _read_ahead(
 @torch.inference_mode()
 def _run(
     labeller: Labeller,
-    batch: Sequence[tuple[Sample, NDArray[np.uint8]]],
+    batch: Sequence[Reduced],
     mapping: ClassMapping,
     options: InferenceOptions,
 ) -> list[Prediction]:

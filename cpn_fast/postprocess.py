@@ -1,16 +1,14 @@
-"""`cpn postprocess`: a labelled folder's masks refined along the edges of the images, in the same layout."""
+"""`cpn postprocess`: a labelled folder's masks refined by random walk and dense CRF, in the same layout."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,69 +17,72 @@ import torch
 import tyro
 from rich.console import Console
 
-from cpn_fast.crf_refiner import Background, BackgroundRule, CrfRefiner
-from cpn_fast.data.open import open_source
+from cpn_fast.crf_options import CrfOptions, CrfPreset
+from cpn_fast.crf_refiner import Background, BackgroundRule, CrfStep
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.manifest import Manifest
-from cpn_fast.files.masks import read_labelmap, write_labelmap
-from cpn_fast.inference import check_counts
-from cpn_fast.mask_writer import MASK_FOLDER, SOFT_FOLDER, mask_path
+from cpn_fast.files.masks import write_labelmap
+from cpn_fast.inference import check_counts, ready_device, weights_digest
+from cpn_fast.labelled_folder import LabelledFolder, check_power
+from cpn_fast.mask_writer import MASK_FOLDER
 from cpn_fast.models.affinity_labels import alpha_of_beta
-from cpn_fast.output_folder import MANIFEST_NAME, SETTINGS_NAME, explained_writes, read_settings, record_settings
+from cpn_fast.output_folder import MANIFEST_NAME, explained_writes, record_settings
+from cpn_fast.refiner import SOFT_BETA, Beginning, Refiner, Step
+from cpn_fast.run_folder import RunFolder
+from cpn_fast.runtime_tuning import threads_shared_by
 from cpn_fast.terminal import duration, item_progress
+from cpn_fast.walk_refiner import WalkStep
 from cpn_kernels import native_library
-from cpn_kernels.dense_crf import AFFINITY_LABELS, GT_PROB, SEGMENTATION, Settings
+from cpn_kernels.dense_crf import GT_PROB, Settings
 
-PRESETS = {"affinity": AFFINITY_LABELS, "segmentation": SEGMENTATION}
-
-_MASK_BYTES = 0.04  # per pixel on disk, generous: masks of coco_mini came to 0.02
+_MASK_BYTES, _SOFT_BYTES = 0.04, 0.3  # per pixel on disk, generous: masks of coco_mini came to 0.02
 _USUAL_PIXELS = 250_000
 
 
 @dataclass(frozen=True)
-class PostprocessConfig:
+class PostprocessConfig(CrfOptions):
     """Refine masks that `cpn label` wrote.
 
     Attributes:
         masks: folder that `cpn label --soft-maps` wrote.
         output: folder for SegmentationClass/ID.png, labelmap.txt, manifest.jsonl and settings.json.
-        crf: dense CRF.
+        random_walk: run folder of `cpn affinity`: let the maps walk between pixels that its AffinityNet joins.
+        crf: dense CRF, after the walk where there are both.
         hard: begin with the hard masks instead of the soft maps; void pixels count as unsure.
         gt_prob: how sure hard masks are taken to be, between 0 and 1.
         background: what stands against the soft maps: the constant score beta, as in the labelling's masks, or the
-            power (1 - max) ** alpha.
+            power (1 - max) ** alpha; None = power for the walk, constant for the CRF alone.
         beta: background score, 0..1; None = the labelling's.
         alpha: background power; None = the one that decides as beta does.
+        steps: of the walk.
+        power: to which the walk raises affinities: the higher, the fewer neighbours count.
+        scale: of the images before AffinityNet; 2 makes the walk's grid twice as fine.
+        soft_maps: also write the refined maps to SoftMaps/ID.npz, scaled so that background score 0.5 gives the mask.
         preset: numbers of the CRF for AffinityNet's labels or for a segmentation network's predictions.
-        iterations: of mean field; None = the preset's, as for all that follow.
-        gaussian_sxy: standard deviation of the position kernel, in pixels.
-        gaussian_compat: its weight; 0 = without it.
-        bilateral_sxy: standard deviation of position in the kernel of position and colour, in pixels.
-        bilateral_srgb: standard deviation of colour, in 8-bit steps.
-        bilateral_compat: weight of that kernel; 0 = without it.
         data: source in which to find the images by their ids, where they have moved since.
         overwrite: refine everything again, also with other settings.
         workers: images at a time; None = one per thread of torch.
+        device: where AffinityNet and the walk run; auto = a GPU where there is one.
     """
 
     masks: Annotated[Path, tyro.conf.Positional]
     output: Path
+    random_walk: Path | None = None
     crf: bool = False
     hard: bool = False
     gt_prob: float = GT_PROB
-    background: BackgroundRule = "constant"
+    background: BackgroundRule | None = None
     beta: float | None = None
     alpha: float | None = None
-    preset: Literal["affinity", "segmentation"] = "affinity"
-    iterations: int | None = None
-    gaussian_sxy: float | None = None
-    gaussian_compat: float | None = None
-    bilateral_sxy: float | None = None
-    bilateral_srgb: float | None = None
-    bilateral_compat: float | None = None
+    steps: int = 64
+    power: int = 8
+    scale: float = 1.0
+    soft_maps: bool = False
+    preset: CrfPreset = "affinity"
     data: str | None = None
     overwrite: bool = False
     workers: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class PostprocessSummary:
         written: masks written now.
         skipped: masks that were done already.
         failed: images whose files could not be read; the manifest says why.
-        changed: mean share of pixels that the CRF gave another label, over those written; NaN without any.
+        changed: mean share of pixels that got another label, over those written; NaN without any.
         output: the folder.
     """
 
@@ -118,163 +119,114 @@ def run_postprocess(config: PostprocessConfig) -> PostprocessSummary:
     """
     console, workers = Console(), config.workers or torch.get_num_threads()
     crf = _check_options(config)
-    entries, classes, labelled = _read_input(config)
-    images = {} if config.data is None else _images_of(config.data)
-    refiner = CrfRefiner(
-        config.masks, config.output, len(classes), _background(config, labelled), config.gt_prob, crf, images
-    )
-    settings = {
-        "classes": list(classes),
-        **refiner.settings(),
-        **{f"label.{key}": value for key, value in labelled.items() if key != "classes"},
-    }
+    folder = LabelledFolder.open(config.masks, config.data)
+    if not config.hard:
+        folder.need_soft_maps(f" (better), or take the hard masks with --hard, each label {config.gt_prob:g} sure")
+    beginning = Beginning(_background(config, folder), config.gt_prob)
+    refiner = Refiner(folder, config.output, beginning, _steps(config, crf), config.soft_maps)
+    settings = {"classes": list(folder.classes), **refiner.settings(), **folder.about()}
+    if config.soft_maps:
+        settings["beta"] = SOFT_BETA
     with explained_writes(config.output, "settings and labelmap"):
         record_settings(config.output, settings, config.overwrite, "postprocessed")
-        write_labelmap(config.output / "labelmap.txt", classes)
+        write_labelmap(config.output / "labelmap.txt", folder.classes)
     with Manifest(config.output / MANIFEST_NAME) as manifest:
-        todo = _todo(entries, refiner, manifest)
-        _say_plan(console, config, refiner, labelled, todo, len(entries) - len(todo))
+        known = manifest.entries()
+        todo = [entry for entry in folder.entries if not refiner.is_done(known.get(entry["id"]))]
+        _say_plan(console, refiner, todo, len(folder.entries) - len(todo))
         made = list(_refine_all(console, refiner, manifest, todo, workers))
-    return _result(console, config, made, len(entries) - len(todo))
+    return _result(console, config, made, len(folder.entries) - len(todo))
 
 
-def _check_options(config: PostprocessConfig) -> Settings:
-    """The numbers of the CRF, preset and overrides together, after a look at all options."""
-    if not config.crf:
-        raise DataError("nothing to do: say what by --crf (dense CRF)")
+def _check_options(config: PostprocessConfig) -> Settings | None:
+    """The numbers of the CRF, preset and overrides together (None = no CRF), after a look at all options."""
+    if not config.crf and config.random_walk is None:
+        raise DataError("nothing to do: say what by --random-walk RUN (of cpn affinity), --crf (dense CRF), or both")
     if config.output.resolve() == config.masks.resolve():
         raise DataError(f"--output {config.output}: the folder that is read; give another one, for it is kept as it is")
-    check_counts(workers=1 if config.workers is None else config.workers)
+    check_counts(workers=1 if config.workers is None else config.workers, power=config.power)
+    if config.steps < 0:
+        raise DataError(f"--steps {config.steps}: expected 0 or more")
+    if not 0 < config.scale <= 4:
+        raise DataError(f"--scale {config.scale}: expected a number above 0 and at most 4")
     if not 0 < config.gt_prob < 1:
         raise DataError(f"--gt-prob {config.gt_prob}: expected a number between 0 and 1")
-    if config.alpha is not None and config.background != "power":
+    if config.alpha is not None and _rule(config) != "power":
         raise DataError("--alpha is the number of --background power; give that too")
-    if config.hard and (config.background, config.beta, config.alpha) != ("constant", None, None):
+    if config.hard and (config.background, config.beta, config.alpha) != (None, None, None):
         raise DataError("--hard takes no --background, --beta or --alpha: hard masks have their background already")
-    names = [field.name for field in dataclasses.fields(Settings)]
-    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-    crf = dataclasses.replace(PRESETS[config.preset], **given)
-    for name, value in dataclasses.asdict(crf).items():
-        deviation = name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb")
-        if not math.isfinite(value) or value < 0 or (deviation and value == 0):
-            expected = "a number above 0" if deviation else "0 or more"
-            raise DataError(f"--{name.replace('_', '-')} {value}: expected {expected}")
-    return crf
+    if config.hard and config.random_walk is not None:
+        raise DataError("--random-walk lets soft maps walk: leave out --hard")
+    crf = config.crf_settings(config.preset)
+    return crf if config.crf else None
 
 
-def _read_input(config: PostprocessConfig) -> tuple[list[dict[str, Any]], tuple[str, ...], dict[str, Any]]:
-    """The labelled images' manifest entries, the classes, and the labelling's settings ({} without any)."""
-    manifest, settings = config.masks / MANIFEST_NAME, config.masks / SETTINGS_NAME
-    if not manifest.is_file():
-        raise DataError(f"{manifest}: not there; expected a folder that `cpn label` wrote: give that")
-    entries = list(Manifest(manifest).entries().values())
-    ok = [entry for entry in entries if entry.get("status") == "ok"]
-    if not ok:
-        raise DataError(f"{manifest}: none of its {len(entries)} images is labelled; run `cpn label` to the end first")
-    for entry in ok:
-        if not isinstance(entry.get("image"), str):
-            raise DataError(f"{manifest}: {entry['id']!r} has no `image`, the path of its image; label it again")
-    if not config.hard and not (config.masks / SOFT_FOLDER).is_dir():
-        raise DataError(
-            f"{config.masks / SOFT_FOLDER}: no class maps there; call `cpn label` again with --soft-maps (better), or "
-            f"take the hard masks with --hard, each label {config.gt_prob:g} sure"
-        )
-    return ok, read_labelmap(config.masks / "labelmap.txt"), read_settings(settings) if settings.is_file() else {}
+def _rule(config: PostprocessConfig) -> BackgroundRule:
+    return config.background or ("constant" if config.random_walk is None else "power")
 
 
-def _background(config: PostprocessConfig, labelled: Mapping[str, Any]) -> Background | None:
+def _background(config: PostprocessConfig, folder: LabelledFolder) -> Background | None:
     """What stands against the soft maps; None for hard masks."""
     if config.hard:
         return None
-    if config.background == "power" and config.alpha is not None:
-        if not (math.isfinite(config.alpha) and config.alpha > 0):
-            raise DataError(f"--alpha {config.alpha}: expected a number above 0")
-        return Background("power", config.alpha)
-    beta = labelled.get("beta") if config.beta is None else config.beta
-    if not isinstance(beta, int | float):
-        raise DataError(f"{config.masks / SETTINGS_NAME}: says no beta, the background score; give --beta")
-    if config.background == "power":
-        if not 0 < beta < 1:
-            raise DataError(f"beta {beta}: no power decides as it does; expected one between 0 and 1, or give --alpha")
-        return Background("power", alpha_of_beta(beta))
-    if not 0 <= beta <= 1:
-        raise DataError(f"--beta {beta}: expected a score in 0..1")
-    return Background("constant", float(beta))
+    if config.alpha is not None:
+        return Background("power", check_power("alpha", config.alpha))
+    beta = folder.beta(config.beta)
+    if _rule(config) == "constant":
+        return Background("constant", beta)
+    if not 0 < beta < 1:
+        raise DataError(f"beta {beta}: no power decides as it does; expected one between 0 and 1, or give --alpha")
+    return Background("power", alpha_of_beta(beta))
 
 
-def _images_of(data: str) -> dict[str, Path]:
-    """Image path by id, over all splits of a source."""
-    source = open_source(data)
-    return {record.id: record.image_path for split in source.splits() for record in source.records(split)}
+def _steps(config: PostprocessConfig, crf: Settings | None) -> tuple[Step, ...]:
+    steps: list[Step] = []
+    if config.random_walk is not None:
+        run = RunFolder(config.random_walk)
+        net = run.load_affinity_net(ready_device(config.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        steps.append(WalkStep(net, weights_digest(run), config.steps, config.power, config.scale))
+    if crf is not None:
+        steps.append(CrfStep(crf))
+    return tuple(steps)
 
 
-def _todo(entries: Sequence[dict[str, Any]], refiner: CrfRefiner, manifest: Manifest) -> list[dict[str, Any]]:
-    """The entries whose masks are not there, or whose maps have changed since."""
-    known = manifest.entries()
-
-    def done(image_id: str) -> bool:
-        entry = known.get(image_id)
-        if entry is None or entry.get("status") != "ok" or not mask_path(refiner.output, image_id).is_file():
-            return False
-        return refiner.digest(image_id) in (None, entry.get("input_sha256"))
-
-    return [entry for entry in entries if not done(entry["id"])]
-
-
-def _say_plan(
-    console: Console,
-    config: PostprocessConfig,
-    refiner: CrfRefiner,
-    labelled: Mapping[str, Any],
-    todo: Sequence[Mapping[str, Any]],
-    skipped: int,
-) -> None:
+def _say_plan(console: Console, refiner: Refiner, todo: Sequence[Any], skipped: int) -> None:
     """What will be done and the disk it takes; refuses where that is more than there is."""
-    numbers = ", ".join(f"{key} {value:g}" for key, value in dataclasses.asdict(refiner.crf).items())
-    background = refiner.background
+    background = refiner.beginning.background
     begin = (
-        f"hard masks ({refiner.gt_prob:g} sure, void unsure)"
+        f"hard masks ({refiner.beginning.gt_prob:g} sure, void unsure)"
         if background is None
         else f"soft maps, background {background.rule} {background.value:.4g}"
     )
-    lines = [f"[bold]{len(todo)}[/] masks of {config.masks} to refine, {skipped} done already; {begin}", numbers]
-    if background is not None and labelled.get("void_band") is not None:
-        lines.append(
-            f"[yellow]the labelling's void band {labelled['void_band']} is not applied: no pixel stays void[/]"
-        )
+    lines = [f"[bold]{len(todo)}[/] masks of {refiner.folder.path} to refine, {skipped} done already; {begin}"]
+    for step in refiner.steps:
+        lines.append(", ".join(f"{key} {value:g}" for key, value in step.settings().items() if not key.endswith("256")))
+    band = refiner.folder.settings.get("void_band")
+    if background is not None and band is not None:
+        lines.append(f"[yellow]the labelling's void band {band} is not applied: no pixel stays void[/]")
     if not native_library.available():
         lines.append("[yellow]without the native library: plain torch, which is slower[/]")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
     pixels = sum(entry.get("width", 0) * entry.get("height", 0) or _USUAL_PIXELS for entry in todo)
-    need, free = pixels * _MASK_BYTES + 1000 * len(todo), shutil.disk_usage(config.output).free
+    each = _MASK_BYTES + (_SOFT_BYTES if refiner.soft_maps else 0)
+    need, free = pixels * each + 1000 * len(todo), shutil.disk_usage(refiner.output).free
     if need > free:
         raise DataError(
-            f"{config.output}: the masks need about {need / 1e6:.1f} MB but {free / 1e6:.1f} MB are free; free some or "
-            "give another --output"
+            f"{refiner.output}: the masks need about {need / 1e6:.1f} MB but {free / 1e6:.1f} MB are free; free some "
+            "or give another --output"
         )
 
 
-@contextmanager
-def _threads_shared_by(workers: int) -> Iterator[None]:
-    """Let `workers` threads that begin in the block share torch's threads instead of each taking all of them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, before // workers))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _refine_all(
-    console: Console, refiner: CrfRefiner, manifest: Manifest, todo: Sequence[dict[str, Any]], workers: int
+    console: Console, refiner: Refiner, manifest: Manifest, todo: Sequence[Any], workers: int
 ) -> Iterator[dict[str, Any]]:
     """Refine in threads and yield the manifest's entries; the first images give the time estimate."""
     pending: deque[Future[dict[str, Any]]] = deque()
     start, rest = time.monotonic(), iter(todo)
     with (
         item_progress(console, "refine", len(todo)) as advance,
-        _threads_shared_by(workers),
+        threads_shared_by(workers),
         ThreadPoolExecutor(workers) as pool,
     ):
         pending.extend(pool.submit(refiner, entry) for entry in itertools.islice(rest, 2 * workers))

@@ -1,9 +1,11 @@
-"""Settings of the process that runs networks: the C allocator and TF32."""
+"""Settings of the process that runs networks: the C allocator, TF32 and the number of torch's threads."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # glibc's mallopt parameters (malloc.h) and the largest values that fit its int argument comfortably.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -37,3 +39,16 @@ def set_tf32(enabled: bool) -> None:
 
     torch.set_float32_matmul_precision("high" if enabled else "highest")
     torch.backends.cudnn.allow_tf32 = enabled
+
+
+@contextmanager
+def threads_shared_by(workers: int) -> Iterator[None]:
+    """Let `workers` threads that begin in the block share torch's threads instead of each taking all of them."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -24,6 +23,7 @@ from cpn_fast.models.cam import CamNet
 from cpn_fast.patch_backend import settle_backend, share_backend
 from cpn_fast.run_folder import RunFolder
 from cpn_fast.stage import Stage
+from cpn_fast.train_options import long_forms, resumed_settings, value_of
 
 SHORT = {"--patch": "--patch.kind", "--superpixels": "--patch.superpixels", "--crop": "--augment.crop"}
 """Short forms on the command line of settings that lie deeper."""
@@ -41,13 +41,11 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     """
     import tyro
 
-    given = [_long_form(argument) for argument in argv]
-    output = _value_of(given, "--output")
-    if "--resume" in given and output is not None:
-        default = dataclasses.replace(RunFolder(output).config, resume=False)
-    else:
+    given = long_forms(argv, SHORT)
+    default = resumed_settings(given, TrainConfig)
+    if default is None:
         blank = TrainConfig(data=tyro.MISSING, output=tyro.MISSING)
-        preset = _value_of(given, "--preset") or blank.preset
+        preset = value_of(given, "--preset") or blank.preset
         try:
             default = replace_dotted(blank, preset_defaults(preset))
         except ValueError as error:
@@ -58,20 +56,6 @@ def parse(argv: Sequence[str]) -> TrainConfig:
         "--preset sets the defaults shown here, other options override it; --resume takes the run's own settings."
     )
     return tyro.cli(TrainConfig, args=given, default=default, prog="cpn train", description=description)
-
-
-def _long_form(argument: str) -> str:
-    name, equals, value = argument.partition("=")
-    return SHORT.get(name, name.replace("_", "-") if name.startswith("--") else name) + equals + value
-
-
-def _value_of(argv: Sequence[str], name: str) -> str | None:
-    for index, argument in enumerate(argv):
-        if argument == name and index + 1 < len(argv):
-            return argv[index + 1]
-        if argument.startswith(f"{name}="):
-            return argument.partition("=")[2]
-    return None
 
 
 def run_train(config: TrainConfig) -> RunFolder:

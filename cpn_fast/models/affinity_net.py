@@ -149,13 +149,20 @@ class AffinityLoss(NamedTuple):
     negative: Tensor
 
 
-def affinity_loss(affinity: Tensor, labels: Tensor, void: int = VOID) -> AffinityLoss:
+def pair_counts(labels: Tensor, void: int = VOID) -> Tensor:
+    """How many pairs of each kind (as in `PairLabels`) labels [B, h, w] have: int64 [3]. Raises as `pair_labels`."""
+    return torch.stack([chosen.sum() for chosen in pair_labels(labels, void)])
+
+
+def affinity_loss(affinity: Tensor, labels: Tensor, void: int = VOID, counts: Tensor | None = None) -> AffinityLoss:
     """Cross entropy of affinities, each kind of pair by its own count over the batch (equations 6 to 9 of that paper).
 
     Args:
         affinity: float [B, 34, h, w] in [0, 1].
         labels: integer [B, h, w]: 0 background, classes from 1 on, or `void`.
         void: label of pixels of which nothing is known.
+        counts: numbers [3] to divide by instead (`pair_counts`). Data-parallel training gives those of all processes
+            together as a share of one process: the mean of the processes' losses is then the loss of the whole batch.
 
     Raises:
         ValueError: for shapes that do not match, or labels that are no integers.
@@ -164,12 +171,11 @@ def affinity_loss(affinity: Tensor, labels: Tensor, void: int = VOID) -> Affinit
     if affinity.shape != pairs.background.shape:
         raise ValueError(f"affinity is {tuple(affinity.shape)}; expected {tuple(pairs.background.shape)}")
 
-    def mean(values: Tensor, chosen: Tensor) -> Tensor:
+    def mean(values: Tensor, kind: int) -> Tensor:
         # By selection, not by product: 0 times what is no number would hide the pairs that count.
-        return torch.where(chosen, values, 0.0).sum() / (chosen.sum().to(values.dtype) + EPS)
+        count = pairs[kind].sum() if counts is None else counts[kind]
+        return torch.where(pairs[kind], values, 0.0).sum() / (count.to(values.dtype) + EPS)
 
     together, apart = -torch.log(affinity + EPS), -torch.log(1 + EPS - affinity)
-    background = mean(together, pairs.background)
-    foreground = mean(together, pairs.foreground)
-    negative = mean(apart, pairs.negative)
+    background, foreground, negative = mean(together, 0), mean(together, 1), mean(apart, 2)
     return AffinityLoss(background / 4 + foreground / 4 + negative / 2, background, foreground, negative)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-import cpn_fast.crf_refiner as refiner_module
 import cpn_fast.postprocess as postprocess_module
-from cpn_fast.crf_refiner import Background, map_probabilities
+import cpn_fast.refiner as refiner_module
+from cpn_fast.crf_refiner import Background, as_probabilities, background_scores
 from cpn_fast.data.open import open_source
 from cpn_fast.evaluate import EvaluateConfig, run_evaluate
 from cpn_fast.files.errors import DataError
@@ -102,6 +102,10 @@ def test_without_iterations_the_masks_are_the_labelling_s(labelled, to, rule):
     before, after = found(labelled), found(to["output"])
     # Soft maps are stored to 1/255, so that a pixel at beta may flip.
     assert min(np.mean(after[name] == mask) for name, mask in before.items()) > 0.99
+
+
+def map_probabilities(maps, background):
+    return as_probabilities(background_scores(maps, background))
 
 
 def test_probabilities_by_hand():
