@@ -117,15 +117,19 @@ class Pair:
         """A run's network and the model exported from it, each with `threads` CPU threads.
 
         Raises:
-            DataError: if the two do not have the same classes.
+            DataError: if the two are of different kinds or do not have the same classes.
         """
         onnx = OnnxLabeller(model, threads=threads)
         info = onnx.info
         if info.classes != run.classes:
             raise DataError(f"{model}: its classes are not those of {run.path}; export that run again")
-        assert info.beta is not None and info.threshold is not None
-        rest = (info.scales, info.flip, info.beta, info.threshold, cast(MapNorm, info.map_norm))
-        return cls(Labeller(run.load_model(), *rest), onnx, threads)
+        eager: Labeller | Segmenter
+        if info.beta is None or info.threshold is None:
+            eager = Segmenter(run.load_deeplab(), info.scales, info.flip)
+        else:
+            map_norm = cast(MapNorm, info.map_norm)
+            eager = Labeller(run.load_model(), info.scales, info.flip, info.beta, info.threshold, map_norm)
+        return cls(eager, onnx, threads)
 
     def run_eager(self, images: NDArray[np.uint8], labels: NDArray[np.float32]) -> Outputs:
         """The eager side of a batch: images [B, H, W, 3], labels [B, K]."""

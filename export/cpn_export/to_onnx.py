@@ -16,12 +16,13 @@ from cpn_export.forms import Calibration, form_of
 from cpn_export.metadata import ModelInfo, Variant
 from cpn_export.parts import Form, unchanged
 from cpn_export.segmentation_graph import segmenter_graph
+from cpn_fast.config import SegmentConfig
 from cpn_fast.files.atomic import atomic_path
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import voc_palette
 from cpn_fast.models.labeller import SCALES, Labeller
+from cpn_fast.models.segmenter import SCALES as SEGMENT_SCALES
 from cpn_fast.models.segmenter import Segmenter
-from cpn_fast.output_folder import explained_writes
 from cpn_fast.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -35,12 +36,15 @@ class ExportConfig:
     """Write a run as an ONNX model for `cpn-label`.
 
     Attributes:
-        run: run folder.
+        run: run folder, of `cpn train` or `cpn segment train`.
         output: the `.onnx` file.
-        scales: scale factors of the image, in steps of 0.01; None = 0.5 1 1.5 2.
+        scales: scale factors of the image, in steps of 0.01; None = 0.5 1 1.5 2, and for a segmentation network
+            0.5 0.75 1 1.25 1.5 1.75.
         flip: also run the mirrored image.
-        beta: background score of the masks, in [0, 1]; None = the best one that `cpn evaluate` found for the run.
-        threshold: class probability above which a class stands in where an image has no labels; None = 0.5.
+        beta: of a CAM network, background score of the masks, in [0, 1]; None = the best one that `cpn evaluate` found
+            for the run.
+        threshold: of a CAM network, class probability above which a class stands in where an image has no labels;
+            None = 0.5.
         max_side: longer images are to be reduced to this long side in pixels first (by `cpn-label`, not in the graph).
         variant: number format of the network: float32, float16 (half the file; meant for a GPU) or int8 (a quarter of
             the file; meant for a CPU).
@@ -69,10 +73,11 @@ def run_export(config: ExportConfig) -> Path:
         The file written.
 
     Raises:
-        DataError: if an option is out of range, or there is no such run.
+        DataError: if an option is out of range or does not fit the run, or there is no such run.
     """
     _check(config)
-    info = _export_cam(config, RunFolder(config.run))
+    run = RunFolder(config.run)
+    info = _export_segmentation(config, run) if run.stage == "segment" else _export_cam(config, run)
     size = config.output.stat().st_size / 2**20
     score = "" if info.beta is None else f", beta {info.beta:.2f}"
     logger.info("%s: %s, %.1f MiB, %d classes%s", config.output, info.variant, size, len(info.classes), score)
@@ -103,6 +108,32 @@ def _export_cam(config: ExportConfig, run: RunFolder) -> ModelInfo:
     return info
 
 
+def _export_segmentation(config: ExportConfig, run: RunFolder) -> ModelInfo:
+    for name in ("beta", "threshold"):
+        if getattr(config, name) is not None:
+            raise DataError(f"--{name} is for CAM networks; {run.path} is a segmentation network: leave it out")
+    info = ModelInfo(
+        classes=run.classes,
+        palette=PALETTE,
+        beta=None,
+        threshold=None,
+        max_side=config.max_side,
+        scales=config.scales or SEGMENT_SCALES,
+        flip=config.flip,
+        map_norm=None,
+        run=config.run.resolve().name,
+        method="deeplab",
+        backbone=run.config_of(SegmentConfig).backbone,
+        cpn_fast_version=_version(),
+        kind="segmentation",
+        variant=config.variant,
+    )
+    net = run.load_deeplab()
+    form = form_of(config.variant, net.mean, info.scales, _calibration(config))
+    export_segmenter(Segmenter(net, info.scales, info.flip), info, config.output, form)
+    return info
+
+
 def export_labeller(labeller: Labeller, info: ModelInfo, output: Path, form: Form = unchanged) -> None:
     """Trace, check and write a labeller; the file is replaced in one step.
 
@@ -114,7 +145,7 @@ def export_labeller(labeller: Labeller, info: ModelInfo, output: Path, form: For
 
     Raises:
         onnx.checker.ValidationError: if the graph is not valid ONNX.
-        DataError: if the file cannot be written, or the form cannot be made.
+        DataError: if the form cannot be made.
     """
     _write(labeller_graph(labeller, form), info, output)
 
@@ -127,7 +158,7 @@ def export_segmenter(segmenter: Segmenter, info: ModelInfo, output: Path, form: 
 def _write(model: onnx_ir.Model, info: ModelInfo, output: Path) -> None:
     model.producer_name, model.producer_version = "cpn-fast", info.cpn_fast_version
     model.metadata_props.update(info.to_metadata())
-    with explained_writes(output, "the model"), atomic_path(output) as temporary:
+    with atomic_path(output) as temporary:
         onnx_ir.save(model, temporary)
         # By path: a model in memory is serialised again, which fails above 2 GiB.
         onnx.checker.check_model(temporary, full_check=True)

@@ -27,7 +27,6 @@ from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.max_side import enlarge, reduce_image
 from cpn_fast.inference import ClassMapping
-from cpn_fast.output_folder import explained_writes
 from cpn_fast.sweep import check_mask, iou_point
 from cpn_fast.terminal import item_progress
 
@@ -113,8 +112,7 @@ def run_variants(config: VariantsConfig) -> list[Measured]:
             advance(1)
     _show(found, len(records), config.threads)
     if config.output is not None:
-        with explained_writes(config.output, "the figures"):
-            atomic_write_text(config.output, json.dumps(_as_json(config, found, len(records)), indent=2) + "\n")
+        atomic_write_text(config.output, json.dumps(_as_json(config, found, len(records)), indent=2) + "\n")
     return found
 
 

@@ -16,12 +16,18 @@ import onnx  # noqa: E402
 
 from cpn_export.agreement import Agreement  # noqa: E402
 from cpn_export.label import LabelOnnxConfig, labels_in_force, run_label_onnx  # noqa: E402
-from cpn_export.parity import Pair, ParityConfig, compare  # noqa: E402
+from cpn_export.parity import Pair, ParityConfig, compare, run_parity  # noqa: E402
 from cpn_export.runtime import OnnxLabeller, label_rows  # noqa: E402
+from cpn_export.to_onnx import ExportConfig, run_export  # noqa: E402
+from cpn_fast.cli import main as cpn  # noqa: E402
+from cpn_fast.config import SegmentConfig  # noqa: E402
+from cpn_fast.data.demo_scenes import CLASSES  # noqa: E402
 from cpn_fast.data.open import open_source  # noqa: E402
 from cpn_fast.files.errors import DataError  # noqa: E402
 from cpn_fast.files.manifest import Manifest  # noqa: E402
 from cpn_fast.files.masks import read_mask  # noqa: E402
+from cpn_fast.models.build import create_deeplab  # noqa: E402
+from cpn_fast.run_folder import RunFolder  # noqa: E402
 
 SIZES = [(1, 64, 96), (4, 48, 64), (3, 97, 131), (2, 33, 250), (1, 250, 33), (1, 200, 264), (1, 9, 40), (1, 5, 5)]
 """Batch, height and width: as trained, odd, thin strips, larger than training, and a grid of one pixel."""
@@ -169,6 +175,55 @@ def test_parity_on_a_source(segmented, pair, shapes_folder, tmp_path):
     assert report.groups["images"].images >= 6
     assert report.groups["given labels"].images == 2 and report.groups["odd sizes"].images == 2
     assert "own scores" not in report.groups
+
+
+@pytest.fixture(scope="module")
+def segment_run(small_demo, tmp_path_factory):
+    """A run of `cpn segment train` with untrained weights that give masks of several classes."""
+    run = RunFolder(tmp_path_factory.mktemp("segment") / "run")
+    run.path.mkdir()
+    config = SegmentConfig(data=f"demo:{small_demo}", output=run.path, backbone="resnet38_tiny", masks="truth")
+    run.create(config, CLASSES)
+    torch.manual_seed(1)
+    net = create_deeplab(config, len(CLASSES))
+    with torch.no_grad():
+        net.classifier.weight.normal_(std=3)
+    run.save_model(net, 0)
+    return run
+
+
+@pytest.mark.slow
+def test_masks_equal_those_of_cpn_segment_predict(segment_run, small_demo, tmp_path):
+    model = tmp_path / "model.onnx"
+    inference = ["--scales", "0.75", "--max-side", "96"]
+    assert cpn(["export", str(segment_run.path), "--output", str(model), *inference]) == 0
+    info = OnnxLabeller(model).info
+    assert (info.kind, info.method, info.backbone) == ("segmentation", "deeplab", "resnet38_tiny")
+    assert (info.scales, info.flip, info.max_side, info.classes) == ((0.75,), True, 96, segment_run.classes)
+    data = ["--data", f"demo:{small_demo}", "--split", "val"]
+    words = ["segment", "predict", str(segment_run.path), *data, "--output", str(tmp_path / "eager"), "--device", "cpu"]
+    assert cpn([*words, *inference]) == 0
+    images = sorted((small_demo / "JPEGImages").glob("val_*.jpg"))
+    run_label_onnx(LabelOnnxConfig(model, tuple(images), tmp_path / "onnx", threads=1))
+    classes = set()
+    for image in images:
+        name = f"SegmentationClass/{image.stem}.png"
+        ours, theirs = (read_mask(tmp_path / side / name, len(CLASSES)) for side in ("onnx", "eager"))
+        assert (ours == theirs).mean() >= 0.999
+        classes |= set(np.unique(ours))
+    assert len(classes) > 2, "masks of one class would prove little"
+    report = run_parity(
+        ParityConfig(segment_run.path, model, f"demo:{small_demo}", "val", images=2, min_foreground=0.05, variants=1)
+    )
+    assert report.met, report
+
+
+def test_options_and_models_of_the_other_kind(segment_run, trained, segmented, tmp_path):
+    for option in ("beta", "threshold"):
+        with pytest.raises(DataError, match=f"--{option} is for CAM networks; .* is a segmentation network"):
+            run_export(ExportConfig(segment_run.path, tmp_path / "m.onnx", **{option: 0.5}))
+    with pytest.raises(DataError, match="of kind 'train' .*expected one of kind 'segment'"):
+        Pair.of_run(trained.run, segmented.model)
 
 
 def test_old_files_are_cam_models_and_unknown_kinds_are_refused(write_toy_model, tmp_path, segmented):
