@@ -51,13 +51,13 @@ def scaled_views(views: Tensor, scale: float, flip: bool) -> Tensor:
     return torch.cat([scaled, scaled.flip(3)]) if flip else scaled
 
 
-def unflipped(maps: Tensor, flip: bool) -> Tensor:
-    """Sum the two halves of what `scaled_views` became, the second mirrored back: [2B, C, H, W] -> [B, C, H, W]."""
+def unflipped(maps: Tensor, flip: bool) -> tuple[Tensor, ...]:
+    """Maps of what `scaled_views` gave: with flip its two halves [B, C, h, w], the second mirrored back."""
     if not flip:
-        return maps
+        return (maps,)
     # Not chunk(): under export it would fix the batch size to the example's.
     straight, mirrored = maps.unflatten(0, (2, -1)).unbind()
-    return straight + mirrored.flip(3)
+    return straight, mirrored.flip(3)
 
 
 def standing_labels(scores: Tensor, threshold: float) -> Tensor:
@@ -113,7 +113,9 @@ class Labeller(nn.Module):
         self.threshold, self.map_norm = threshold, map_norm
 
     def _at_image_size(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
-        return unflipped(F.interpolate(maps, size=size, mode="bilinear", align_corners=False), self.flip)
+        full = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+        straight, *mirrored = unflipped(full, self.flip)
+        return straight + mirrored[0] if mirrored else straight
 
     def scale_maps(
         self, images: Tensor, labels: Tensor, present_only: bool = False

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from cpn_export.jobs import Job, find_jobs, with_labels
+from cpn_export.metadata import ModelInfo
 from cpn_export.runtime import OnnxLabeller, Provider, label_rows
 from cpn_fast.cli import guarded
 from cpn_fast.files.errors import DataError
@@ -41,7 +42,8 @@ class LabelOnnxConfig:
         model: the `.onnx` file that `cpn export` wrote.
         images: folders of images (searched recursively) or image files.
         output: folder for SegmentationClass/*.png, labelmap.txt and manifest.jsonl.
-        image_labels: CSV `image,labels`; for images that it does not list the network's scores stand in.
+        image_labels: CSV `image,labels`; for images that it does not list the scores of a CAM network stand in, and a
+            segmentation network chooses from all classes.
         provider: where to run.
         shard: `i/n`, only the i-th of n parts, counted from 1.
         max_side: longer images are reduced to this long side in pixels first; None = the model's.
@@ -259,11 +261,7 @@ class _Run:
         except OSError as error:
             raise DataError(f"{path}: cannot write the mask ({error}); make room there and call again") from error
         info = self.labeller.info
-        if item.job.labels is None:
-            best = int(scores.argmax())
-            present = [c for c in range(len(info.classes)) if c == best or scores[c] > info.threshold]
-        else:
-            present = list(item.job.labels)
+        present, origin = labels_in_force(info, item.job.labels, scores, mask)
         self.manifest.append(
             {
                 "id": item.job.id,
@@ -273,7 +271,7 @@ class _Run:
                 "width": width,
                 "height": height,
                 "labels": [info.classes[c] for c in present],
-                "labels_from": "scores" if item.job.labels is None else "image",
+                "labels_from": origin,
                 "model": self.fingerprint,
             }
         )
@@ -283,6 +281,29 @@ class _Run:
         logger.warning("%s", error)
         self.manifest.append({"id": job.id, "status": "error", "image": str(job.path), "error": error})
         return False
+
+
+def labels_in_force(
+    info: ModelInfo, given: tuple[int, ...] | None, scores: NDArray[np.float32], mask: NDArray[np.uint8]
+) -> tuple[list[int], str]:
+    """Which classes a mask was made with, for the manifest.
+
+    Args:
+        info: the model.
+        given: classes 0..K-1 that the image is known to have; None where nothing is known.
+        scores: float32 [K] class probabilities.
+        mask: uint8 [H, W].
+
+    Returns:
+        classes 0..K-1, and where they are from: "image" as given; without, of a CAM network "scores" for those that
+        stood in, of a segmentation network "mask" for those that are in it.
+    """
+    if given is not None:
+        return list(given), "image"
+    if info.threshold is None:
+        return [int(value) - 1 for value in np.unique(mask) if value > 0], "mask"
+    best = int(scores.argmax())
+    return [c for c in range(len(info.classes)) if c == best or scores[c] > info.threshold], "scores"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

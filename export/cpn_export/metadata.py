@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, Literal, get_args
 
 from cpn_fast.files.errors import DataError
 
 FORMAT = "cpn-fast labeller"
 FORMAT_VERSION = 1
 PREFIX = "cpn_fast."
+
+Kind = Literal["cam", "segmentation"]
+"""What the network gives: class activation maps, or class probabilities of every pixel, background among them."""
+
+Variant = Literal["float32", "float16", "int8"]
+"""The number format of the network in the graph."""
 
 
 @dataclass(frozen=True)
@@ -21,32 +27,38 @@ class ModelInfo:
     Attributes:
         classes: the K foreground class names; mask value c + 1 is `classes[c]`, 0 is background.
         palette: 256 RGB colours of the mask values, each 0..255.
-        beta: background score of the mask in the graph, in [0, 1].
-        threshold: class probability above which a class stands in where an image has no labels.
+        beta: background score of the mask in the graph, in [0, 1]; None for a segmentation network, which has a
+            background of its own.
+        threshold: class probability above which a class stands in where an image has no labels; None for a segmentation
+            network, which needs no labels.
         max_side: images with a longer side, in pixels, are reduced to it first.
         scales: scale factors in the graph.
         flip: the graph also runs the mirrored image.
-        map_norm: normalisation of the maps ("minmax" or "max").
+        map_norm: normalisation of the maps ("minmax" or "max"); None for a segmentation network.
         run: name of the run that was exported.
         method: method of that run.
         backbone: backbone of that run.
         format_version: version of this layout.
         cpn_fast_version: version of cpn-fast that exported the model.
+        kind: what the network gives.
+        variant: number format of the network.
     """
 
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
-    beta: float
-    threshold: float
+    beta: float | None
+    threshold: float | None
     max_side: int
     scales: tuple[float, ...]
     flip: bool
-    map_norm: str
+    map_norm: str | None
     run: str
     method: str
     backbone: str
     format_version: int = FORMAT_VERSION
     cpn_fast_version: str = ""
+    kind: Kind = "cam"
+    variant: Variant = "float32"
 
     def to_metadata(self) -> dict[str, str]:
         """The flat string map that ONNX keeps: every field as JSON under a common prefix."""
@@ -62,7 +74,8 @@ class ModelInfo:
             source: the file's name, for errors.
 
         Raises:
-            DataError: if the file is not an exported labeller, of another format version, or lacks a key.
+            DataError: if the file is not an exported labeller, of another format version, or lacks a key that has no
+                default.
         """
         if metadata.get(PREFIX + "format") != FORMAT:
             raise DataError(
@@ -76,6 +89,8 @@ class ModelInfo:
             )
         values: dict[str, Any] = {}
         for field in fields(cls):
+            if PREFIX + field.name not in metadata and field.default is not MISSING:
+                continue  # a file from before there were others
             try:
                 values[field.name] = json.loads(metadata[PREFIX + field.name])
             except (KeyError, json.JSONDecodeError) as error:
@@ -83,6 +98,12 @@ class ModelInfo:
                 raise DataError(
                     f"{source}: metadata key {PREFIX}{field.name} is {found!r}, expected JSON; export the run again"
                 ) from error
+        if values.get("kind", cls.kind) not in get_args(Kind):
+            known = ", ".join(get_args(Kind))
+            raise DataError(
+                f"{source}: metadata key {PREFIX}kind is {values['kind']!r}, expected one of {known}; "
+                "label with the version of cpn-fast that exported it"
+            )
         values["classes"] = tuple(values["classes"])
         values["scales"] = tuple(values["scales"])
         values["palette"] = tuple((int(r), int(g), int(b)) for r, g, b in values["palette"])

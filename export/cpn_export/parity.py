@@ -9,7 +9,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
@@ -21,7 +21,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from cpn_export.runtime import OnnxLabeller
+from cpn_export.agreement import FOREGROUND_BAR, MAPS_BAR, PIXELS_BAR, Agreement, Outputs
+from cpn_export.metadata import Kind
+from cpn_export.runtime import MAPS, OnnxLabeller
 from cpn_fast.cli import guarded
 from cpn_fast.data.open import open_source
 from cpn_fast.data.types import Record, Source
@@ -30,16 +32,15 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.files.max_side import reduce_image
 from cpn_fast.inference import ClassMapping
 from cpn_fast.models.labeller import Labeller
+from cpn_fast.models.segmenter import Segmenter
 from cpn_fast.run_folder import RunFolder
 from cpn_fast.runtime_tuning import tune_allocator
 from cpn_fast.terminal import item_progress
 from cpn_kernels.cam_norm import MapNorm
 
-MAP_TOLERANCE = 1e-3
-MAPS_BAR, PIXELS_BAR, FOREGROUND_BAR = 0.999, 0.999, 0.995
-"""Least share of map elements within the tolerance, of all pixels and of foreground pixels labelled equal."""
-
-IMAGES, SPARSE, OWN_SCORES = "images", "images with less foreground", "own scores"
+IMAGES, SPARSE = "images", "images with less foreground"
+OTHER_LABELS: dict[Kind, str] = {"cam": "own scores", "segmentation": "given labels"}
+"""The group of images with the other kind of labels: CAM networks are given the image's, segmentation networks none."""
 STRIP_HEIGHT, LARGE_SIDE = 33, 800
 MAX_BATCH = 4
 
@@ -57,7 +58,8 @@ class ParityConfig:
         split: split to draw from.
         images: images to compare whose eager mask is at least `min_foreground` foreground.
         min_foreground: share of foreground pixels that such an image needs.
-        variants: of these, also compared at odd sizes, as thin strips, enlarged, and with the network's own scores.
+        variants: of these, also compared at odd sizes, as thin strips, enlarged, and with labels where the others have
+            none or the other way round.
         threads: CPU threads of each side; 0 = all cores.
         output: JSON file for the figures.
     """
@@ -71,88 +73,6 @@ class ParityConfig:
     variants: int = 6
     threads: int = 0
     output: Path | None = None
-
-
-@dataclass
-class Agreement:
-    """Counts over images; shares are 1 where nothing was counted.
-
-    Attributes:
-        images: compared.
-        sizes: (height, width) in pixels that occurred.
-        batches: batch sizes that occurred.
-        elements: map elements of the classes in force (those of absent classes are 0 on both sides and would flatter).
-        close: of these, within `MAP_TOLERANCE`.
-        pixels: all pixels.
-        equal: of these, labelled equal.
-        foreground: pixels that either side labels foreground.
-        foreground_equal: of these, labelled equal.
-        largest: largest difference of a map element.
-    """
-
-    images: int = 0
-    sizes: set[tuple[int, int]] = field(default_factory=set)
-    batches: set[int] = field(default_factory=set)
-    elements: int = 0
-    close: int = 0
-    pixels: int = 0
-    equal: int = 0
-    foreground: int = 0
-    foreground_equal: int = 0
-    largest: float = 0.0
-
-    @property
-    def maps_close(self) -> float:
-        """Share of map elements within the tolerance."""
-        return self.close / max(1, self.elements) if self.elements else 1.0
-
-    @property
-    def pixels_equal(self) -> float:
-        """Share of pixels labelled equal."""
-        return self.equal / self.pixels if self.pixels else 1.0
-
-    @property
-    def foreground_pixels_equal(self) -> float:
-        """Share of foreground pixels labelled equal."""
-        return self.foreground_equal / self.foreground if self.foreground else 1.0
-
-    @property
-    def met(self) -> bool:
-        """Whether all three shares reach their bar."""
-        shares = (self.maps_close, self.pixels_equal, self.foreground_pixels_equal)
-        return all(share >= bar for share, bar in zip(shares, (MAPS_BAR, PIXELS_BAR, FOREGROUND_BAR), strict=True))
-
-    def add(self, eager: Outputs, exported: Outputs, batch: int) -> None:
-        """Count what both sides say of some images, which went through in a batch of `batch`."""
-        count, height, width = eager.mask.shape
-        self.images += count
-        self.sizes.add((height, width))
-        self.batches.add(batch)
-        in_force = (eager.rcam.max(axis=(2, 3)) > 0) | (exported.rcam.max(axis=(2, 3)) > 0)
-        difference = np.abs(eager.rcam[in_force] - exported.rcam[in_force])
-        self.elements += difference.size
-        self.close += int((difference <= MAP_TOLERANCE).sum())
-        self.largest = max(self.largest, float(difference.max(initial=0)))
-        same = eager.mask == exported.mask
-        foreground = (eager.mask > 0) | (exported.mask > 0)
-        self.pixels += same.size
-        self.equal += int(same.sum())
-        self.foreground += int(foreground.sum())
-        self.foreground_equal += int((same & foreground).sum())
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """One side's answer: rcam float32 [B, K, H, W], scores float32 [B, K], mask uint8 [B, H, W]."""
-
-    rcam: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    mask: NDArray[np.uint8]
-
-    def of(self, index: int) -> Outputs:
-        """The answer for one image of the batch, as a batch of one."""
-        one = slice(index, index + 1)
-        return Outputs(self.rcam[one], self.scores[one], self.mask[one])
 
 
 @dataclass(frozen=True)
@@ -179,38 +99,50 @@ class ParityReport:
 
 
 class Pair:
-    """A run's labeller in eager torch and its export, with the export's settings.
+    """A labelling module in eager torch and its export.
 
     Args:
-        run: run folder.
-        model: exported model.
-        threads: CPU threads of each; 0 = all cores.
-
-    Raises:
-        DataError: if the two do not have the same classes.
+        eager: on the CPU, with the export's settings.
+        onnx: the exported model.
+        threads: CPU threads of torch; 0 = all cores.
     """
 
-    def __init__(self, run: RunFolder, model: Path, threads: int = 0) -> None:
+    def __init__(self, eager: Labeller | Segmenter, onnx: OnnxLabeller, threads: int = 0) -> None:
         torch.set_num_threads(threads or os.cpu_count() or 1)
         tune_allocator()  # as `cpn label` does: the times are to be its times
-        self.onnx = OnnxLabeller(model, threads=threads)
-        info = self.onnx.info
+        self.eager, self.onnx = eager, onnx
+
+    @classmethod
+    def of_run(cls, run: RunFolder, model: Path, threads: int = 0) -> Pair:
+        """A run's network and the model exported from it, each with `threads` CPU threads.
+
+        Raises:
+            DataError: if the two are of different kinds or do not have the same classes.
+        """
+        onnx = OnnxLabeller(model, threads=threads)
+        info = onnx.info
         if info.classes != run.classes:
             raise DataError(f"{model}: its classes are not those of {run.path}; export that run again")
-        rest = (info.scales, info.flip, info.beta, info.threshold, cast(MapNorm, info.map_norm))
-        self.eager = Labeller(run.load_model(), *rest)
+        eager: Labeller | Segmenter
+        if info.beta is None or info.threshold is None:
+            eager = Segmenter(run.load_deeplab(), info.scales, info.flip)
+        else:
+            map_norm = cast(MapNorm, info.map_norm)
+            eager = Labeller(run.load_model(), info.scales, info.flip, info.beta, info.threshold, map_norm)
+        return cls(eager, onnx, threads)
 
     def run_eager(self, images: NDArray[np.uint8], labels: NDArray[np.float32]) -> Outputs:
         """The eager side of a batch: images [B, H, W, 3], labels [B, K]."""
         with torch.inference_mode():
             found = self.eager(torch.from_numpy(images), torch.from_numpy(labels))
-        return Outputs(found.rcam.numpy(), found.scores.numpy(), found.mask.numpy())
+        maps = getattr(found, MAPS[self.onnx.info.kind])
+        return Outputs(maps.numpy(), found.scores.numpy(), found.mask.numpy())
 
     def run_onnx(self, images: NDArray[np.uint8], labels: NDArray[np.float32]) -> Outputs:
         """The exported side of a batch."""
-        found = self.onnx(images, labels, with_rcam=True)
-        assert found.rcam is not None
-        return Outputs(found.rcam, found.scores, found.mask)
+        found = self.onnx(images, labels, with_maps=True)
+        assert found.maps is not None
+        return Outputs(found.maps, found.scores, found.mask)
 
 
 def run_parity(config: ParityConfig) -> ParityReport:
@@ -220,15 +152,24 @@ def run_parity(config: ParityConfig) -> ParityReport:
         DataError: if run, model or data cannot be used or do not fit each other.
     """
     run, source = RunFolder(config.run), open_source(config.data)
-    pair = Pair(run, config.model, config.threads)
-    mapping = ClassMapping.between(source.classes, run.classes)
-    groups = {IMAGES: Agreement(), SPARSE: Agreement(), **{name: Agreement() for name in VARIANTS}}
+    report = compare(Pair.of_run(run, config.model, config.threads), source, config)
+    _show(report)
+    if config.output is not None:
+        atomic_write_text(config.output, json.dumps(_as_json(report), indent=2) + "\n")
+    return report
+
+
+def compare(pair: Pair, source: Source, config: ParityConfig) -> ParityReport:
+    """Compare both sides on images of the source."""
+    info = pair.onnx.info
+    mapping = ClassMapping.between(source.classes, info.classes)
+    groups = {name: Agreement() for name in (IMAGES, SPARSE, *VARIANTS, OTHER_LABELS[info.kind])}
     seconds: tuple[list[float], list[float]] = ([], [])
     kept: list[tuple[NDArray[np.uint8], NDArray[np.float32]]] = []
-    batches = _batches(source, source.records(config.split), mapping, pair.onnx.info.max_side)
+    batches = _batches(source, source.records(config.split), mapping, info.max_side)
     with item_progress(Console(), "comparing", config.images) as advance:
         for turn, (images, labels) in enumerate(batches):
-            eager, exported = _both(pair, images, labels, seconds, turn)
+            eager, exported = _both(pair, images, _rows(labels, info.kind == "cam"), seconds, turn)
             enough = (eager.mask > 0).mean(axis=(1, 2)) >= config.min_foreground
             for index in range(len(images)):
                 group = groups[IMAGES if enough[index] else SPARSE]
@@ -240,22 +181,23 @@ def run_parity(config: ParityConfig) -> ParityReport:
     _add_variants(pair, kept[: config.variants], groups)
     # The first batch warms both sides up.
     eager_seconds, onnx_seconds = (statistics.median(times[1:] or times or [0.0]) for times in seconds)
-    report = ParityReport(groups, eager_seconds, onnx_seconds, config.images)
-    _show(report)
-    if config.output is not None:
-        atomic_write_text(config.output, json.dumps(_as_json(report), indent=2) + "\n")
-    return report
+    return ParityReport(groups, eager_seconds, onnx_seconds, config.images)
+
+
+def _rows(labels: NDArray[np.float32], given: bool) -> NDArray[np.float32]:
+    return labels if given else np.full_like(labels, -1)
 
 
 def _add_variants(
     pair: Pair, kept: Sequence[tuple[NDArray[np.uint8], NDArray[np.float32]]], groups: dict[str, Agreement]
 ) -> None:
-    """Compare images of other sizes and shapes made from `kept`, and with the network's own scores, one by one."""
-    for name, variant in VARIANTS.items():
+    """Compare images of other sizes and shapes made from `kept`, and with the other kind of labels, one by one."""
+    kind = pair.onnx.info.kind
+    for name, variant in {**VARIANTS, OTHER_LABELS[kind]: lambda image: image}.items():
         for image, label in kept:
-            row = np.full_like(label, -1) if name == OWN_SCORES else label
+            rows = _rows(label[None], (kind == "cam") != (name == OTHER_LABELS[kind]))
             changed = np.array(variant(image), order="C")[None]
-            groups[name].add(pair.run_eager(changed, row[None]), pair.run_onnx(changed, row[None]), 1)
+            groups[name].add(pair.run_eager(changed, rows), pair.run_onnx(changed, rows), 1)
 
 
 def _resized(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
@@ -281,7 +223,6 @@ VARIANTS: dict[str, Variant] = {
     "thin strips": _strip,
     "upright strips": lambda image: _strip(image.transpose(1, 0, 2)),
     "enlarged": _large,
-    OWN_SCORES: lambda image: image,
 }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from cpn_export.metadata import ModelInfo
+from cpn_export.metadata import Kind, ModelInfo
 from cpn_fast.files.errors import DataError
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
@@ -24,6 +24,10 @@ PROVIDERS: dict[str, tuple[str, ...]] = {
 """Execution providers that onnxruntime tries in order; the first must be in use."""
 
 
+MAPS: dict[Kind, str] = {"cam": "rcam", "segmentation": "probabilities"}
+"""Name of the graph's output with the maps that the mask comes from."""
+
+
 @dataclass(frozen=True)
 class LabelledBatch:
     """What the graph says of B images of H x W pixels.
@@ -31,12 +35,13 @@ class LabelledBatch:
     Attributes:
         scores: float32 [B, K] class probabilities.
         mask: uint8 [B, H, W], 0 background, 1..K classes.
-        rcam: float32 [B, K, H, W] normalised maps in [0, 1); None unless asked for.
+        maps: float32, None unless asked for: of a CAM network the normalised RCAM [B, K, H, W] in [0, 1), of a
+            segmentation network the probabilities [B, K + 1, H, W] with background first.
     """
 
     scores: NDArray[np.float32]
     mask: NDArray[np.uint8]
-    rcam: NDArray[np.float32] | None = None
+    maps: NDArray[np.float32] | None = None
 
 
 class OnnxLabeller:
@@ -61,14 +66,15 @@ class OnnxLabeller:
         self,
         images: NDArray[np.uint8],  # [B, H, W, 3]
         labels: NDArray[np.float32],  # [B, K]
-        with_rcam: bool = False,
+        with_maps: bool = False,
     ) -> LabelledBatch:
         """Label images of one size.
 
         Args:
             images: uint8 [B, H, W, 3] RGB.
-            labels: float32 [B, K], 1 where the class is in the image; a row of -1 lets the scores stand in.
-            with_rcam: also return the maps, K * H * W floats an image.
+            labels: float32 [B, K], 1 where the class is in the image. A row of -1 where that is not known: the scores
+                of a CAM network stand in, a segmentation network chooses from all classes.
+            with_maps: also return the maps, K * H * W floats an image.
 
         Raises:
             DataError: if shape or dtype differ from these.
@@ -78,7 +84,7 @@ class OnnxLabeller:
         expected = (len(images), len(self.info.classes))
         if labels.shape != expected:
             raise DataError(f"labels have shape {labels.shape}, expected {expected} (images, classes of the model)")
-        names = ["scores", "mask", "rcam"] if with_rcam else ["scores", "mask"]
+        names = ["scores", "mask", *([MAPS[self.info.kind]] if with_maps else [])]
         feeds = {"image": np.ascontiguousarray(images), "labels": labels.astype(np.float32, copy=False)}
         outputs = self.session.run(names, feeds)
         return LabelledBatch(*outputs)

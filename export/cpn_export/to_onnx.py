@@ -11,15 +11,24 @@ import onnx
 import onnx_ir
 import tyro
 
-from cpn_export.metadata import ModelInfo
-from cpn_export.parts import labeller_graph
+from cpn_export.cam_graph import labeller_graph
+from cpn_export.forms import Calibration, form_of
+from cpn_export.metadata import ModelInfo, Variant
+from cpn_export.parts import Form, unchanged
+from cpn_export.segmentation_graph import segmenter_graph
+from cpn_fast.config import SegmentConfig
 from cpn_fast.files.atomic import atomic_path
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import voc_palette
 from cpn_fast.models.labeller import SCALES, Labeller
+from cpn_fast.models.segmenter import SCALES as SEGMENT_SCALES
+from cpn_fast.models.segmenter import Segmenter
 from cpn_fast.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
+
+PALETTE = tuple((int(r), int(g), int(b)) for r, g, b in voc_palette())
+DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -27,22 +36,34 @@ class ExportConfig:
     """Write a run as an ONNX model for `cpn-label`.
 
     Attributes:
-        run: run folder.
+        run: run folder, of `cpn train` or `cpn segment train`.
         output: the `.onnx` file.
-        scales: scale factors of the image, in steps of 0.01.
+        scales: scale factors of the image, in steps of 0.01; None = 0.5 1 1.5 2, and for a segmentation network
+            0.5 0.75 1 1.25 1.5 1.75.
         flip: also run the mirrored image.
-        beta: background score of the masks, in [0, 1]; None = the best one that `cpn evaluate` found for the run.
-        threshold: class probability above which a class stands in where an image has no labels.
+        beta: of a CAM network, background score of the masks, in [0, 1]; None = the best one that `cpn evaluate` found
+            for the run.
+        threshold: of a CAM network, class probability above which a class stands in where an image has no labels;
+            None = 0.5.
         max_side: longer images are to be reduced to this long side in pixels first (by `cpn-label`, not in the graph).
+        variant: number format of the network: float32, float16 (half the file; meant for a GPU) or int8 (a quarter of
+            the file; meant for a CPU).
+        calibrate: folder of images like those to be labelled, from which int8 takes its ranges.
+        calibrate_images: so many of them, spread evenly.
+        reduce_range: int8 with weights of 7 bits, for x86 CPUs without VNNI, on which 8 bits may overflow.
     """
 
     run: tyro.conf.Positional[Path]
     output: Path
-    scales: tuple[float, ...] = SCALES
+    scales: tuple[float, ...] | None = None
     flip: bool = True
     beta: float | None = None
-    threshold: float = 0.5
+    threshold: float | None = None
     max_side: int = 1024
+    variant: Variant = "float32"
+    calibrate: Path | None = None
+    calibrate_images: int = 32
+    reduce_range: bool = False
 
 
 def run_export(config: ExportConfig) -> Path:
@@ -52,46 +73,89 @@ def run_export(config: ExportConfig) -> Path:
         The file written.
 
     Raises:
-        DataError: if an option is out of range, or there is no such run.
+        DataError: if an option is out of range or does not fit the run, or there is no such run.
     """
     _check(config)
     run = RunFolder(config.run)
+    info = _export_segmentation(config, run) if run.stage == "segment" else _export_cam(config, run)
+    size = config.output.stat().st_size / 2**20
+    score = "" if info.beta is None else f", beta {info.beta:.2f}"
+    logger.info("%s: %s, %.1f MiB, %d classes%s", config.output, info.variant, size, len(info.classes), score)
+    return config.output
+
+
+def _export_cam(config: ExportConfig, run: RunFolder) -> ModelInfo:
     settings = run.config
-    beta = run.beta if config.beta is None else config.beta
-    map_norm = settings.options.map_norm
-    labeller = Labeller(run.load_model(), config.scales, config.flip, beta, config.threshold, map_norm)
     info = ModelInfo(
         classes=run.classes,
-        palette=tuple((int(r), int(g), int(b)) for r, g, b in voc_palette()),
-        beta=beta,
-        threshold=config.threshold,
+        palette=PALETTE,
+        beta=run.beta if config.beta is None else config.beta,
+        threshold=DEFAULT_THRESHOLD if config.threshold is None else config.threshold,
         max_side=config.max_side,
-        scales=config.scales,
+        scales=config.scales or SCALES,
         flip=config.flip,
-        map_norm=map_norm,
+        map_norm=settings.options.map_norm,
         run=config.run.resolve().name,
         method=settings.method,
         backbone=settings.backbone,
         cpn_fast_version=_version(),
+        variant=config.variant,
     )
-    export_labeller(labeller, info, config.output)
-    size = config.output.stat().st_size / 2**20
-    logger.info("%s: %.1f MiB, %d classes, beta %.2f", config.output, size, len(info.classes), beta)
-    return config.output
+    net = run.load_model()
+    assert info.beta is not None and info.threshold is not None
+    labeller = Labeller(net, info.scales, info.flip, info.beta, info.threshold, settings.options.map_norm)
+    export_labeller(labeller, info, config.output, form_of(config.variant, net.mean, info.scales, _calibration(config)))
+    return info
 
 
-def export_labeller(labeller: Labeller, info: ModelInfo, output: Path) -> None:
+def _export_segmentation(config: ExportConfig, run: RunFolder) -> ModelInfo:
+    for name in ("beta", "threshold"):
+        if getattr(config, name) is not None:
+            raise DataError(f"--{name} is for CAM networks; {run.path} is a segmentation network: leave it out")
+    info = ModelInfo(
+        classes=run.classes,
+        palette=PALETTE,
+        beta=None,
+        threshold=None,
+        max_side=config.max_side,
+        scales=config.scales or SEGMENT_SCALES,
+        flip=config.flip,
+        map_norm=None,
+        run=config.run.resolve().name,
+        method="deeplab",
+        backbone=run.config_of(SegmentConfig).backbone,
+        cpn_fast_version=_version(),
+        kind="segmentation",
+        variant=config.variant,
+    )
+    net = run.load_deeplab()
+    form = form_of(config.variant, net.mean, info.scales, _calibration(config))
+    export_segmenter(Segmenter(net, info.scales, info.flip), info, config.output, form)
+    return info
+
+
+def export_labeller(labeller: Labeller, info: ModelInfo, output: Path, form: Form = unchanged) -> None:
     """Trace, check and write a labeller; the file is replaced in one step.
 
     Args:
         labeller: on the CPU.
         info: goes into the metadata.
         output: the `.onnx` file.
+        form: of the network, see `form_of`.
 
     Raises:
         onnx.checker.ValidationError: if the graph is not valid ONNX.
+        DataError: if the form cannot be made.
     """
-    model = labeller_graph(labeller)
+    _write(labeller_graph(labeller, form), info, output)
+
+
+def export_segmenter(segmenter: Segmenter, info: ModelInfo, output: Path, form: Form = unchanged) -> None:
+    """The same for a segmenter."""
+    _write(segmenter_graph(segmenter, form), info, output)
+
+
+def _write(model: onnx_ir.Model, info: ModelInfo, output: Path) -> None:
     model.producer_name, model.producer_version = "cpn-fast", info.cpn_fast_version
     model.metadata_props.update(info.to_metadata())
     with atomic_path(output) as temporary:
@@ -100,18 +164,30 @@ def export_labeller(labeller: Labeller, info: ModelInfo, output: Path) -> None:
         onnx.checker.check_model(temporary, full_check=True)
 
 
+def _calibration(config: ExportConfig) -> Calibration | None:
+    if config.calibrate is None:
+        return None
+    return Calibration(config.calibrate, config.calibrate_images, config.max_side, config.reduce_range)
+
+
 def _check(config: ExportConfig) -> None:
     for name in ("beta", "threshold"):
         value = getattr(config, name)
         if value is not None and not 0 <= value <= 1:
             raise DataError(f"--{name} is {value}, expected a number in 0..1")
-    if not config.scales:
+    if config.scales is not None and not config.scales:
         raise DataError("--scales is empty, expected factors such as 0.5 1 1.5 2")
-    for scale in config.scales:
+    for scale in config.scales or ():
         if scale < 0.1 or abs(scale * 100 - round(scale * 100)) > 1e-9:
             raise DataError(f"--scales has {scale}, expected factors of at least 0.1 in steps of 0.01")
-    if config.max_side < 1:
-        raise DataError(f"--max-side is {config.max_side}, expected a number of pixels")
+    for name in ("max_side", "calibrate_images"):
+        if getattr(config, name) < 1:
+            raise DataError(f"--{name.replace('_', '-')} is {getattr(config, name)}, expected at least 1")
+    if config.variant == "int8" and config.calibrate is None:
+        raise DataError("--variant int8 needs images to calibrate on; expected --calibrate FOLDER")
+    for name in ("calibrate", "reduce_range"):
+        if config.variant != "int8" and getattr(config, name):
+            raise DataError(f"--{name.replace('_', '-')} is for --variant int8, found --variant {config.variant}")
 
 
 def _version() -> str:

@@ -148,3 +148,70 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     run.save_model(net, 60)
     model = run_export(ExportConfig(run.path, run.path / "model.onnx", scales=SCALES, beta=0.3))
     return SimpleNamespace(run=run, model=model)
+
+
+@pytest.fixture(scope="session")
+def segmented(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A small DeepLab that was trained until it finds the shapes, and its export.
+
+    Attributes: `segmenter` (Segmenter), `info` (ModelInfo), `model` (Path), `picture` (count, height, width, seed) ->
+    images uint8 [B, H, W, 3] and their true masks uint8 [B, H, W].
+    """
+    torch = pytest.importorskip("torch", reason="needs the [train] packages")
+    from torch import nn
+
+    from cpn_export.to_onnx import export_segmenter
+    from cpn_fast.models.backbones import Backbone
+    from cpn_fast.models.backbones.common import conv_norm, relu6_
+    from cpn_fast.models.deeplab import DeepLab, set_norm_momentum
+    from cpn_fast.models.segmenter import Segmenter
+    from cpn_kernels.cp_triplet import normalise_images
+
+    class Residual(Backbone):
+        """Three strided convolutions and a residual one, each with batch norm and ReLU6; stride 8."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.channels, self.strides = (32, 32, 32), (8, 8, 8)
+            sizes = ((3, 16, 2), (16, 24, 2), (24, 32, 2), (32, 32, 1))
+            self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, stride, 1, bias=False) for i, o, stride in sizes)
+            self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o, _ in sizes)
+            self.initialise(frozen=False)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            for conv, norm in zip(self.convs[:3], self.norms[:3], strict=True):
+                x = relu6_(conv_norm(x, conv, norm))
+            x = x + relu6_(conv_norm(x, self.convs[3], self.norms[3]))
+            return x, x, x
+
+    def picture(count: int, height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        images = np.stack([shapes_image(rng, height, width)[0] for _ in range(count)])
+        bright = images == 230  # the colour of the shapes, which the grey around them never reaches
+        return images, np.where(bright.any(axis=3), bright.argmax(axis=3) + 1, 0).astype(np.uint8)
+
+    torch.manual_seed(0)
+    net = DeepLab(Residual(), len(TRAINED_CLASSES), dropout=0.1).train()
+    set_norm_momentum(net, 0.1)
+    optimiser = torch.optim.Adam(net.parameters(), lr=2e-3)
+    for step in range(60):
+        images, masks = picture(6, *((64, 96) if step % 2 else (32, 48)), seed=100 + step)
+        logits = net(normalise_images(torch.from_numpy(images)))
+        logits = nn.functional.interpolate(logits, size=masks.shape[1:], mode="bilinear")
+        loss = nn.functional.cross_entropy(logits, torch.from_numpy(masks).long())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    segmenter = Segmenter(net, SCALES)
+    images, masks = picture(16, 64, 96)
+    with torch.no_grad():
+        found = segmenter(torch.from_numpy(images), torch.full((16, 3), -1.0)).mask.numpy()
+    right = (found == masks)[masks > 0].mean()
+    assert right > 0.9, f"only {right:.2f} of the shapes' pixels are right: the network did not learn"
+    info = toy_info(
+        classes=TRAINED_CLASSES, kind="segmentation", scales=SCALES, flip=True, max_side=1024,
+        beta=None, threshold=None, map_norm=None, method="deeplab", backbone="small", run="shapes",
+    )  # fmt: skip
+    model = tmp_path_factory.mktemp("segmented") / "model.onnx"
+    export_segmenter(segmenter, info, model)
+    return SimpleNamespace(segmenter=segmenter, info=info, model=model, picture=picture)

@@ -84,9 +84,9 @@ def test_long_image_is_reduced_and_its_mask_enlarged_back(model, photos, tmp_pat
     seen = []
     call = OnnxLabeller.__call__
 
-    def spy(self, images, labels, with_rcam=False):
+    def spy(self, images, labels, with_maps=False):
         seen.append(images.shape)
-        return call(self, images, labels, with_rcam)
+        return call(self, images, labels, with_maps)
 
     monkeypatch.setattr(OnnxLabeller, "__call__", spy)
     long = photos / "ünter ordner" / "bild 5.png"
@@ -103,9 +103,9 @@ def test_images_of_equal_size_go_through_together(model, photos, tmp_path, monke
     batches = []
     call = OnnxLabeller.__call__
 
-    def spy(self, images, labels, with_rcam=False):
+    def spy(self, images, labels, with_maps=False):
         batches.append(images.shape)
-        return call(self, images, labels, with_rcam)
+        return call(self, images, labels, with_maps)
 
     monkeypatch.setattr(OnnxLabeller, "__call__", spy)
     run_label_onnx(LabelOnnxConfig(model, (photos,), tmp_path / "out", batch_size=3))
@@ -150,10 +150,10 @@ def test_nothing_but_broken_images_is_an_error(model, tmp_path):
 def test_a_batch_that_fails_is_tried_image_by_image(model, photos, tmp_path, monkeypatch):
     call = OnnxLabeller.__call__
 
-    def short_of_memory(self, images, labels, with_rcam=False):
+    def short_of_memory(self, images, labels, with_maps=False):
         if len(images) > 1 or images.shape[1] == 31:
             raise RuntimeError("Failed to allocate memory")
-        return call(self, images, labels, with_rcam)
+        return call(self, images, labels, with_maps)
 
     monkeypatch.setattr(OnnxLabeller, "__call__", short_of_memory)
     summary = run_label_onnx(LabelOnnxConfig(model, (photos,), tmp_path / "out"))

@@ -14,7 +14,8 @@ torch = pytest.importorskip("torch", reason="needs the [train] packages")
 
 import onnx  # noqa: E402
 
-from cpn_export.parity import MAPS_BAR, Agreement, Outputs, Pair, ParityConfig, main, run_parity  # noqa: E402
+from cpn_export.agreement import MAPS_BAR, Agreement, Outputs  # noqa: E402
+from cpn_export.parity import Pair, ParityConfig, main, run_parity  # noqa: E402
 from cpn_export.runtime import OnnxLabeller, label_rows  # noqa: E402
 from cpn_fast.files.errors import DataError  # noqa: E402
 
@@ -24,7 +25,7 @@ SIZES = [(1, 64, 96), (3, 64, 96), (2, 97, 131), (1, 33, 500), (2, 500, 33), (1,
 
 @pytest.fixture(scope="module")
 def pair(trained):
-    return Pair(trained.run, trained.model, threads=1)
+    return Pair.of_run(trained.run, trained.model, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_graph_equals_eager(pair, picture, shape):
     images, labels = picture(*shape)
     for rows in (labels, np.full_like(labels, -1)):
         eager, exported = pair.run_eager(images, rows), pair.run_onnx(images, rows)
-        assert exported.rcam.shape == eager.rcam.shape == (shape[0], 3, *shape[1:])
+        assert exported.maps.shape == eager.maps.shape == (shape[0], 3, *shape[1:])
         assert exported.mask.shape == shape and exported.mask.dtype == np.uint8
         np.testing.assert_allclose(exported.scores, eager.scores, atol=1e-5)
         agreement = Agreement()
@@ -69,7 +70,7 @@ def test_rows_of_a_batch_keep_to_themselves(pair, picture):
     together = pair.run_onnx(images, labels)
     for index in range(3):
         alone = pair.run_onnx(images[index : index + 1], labels[index : index + 1])
-        np.testing.assert_allclose(together.rcam[index], alone.rcam[0], atol=1e-4)
+        np.testing.assert_allclose(together.maps[index], alone.maps[0], atol=1e-4)
         np.testing.assert_allclose(together.scores[index], alone.scores[0], atol=1e-5)
 
 
@@ -79,8 +80,8 @@ def test_labels_rule_the_mask(pair, picture):
     labels[0, 2] = 1
     found = pair.run_onnx(images, labels)
     assert set(np.unique(found.mask[0])) <= {0, 3}
-    assert not found.mask[1].any() and not found.rcam[1].any()  # no class at all: background everywhere
-    assert not found.rcam[0, :2].any()
+    assert not found.mask[1].any() and not found.maps[1].any()  # no class at all: background everywhere
+    assert not found.maps[0, :2].any()
 
 
 def test_file_says_what_it_is(trained):
@@ -197,4 +198,4 @@ def test_shares_by_hand():
 
 def test_pair_of_other_classes(trained, write_toy_model, tmp_path):
     with pytest.raises(DataError, match="its classes are not those of"):
-        Pair(trained.run, write_toy_model(tmp_path / "toy.onnx"))
+        Pair.of_run(trained.run, write_toy_model(tmp_path / "toy.onnx"))

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="needs the [train] packages")
 import onnxruntime  # noqa: E402
 from torch import nn  # noqa: E402
 
-from cpn_export.parts import labeller_graph  # noqa: E402
+from cpn_export.cam_graph import labeller_graph  # noqa: E402
 from cpn_export.to_onnx import ExportConfig, run_export  # noqa: E402
 from cpn_fast.cli import main as cpn  # noqa: E402
 from cpn_fast.files.errors import DataError  # noqa: E402

@@ -140,7 +140,7 @@ def test_a_full_and_a_locked_disk(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # Tracing takes many seconds, and what is written of its result is all that counts here.
-    monkeypatch.setattr(to_onnx, "labeller_graph", lambda labeller: tiny_graph())
+    monkeypatch.setattr(to_onnx, "labeller_graph", lambda *_: tiny_graph())
     words, made = commands(*labelled, f"demo:{small_demo}", disk.path)[name]
     disk.fill(leave=0)
     refused(words, capsys, str(disk.path), "free")

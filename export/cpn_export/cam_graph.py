@@ -1,0 +1,117 @@
+"""The ONNX graph of a `Labeller`: network and refinement traced once, called at every scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from cpn_export.parts import DOMAIN, NETWORK, Form, assemble, dims, trace_around, trace_network, traced, unchanged
+from cpn_fast.models.cam import CamNet, CamOutput
+from cpn_fast.models.labeller import Labeller
+from cpn_fast.models.pcm import FEATURE_CHANNELS
+from cpn_kernels.cam_norm import MapNorm
+
+REFINEMENT = "Refinement"
+
+
+class _Network(nn.Module):
+    """One pass over normalised views: cam, scores and, with refinement, features."""
+
+    def __init__(self, net: CamNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, views: Tensor) -> tuple[Tensor, ...]:
+        output = self.net(views)
+        return (output.cam, output.scores) if self.net.refinement == "none" else tuple(output)
+
+
+class _Refinement(nn.Module):
+    """The refinement of one pass."""
+
+    def __init__(self, net: CamNet, map_norm: MapNorm) -> None:
+        super().__init__()
+        self.net, self.map_norm = net, map_norm
+
+    def forward(self, cam: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+        return self.net.refine(cam, features, labels, self.map_norm)
+
+
+class _Calls(nn.Module):
+    """Stands in for a CamNet while the labeller is traced: calls instead of computing."""
+
+    def __init__(self, net: CamNet) -> None:
+        super().__init__()
+        self.refinement = net.refinement
+        self.num_classes = net.num_classes
+        self.stride = net.backbone.strides[2]
+        self.register_buffer("mean", net.mean)
+
+    def forward(self, views: Tensor) -> CamOutput:
+        count, _, height, width = views.shape
+        grid = [(side + self.stride - 1) // self.stride for side in (height, width)]
+        shapes: list[list[Any]] = [[count, self.num_classes, *grid], [count, self.num_classes]]
+        if self.refinement != "none":
+            shapes.append([count, FEATURE_CHANNELS, *grid])
+        dtypes = [torch.float32] * len(shapes)
+        outputs = list(
+            torch.onnx.ops.symbolic_multi_out(f"{DOMAIN}::{NETWORK}", (views,), dtypes=dtypes, shapes=shapes, version=1)
+        )
+        if self.refinement == "none":
+            outputs.append(outputs[0][:, :0])
+        return CamOutput(*outputs)
+
+    def refine(self, cam: Tensor, features: Tensor, labels: Tensor, map_norm: MapNorm) -> Tensor:
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{REFINEMENT}", (cam, features, labels), dtype=torch.float32, shape=cam.shape, version=1
+        )
+
+
+class _Graph(nn.Module):
+    """The labeller with the inputs and outputs of the ONNX file."""
+
+    def __init__(self, labeller: Labeller) -> None:
+        super().__init__()
+        self.labeller = labeller
+
+    def forward(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        labelled = self.labeller(image, labels)
+        return labelled.rcam, labelled.scores, labelled.mask
+
+
+def labeller_graph(labeller: Labeller, form: Form = unchanged) -> ir.Model:
+    """The ONNX graph of a labeller with dynamic batch, height and width.
+
+    Args:
+        labeller: on the CPU.
+        form: of the network, without its refinement.
+
+    Returns:
+        A model with inputs image uint8 [batch, height, width, 3] and labels float [batch, K], and outputs rcam float
+        [batch, K, height, width], scores float [batch, K] and mask uint8 [batch, height, width].
+    """
+    net = labeller.net
+    outputs = ["cam", "scores"] + ([] if net.refinement == "none" else ["features"])
+    parts = {NETWORK: form(trace_network(_Network(net), outputs))}
+    if net.refinement != "none":
+        parts[REFINEMENT] = _trace_refinement(net, labeller.map_norm)
+    calls: Any = _Calls(net)
+    around = Labeller(calls, labeller.scales, labeller.flip, labeller.beta, labeller.threshold, labeller.map_norm)
+    model = trace_around(_Graph(around), net.num_classes, labeller.scales, ["rcam", "scores", "mask"])
+    return assemble(model, parts)
+
+
+def _trace_refinement(net: CamNet, map_norm: MapNorm) -> ir.Model:
+    batch, height, width = dims(1, 2)
+    cam, features = torch.zeros(2, net.num_classes, 11, 13), torch.zeros(2, FEATURE_CHANNELS, 11, 13)
+    maps = {0: batch, 2: height, 3: width}
+    return traced(
+        _Refinement(net, map_norm),
+        (cam, features, torch.ones(2, net.num_classes)),
+        ["cam", "features", "labels"],
+        ["refined"],
+        (maps, maps, {0: batch}),
+    )
