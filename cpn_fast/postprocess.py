@@ -183,6 +183,8 @@ def _steps(config: PostprocessConfig, crf: Settings | None) -> tuple[Step, ...]:
     steps: list[Step] = []
     if config.random_walk is not None:
         run = RunFolder(config.random_walk)
+        if not run.exists():
+            raise DataError(f"--random-walk {run.path}: no run there; expected the --output of `cpn affinity`")
         net = run.load_affinity_net(ready_device(config.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         steps.append(WalkStep(net, weights_digest(run), config.steps, config.power, config.scale))
     if crf is not None:
