@@ -111,9 +111,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if not config.others:
         return _evaluate_target(config, source, records)
     if config.output is not None:
-        raise DataError(
-            "--output takes the scores of one target; each of several gets its own metrics.json: leave it out"
-        )
+        raise DataError("--output is for one target; each of several gets its own metrics.json: leave it out")
     targets = (config.target, *config.others)
     scored = [_evaluate_target(dataclasses.replace(config, target=target), source, records) for target in targets]
     print_comparison(Console(), scored)
