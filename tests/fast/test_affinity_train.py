@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ import torch
 from PIL import Image
 
 import cpn_fast.affinity.synthesis as synthesis_module
-from cpn_fast.affinity.batches import AffinityStream, crop_labels
+from cpn_fast.affinity.batches import AffinityBatch, AffinityStream, crop_labels
 from cpn_fast.affinity.command import parse, run_affinity
+from cpn_fast.affinity.stage import AffinityStage
 from cpn_fast.affinity.synthesis import LabelStore
 from cpn_fast.checkpoint import load_checkpoint, state_sha256
 from cpn_fast.config import AffinityConfig, AugmentOptions
@@ -160,6 +162,17 @@ def test_the_loss_of_parts_with_common_counts_is_that_of_the_whole_batch():
         assert mean.item() == pytest.approx(getattr(whole, name).item(), rel=1e-6)
     (found,) = torch.autograd.grad(sum(part.total for part in parts) / 2, affinity)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_a_process_divides_by_its_share_of_all_pairs(monkeypatch):
+    """The other of two processes has pairs [10, 0, 4] in all."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda pairs: pairs.add_(torch.tensor([10.0, 0.0, 4.0])))
+    pairs = torch.tensor([[1, 2, 3], [1, 0, 1]])
+    batch = AffinityBatch(("a", "b"), torch.zeros(2, 8, 8, 3), torch.zeros(2, 1, 1), pairs)
+    for world_size, expected in ((1, [2, 2, 4]), (2, [6, 1, 4])):
+        stage = SimpleNamespace(fabric=SimpleNamespace(world_size=world_size))
+        given = AffinityStage.inputs(stage, batch, 1, 1)[2]
+        assert given.tolist() == expected
 
 
 def test_training_tells_colours_apart(toys, tmp_path):
