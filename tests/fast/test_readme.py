@@ -33,6 +33,7 @@ SMALL = {
         "--val-images",
         "2",
     ],
+    "affinity": ["--max-steps", "1", "--epochs", "1", "--crop", "64", "--batch-size", "2", "--workers", "0"],
     "export": ["--scales", "1", "--no-flip"],
 }
 """What the test adds, so that a command that otherwise runs as README has it takes seconds."""
@@ -152,6 +153,6 @@ def test_cpu_commands_run(photos: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert (made / path).is_file(), path
     ids = sorted(path.relative_to(photos / "images").with_suffix("") for path in photos.rglob("*.jpg"))
     assert len(ids) == 4
-    for folder in ("masks", "masks-crf", "masks-onnx"):
+    for folder in ("masks", "masks-crf", "masks-walk", "masks-onnx"):
         masks = made / folder / "SegmentationClass"
         assert sorted(path.relative_to(masks).with_suffix("") for path in masks.rglob("*.png")) == ids
