@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check check-kernels bench gpu-check
+.PHONY: setup demo demo-full test check check-kernels bench gpu-check
 
 setup: $(STAMP)
 
@@ -16,6 +16,10 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/csrc/
 
 demo: $(STAMP)
 	$(BIN)/cpn demo --seeds $(SEEDS)
+
+# On to a segmentation model (about 20 minutes on two cores); goes on where it was stopped.
+demo-full: $(STAMP)
+	$(BIN)/cpn demo --full
 
 # One torch thread per process: both cores are taken by the two pytest workers. By file: fixtures are made once.
 test: $(STAMP)

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.measuring import ROUNDS, Call, extra_peak_mib, machine, seconds
+from benchmarks.measuring import ROUNDS, Call, extra_peak_mib, seconds
+from cpn_fast.machine import machine
 from cpn_fast.runtime_tuning import tune_allocator
 
 RESULTS = Path(__file__).parent / "results"

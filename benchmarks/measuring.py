@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import platform
 import statistics
 import sys
 import time
@@ -20,16 +18,6 @@ PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "B200": 2250.0, "A100": 312.0, "L40
 """Dense bf16 tensor-core rate by the maker's data sheet, by a part of the device's name."""
 
 Call = Callable[[], Any]
-
-
-def machine(device: str) -> str:
-    """The name of what computes, for the record."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else ():
-        if line.startswith("model name"):
-            return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
-    return f"{platform.machine()}, {os.cpu_count()} cores"
 
 
 def _wait(device: str) -> None:

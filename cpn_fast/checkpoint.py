@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpn_fast.files.atomic import atomic_path
+from cpn_fast.files.atomic import atomic_write
 from cpn_fast.files.errors import DataError
 
 FORMAT = 1
@@ -24,9 +24,17 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     Args:
         path: the checkpoint file.
         state: `step`, `config`, `classes`, `model`, `optimizer` and `scaler`.
+
+    Raises:
+        OSError: if it cannot be written, such as on a full disk.
     """
-    with atomic_path(path) as temporary:
-        torch.save({"format": FORMAT, **state}, temporary)
+    with atomic_write(path) as file:
+        try:
+            torch.save({"format": FORMAT, **state}, file)
+        except RuntimeError as error:  # torch's writer stumbles over the file's own error
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import sys
@@ -14,6 +15,9 @@ from cpn_fast.files.errors import DataError
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -48,24 +52,67 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(
         "score masks or a run against ground truth", "cpn_fast.evaluate", "EvaluateConfig", "run_evaluate"
     ),
+    "segment train": Command(
+        "train DeepLab-LargeFOV on a folder of pseudo masks",
+        "cpn_fast.segment.train",
+        "SegmentConfig",
+        "run_segment_train",
+        "parse",
+    ),
+    "segment predict": Command(
+        "write the masks of a segmentation run", "cpn_fast.segment.predict", "PredictConfig", "run_segment_predict"
+    ),
+    "segment evaluate": Command(
+        "score a segmentation run", "cpn_fast.segment.evaluate", "SegmentEvaluateConfig", "run_segment_evaluate"
+    ),
+    "run": Command(
+        "all stages from images to a segmentation model",
+        "cpn_fast.pipeline.command",
+        "PipelineConfig",
+        "run_pipeline",
+        "parse",
+    ),
     "convert": Command(
         "write masks as COCO JSON or a CVAT zip", "cpn_fast.convert.command", "ConvertConfig", "run_convert"
     ),
     "export": Command("write a run as an ONNX model", "cpn_export.to_onnx", "ExportConfig", "run_export"),
+    "reproduce": Command(
+        "make one of the paper's tables on any source",
+        "cpn_fast.reproduce.command",
+        "ReproduceConfig",
+        "run_reproduce",
+        "parse",
+    ),
     "report": Command("write one HTML page about a run", "cpn_fast.report", "ReportConfig", "run_report"),
     "demo": Command("the whole pipeline on generated data", "cpn_fast.demo", "DemoConfig", "run_demo"),
     "check-data": Command(
         "read a data set once and list its problems", "cpn_fast.data.check", "CheckConfig", "run_check"
     ),
 }
-"""A new subcommand is one more line here."""
+"""A new subcommand is one more line here; one of a group has both words as its key."""
 
 
-def usage() -> str:
-    """The text of `cpn --help`."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(["usage: cpn COMMAND [OPTIONS]", "", *lines, "", "`cpn COMMAND --help` lists its options."])
+def usage(group: str | None = None) -> str:
+    """The text of `cpn --help`, or of `cpn GROUP --help` for the first word of some commands' names."""
+    shown = {name: command for name, command in COMMANDS.items() if group in (None, name.partition(" ")[0])}
+    width = max(map(len, shown))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in shown.items()]
+    head = "usage: cpn COMMAND [OPTIONS]" if group is None else f"usage: cpn {group} COMMAND [OPTIONS]"
+    return "\n".join([head, "", *lines, "", "`cpn COMMAND --help` lists its options."])
+
+
+def split_name(args: Sequence[str]) -> tuple[str, list[str]]:
+    """The command's name, of one word or, within a group, of two, and its arguments.
+
+    Args:
+        args: not empty. Words that name no command are given back as they are.
+    """
+    words = 2 if args[0] in _groups() else 1
+    return " ".join(args[:words]), list(args[words:])
+
+
+def _groups() -> set[str]:
+    return {name.partition(" ")[0] for name in COMMANDS if " " in name}
 
 
 def parse(name: str, args: Sequence[str]) -> Any:
@@ -99,13 +146,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for an error that the message explains, 130 after Ctrl-C.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help"):
-        sys.stdout.write(usage() + "\n")
-        return 0 if args else EXIT_ERROR
+    group = args[0] if args and args[0] in _groups() else None
+    asked = args[1:] if group else args
+    if not asked or asked[0] in ("-h", "--help"):
+        sys.stdout.write(usage(group) + "\n")
+        return 0 if asked else EXIT_ERROR
     if args[0] == "--version":
         sys.stdout.write(f"cpn-fast {_version()}\n")
         return 0
-    name, rest = args[0], args[1:]
+    name, rest = split_name(args)
     if name not in COMMANDS:
         return _fail(f"unknown command {name!r}; known: {', '.join(COMMANDS)}")
     return guarded(lambda: run(name, rest))
@@ -115,8 +164,8 @@ def guarded(action: Callable[[], Any]) -> int:
     """Run `action` and turn what a user can mend into one line on stderr.
 
     Returns:
-        0 where it ended, 2 after a `DataError` or a missing optional package, 130 after Ctrl-C. Other exceptions pass:
-        they are faults of the program and keep their traceback.
+        0 where it ended, 2 after a `DataError`, a missing optional package, a full disk or a missing permission, 130
+        after Ctrl-C. Other exceptions pass: they are faults of the program and keep their traceback.
     """
     _log_to_terminal()
     try:
@@ -127,6 +176,11 @@ def guarded(action: Callable[[], Any]) -> int:
         if error.name is None or error.name.partition(".")[0] in ("cpn_fast", "cpn_kernels", "cpn_export"):
             raise
         return _fail(f"this command needs the package {error.name!r}; install it with: pip install 'cpn-fast[train]'")
+    except OSError as error:
+        if error.errno not in _FULL + _FORBIDDEN:
+            raise
+        mend = "free disk space" if error.errno in _FULL else "correct the permissions, or give another folder"
+        return _fail(f"{error.filename or 'a file'}: {error.strerror}; {mend}, and give the same command again")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED

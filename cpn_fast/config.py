@@ -111,6 +111,23 @@ class AugmentOptions:
 
 
 @dataclass(frozen=True)
+class SegmentAugment(AugmentOptions):
+    """Augmentation of a segmentation network's crops, in this order: resize, flip, colour jitter, crop.
+
+    Attributes:
+        crop: side of the square crop in pixels.
+        resize: range of the long side in pixels; None = crop * (250..750) / 448. That is 0.5 to 1.5 times 500 pixels,
+            the long side of VOC's images, for a crop of 448; a smaller crop shows as much of them.
+        flip: flip horizontally with probability 0.5.
+        jitter: brightness, contrast, saturation, hue ranges.
+    """
+
+    def resize_range(self) -> tuple[int, int]:
+        """The range of the long side in pixels."""
+        return self.resize or (round(self.crop * 250 / 448), round(self.crop * 750 / 448))
+
+
+@dataclass(frozen=True)
 class LoopConfig:
     """What every kind of training has in common. Everything here is written to the run folder's config.json.
 
@@ -211,6 +228,30 @@ class TrainConfig(LoopConfig):
         return {**super().lr_factors, "refinement": self.refine_lr_factor}
 
 
+@dataclass(frozen=True)
+class SegmentConfig(LoopConfig):
+    """One training of a segmentation network (method section 9; paper section 4.3).
+
+    Attributes:
+        masks: folder of masks to train on, `SegmentationClass/ID.png` or `ID.png`, with or without a `labelmap.txt`; or
+            "truth", the source's own masks.
+        allow_missing: train without the images that have no mask; otherwise they are an error.
+        dropout: share of the head's activations that a step drops.
+        augment: augmentation of the training crops.
+    """
+
+    masks: str = field(kw_only=True)
+    allow_missing: bool = False
+    dropout: float = 0.5
+    batch_size: int = 10
+    augment: SegmentAugment = field(default_factory=SegmentAugment)
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """Fields to take where the command line names none (is None)."""
+        return SEGMENT_RECIPES[self.backbone]
+
+
 @dataclass(frozen=True, kw_only=True)
 class AffinityConfig(LoopConfig):
     """One training of AffinityNet, on what a labelling is sure of.
@@ -246,7 +287,7 @@ class AffinityConfig(LoopConfig):
         return AFFINITY_RECIPES[self.backbone]
 
 
-STAGES: dict[str, type[LoopConfig]] = {"train": TrainConfig, "affinity": AffinityConfig}
+STAGES: dict[str, type[LoopConfig]] = {"train": TrainConfig, "affinity": AffinityConfig, "segment": SegmentConfig}
 """Kind of training -> its settings; a run's config.json says which."""
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -289,6 +330,15 @@ RECIPES: dict[str, dict[str, Any]] = {
     "resnet38_tiny": {"lr": 0.01, "momentum": 0.9, "epochs": 20},
 }
 """Learning rate, momentum and epochs of a CAM network per backbone, used where the command line names none."""
+
+SEGMENT_RECIPES: dict[str, dict[str, Any]] = {
+    "resnet38": {"lr": 0.001, "momentum": 0.9, "epochs": 19},
+    "resnet50": {"lr": 0.001, "momentum": 0.9, "epochs": 19},
+    "mobilenet_v2": {"lr": 0.003, "momentum": 0.9, "epochs": 20},
+    "mobilenet_v2_stride8": {"lr": 0.003, "momentum": 0.9, "epochs": 20},
+    "resnet38_tiny": {"lr": 0.01, "momentum": 0.9, "epochs": 20},
+}
+"""The same of a segmentation network; the paper's 20,000 steps of 10 of VOC's 10,582 images are 19 epochs."""
 
 AFFINITY_RECIPES: dict[str, dict[str, Any]] = {
     "resnet38": {"lr": 0.01, "momentum": 0.9, "epochs": 8},

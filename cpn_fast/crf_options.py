@@ -36,10 +36,9 @@ class CrfOptions:
 
     def crf_settings(self, preset: CrfPreset) -> Settings:
         """The preset's numbers with those that are given. Raises DataError for one out of range."""
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
-        crf = dataclasses.replace(
-            PRESETS[preset], **{name: value for name, value in given.items() if value is not None}
-        )
+        names = [field.name for field in dataclasses.fields(Settings)]
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        crf = dataclasses.replace(PRESETS[preset], **given)
         for name, value in dataclasses.asdict(crf).items():
             deviation = name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb")
             if not math.isfinite(value) or value < 0 or (deviation and value == 0):

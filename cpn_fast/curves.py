@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cpn_fast.config import TrainConfig
 from cpn_fast.data.types import Record, Sample, Source
 from cpn_fast.files.masks import voc_palette
+from cpn_fast.inference import spread_evenly
 from cpn_fast.models.cam import CamNet
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.stage import Evaluation
@@ -76,7 +77,7 @@ class Curves:
     def __init__(self, source: Source, records: Sequence[Record], config: TrainConfig) -> None:
         self.num_classes = len(source.classes)
         self.map_norm = config.options.map_norm
-        self._samples = [_resized(source.read(record, with_mask=True), config.augment.crop) for record in records]
+        self._samples = [resized(source.read(record, with_mask=True), config.augment.crop) for record in records]
 
     @torch.no_grad()
     def evaluate(self, net: CamNet, device: torch.device) -> Evaluation:
@@ -127,17 +128,16 @@ def create_curves(source: Source, config: TrainConfig, train_records: Sequence[R
         return None
     split = config.val_split or ("val" if "val" in source.splits() else None)
     records = [r for r in (source.records(split) if split else train_records) if r.labels is not None]
-    records = [r for r in records if r.mask_path is not None] or records
     if not records:
         log.warning("no validation curves: no image of %s has labels; name another split with --val-split", split)
         return None
     if not split:
         log.warning("no validation split: the curves are of training images")
-    chosen = np.unique(np.linspace(0, len(records) - 1, min(config.val_images, len(records))).round().astype(int))
-    return Curves(source, [records[i] for i in chosen], config)
+    return Curves(source, spread_evenly(records, config.val_images), config)
 
 
-def _resized(sample: Sample, long_side: int) -> Sample:
+def resized(sample: Sample, long_side: int) -> Sample:
+    """Image and mask at another size, `long_side` in pixels; the mask by nearest neighbour."""
     height, width = sample.image.shape[:2]
     factor = long_side / max(height, width)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
@@ -164,6 +164,12 @@ def picture(sample: Sample, cam: NDArray[np.floating], rcam: NDArray[np.floating
         tiles.append(cv2.addWeighted(sample.image, 0.5, cv2.cvtColor(heat, cv2.COLOR_BGR2RGB), 0.5, 0))
     if sample.mask is not None:
         tiles.append(voc_palette()[sample.mask])
-    factor = min(1.0, PICTURE_SIDE / max(sample.image.shape[:2]))
-    size = (max(1, round(sample.image.shape[1] * factor)), max(1, round(sample.image.shape[0] * factor)))
+    return side_by_side(tiles)
+
+
+def side_by_side(tiles: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Pictures of one size in a row: uint8 [H, W, 3] each -> uint8 [h, n w, 3] with max(h, w) at most 320."""
+    height, width = tiles[0].shape[:2]
+    factor = min(1.0, PICTURE_SIDE / max(height, width))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
     return np.concatenate([cv2.resize(tile, size, interpolation=cv2.INTER_AREA) for tile in tiles], axis=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,10 @@ METHOD_OPTIONS: dict[str, tuple[str, ...]] = {
 """40 segments a crop, since a patch is then about as large as the badge that it should be able to hide;
 set after 200 had been seen to give CPN no more than `cam` on val."""
 SCALES = ("0.5", "1", "1.5")
+AFFINITY = ("--epochs", "6", "--batch-size", "8", "--augment.resize", "104", "136")
+SEGMENTATION = ("--epochs", "12", "--batch-size", "8", "--augment.resize", "80", "160", "--eval-every", "4")
+SEGMENTATION_SCORING = ("--scales", "0.75", "1", "1.25", "--crf")
+"""Of `--full`; nothing was tried out but that they end in time."""
 LEAST_ACCURACY = 0.8
 """Of the pretrained backbone; with less it knows too little for a comparison of methods to mean anything."""
 LEAST_F1 = 0.9
@@ -51,15 +56,23 @@ class DemoConfig:
 
     Attributes:
         seeds: how many seeds of each method are trained.
-        output: folder of everything the demo writes; what an earlier demo wrote there is removed.
+        output: folder of everything the demo writes; None = runs/demo. What an earlier demo wrote there is removed.
         data: the demo's images, `demo:` or `demo:PATH`.
         max_steps: stop each training after so many steps (a quick trial of the pipeline, its masks are worthless).
+        full: go on to the segmentation model by `cpn run` (CPN only, one seed): masks refined by random walk and CRF,
+            DeepLab, ONNX; a second call goes on where the first was stopped. Its folder is runs/demo-full by default.
     """
 
     seeds: int = 1
-    output: Path = Path("runs/demo")
+    output: Path | None = None
     data: str = "demo:"
     max_steps: int | None = None
+    full: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where everything goes."""
+        return self.output or Path("runs/demo-full" if self.full else "runs/demo")
 
 
 @dataclass
@@ -102,10 +115,12 @@ def run_demo(config: DemoConfig) -> Path:
     """
     if config.seeds < 1:
         raise DataError(f"--seeds {config.seeds}: expected at least 1")
-    _remove_earlier(config.output)
+    if config.full:
+        return _run_full(config)
+    _remove_earlier(config.folder)
     demo = _Demo(config)
     started = time.perf_counter()
-    weights = config.output / "backbone.safetensors"
+    weights = config.folder / "backbone.safetensors"
     with demo.stage("pretrain"):
         accuracy = _pretrain(demo, weights)
     runs = [_train_and_score(demo, method, seed, weights) for seed in range(config.seeds) for method in METHODS]
@@ -113,7 +128,7 @@ def run_demo(config: DemoConfig) -> Path:
     with demo.stage("report"):
         pages = [demo.call("report", run, "--images", "6") for run in runs[-len(METHODS) :]]
     demo.seconds["total"] = round(time.perf_counter() - started, 1)
-    summary = config.output / "summary.json"
+    summary = config.folder / "summary.json"
     content: dict[str, Any] = {
         method: {"miou": demo.miou[method], "classifier_f1": demo.f1[method]} for method in METHODS
     }
@@ -121,6 +136,33 @@ def run_demo(config: DemoConfig) -> Path:
     atomic_write_text(summary, json.dumps(content, indent=2) + "\n")
     _conclude(demo, summary, pages, agreement)
     return summary
+
+
+def _run_full(config: DemoConfig) -> Path:
+    """From generated images to a segmentation model; returns the report."""
+    from cpn_fast.pipeline.command import run_pipeline
+    from cpn_fast.pipeline.plan import PipelineConfig
+
+    if config.seeds != 1:
+        raise DataError(f"--seeds {config.seeds}: the full demo has one seed; leave --seeds or --full away")
+    demo, weights = _Demo(config), config.folder / "backbone.safetensors"
+    if not weights.is_file():
+        _pretrain(demo, weights)
+    steps = () if config.max_steps is None else ("--max-steps", str(config.max_steps))
+    pipeline = PipelineConfig(
+        data=config.data,
+        output=config.folder,
+        weights=weights,
+        backbone="resnet38_tiny",
+        crop=112,
+        scales=tuple(map(float, SCALES)),
+        refine="walk+crf",
+        train=shlex.join((*RECIPE, *METHOD_OPTIONS["cpn"], *steps)),
+        affinity=shlex.join((*AFFINITY, *steps)),
+        segmentation=shlex.join((*SEGMENTATION, *steps)),
+        evaluate=shlex.join(SEGMENTATION_SCORING),
+    )
+    return run_pipeline(pipeline)
 
 
 def _remove_earlier(output: Path) -> None:
@@ -146,7 +188,7 @@ def _pretrain(demo: _Demo, weights: Path) -> float:
 def _train_and_score(demo: _Demo, method: str, seed: int, weights: Path) -> Path:
     """Train one method from the pretrained backbone and score its maps on val, which it has not seen."""
     config = demo.config
-    run = config.output / f"{method}-seed{seed}"
+    run = config.folder / f"{method}-seed{seed}"
     steps = () if config.max_steps is None else ("--max-steps", str(config.max_steps))
     chosen = ("--method", method, "--weights", weights, "--seed", str(seed), "--output", run)
     with demo.stage(f"train {method}"):
@@ -161,7 +203,7 @@ def _train_and_score(demo: _Demo, method: str, seed: int, weights: Path) -> Path
 
 def _label_twice(demo: _Demo, run: Path) -> float:
     """Label the val images with torch and with the exported model; the share of pixels on which they agree."""
-    output, data = demo.config.output, demo.config.data
+    output, data = demo.config.folder, demo.config.data
     model, eager, exported = output / "model.onnx", output / "masks", output / "masks-onnx"
     with demo.stage("label"):
         demo.call("label", run, "--data", data, "--split", "val", "--output", eager, "--scales", *SCALES)
@@ -177,7 +219,7 @@ def _label_onnx(demo: _Demo, model: Path, output: Path) -> None:
 
     source = open_source(demo.config.data)
     records = source.records("val")
-    folder, table = demo.config.output / "images", demo.config.output / "labels.csv"
+    folder, table = demo.config.folder / "images", demo.config.folder / "labels.csv"
     folder.mkdir()
     lines = ["image,labels"]
     for record in records:

@@ -18,7 +18,7 @@ from cpn_fast.curves import classifier_scores
 from cpn_fast.data.open import open_source
 from cpn_fast.data.types import VOID, Record, Source
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.masks import read_labelmap, read_mask
+from cpn_fast.files.masks import read_mask
 from cpn_fast.inference import (
     MULTI,
     ClassMapping,
@@ -32,8 +32,10 @@ from cpn_fast.inference import (
     predictions,
     records_of,
     scale_name,
+    spread_evenly,
     weights_digest,
 )
+from cpn_fast.mask_folder import classes_of, find_masks
 from cpn_fast.mask_writer import MASK_FOLDER
 from cpn_fast.models.labeller import SCALES, Labeller
 from cpn_fast.run_folder import RunFolder
@@ -69,6 +71,7 @@ class EvaluateConfig:
         max_side: longer images are reduced to this long side in pixels first, and the result enlarged back.
         threshold: class probability above which a class stands in for missing image labels (the best one always does).
         use_labels: False ignores image labels.
+        images: score at most so many images, spread evenly over the split's (those with masks); None = all.
         allow_missing: score a folder of masks also where images with ground truth have no mask in it.
         batch_size: images of equal size that go through the network together.
         workers: threads that read images.
@@ -85,6 +88,7 @@ class EvaluateConfig:
     max_side: int = 1024
     threshold: float = 0.5
     use_labels: bool = True
+    images: int | None = None
     allow_missing: bool = False
     batch_size: int = 1
     workers: int = 2
@@ -105,8 +109,11 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
             size than its prediction, or a split without any mask.
     """
     check_counts(max_side=config.max_side, batch_size=config.batch_size, workers=config.workers)
+    if config.images is not None:
+        check_counts(images=config.images)
     source = open_source(config.data)
-    split, records = records_of(source, config.split)
+    split, every = records_of(source, config.split)
+    records = spread_evenly(every, config.images)
     config = dataclasses.replace(config, split=split)
     if not config.others:
         return _evaluate_target(config, source, records)
@@ -242,6 +249,8 @@ def _about(config: EvaluateConfig, source: Source, images: int, without_mask: in
 
 def _say_counts(console: Console, config: EvaluateConfig, about: dict[str, Any]) -> None:
     text = f"{config.target}: {about['images']} images scored"
+    if config.images is not None:
+        text += f" (at most {config.images} of the split, spread evenly)"
     if about["without_mask"]:
         text += f", {about['without_mask']} without ground truth left out"
     if about.get("labels_from_scores"):
@@ -255,7 +264,7 @@ def _say_counts(console: Console, config: EvaluateConfig, about: dict[str, Any])
 def _evaluate_masks(config: EvaluateConfig, source: Source, records: Sequence[Record]) -> dict[str, Any]:
     console = Console()
     folder = _mask_folder(config.target)
-    classes = _classes_of(config.target, source)
+    classes = classes_of(folder) or tuple(source.classes)
     mapping = ClassMapping.between(source.classes, classes)
     confusion = np.zeros((len(classes) + 1, len(classes) + 2), dtype=np.int64)
     missing: list[str] = []
@@ -290,19 +299,13 @@ def _evaluate_masks(config: EvaluateConfig, source: Source, records: Sequence[Re
 
 
 def _mask_folder(target: Path) -> Path:
-    for folder in (target / MASK_FOLDER, target):
-        if folder.is_dir() and next(folder.rglob("*.png"), None) is not None:
-            return folder
-    raise DataError(
-        f"{target}: neither a run (config.json) nor a folder of masks ({MASK_FOLDER}/ID.png or ID.png); give the "
-        "folder that `cpn train` or `cpn label` wrote"
-    )
-
-
-def _classes_of(target: Path, source: Source) -> tuple[str, ...]:
-    """The classes of the masks: their labelmap's, else the source's."""
-    labelmap = target / "labelmap.txt"
-    return read_labelmap(labelmap) if labelmap.is_file() else tuple(source.classes)
+    folder = find_masks(target)
+    if folder is None:
+        raise DataError(
+            f"{target}: neither a run (config.json) nor a folder of masks ({MASK_FOLDER}/ID.png or ID.png); give the "
+            "folder that `cpn train` or `cpn label` wrote"
+        )
+    return folder
 
 
 def _count_masks(

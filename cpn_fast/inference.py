@@ -196,6 +196,15 @@ def records_of(source: Source, split: str | None) -> tuple[str, Sequence[Record]
     return split, source.records(split)
 
 
+def spread_evenly(records: Sequence[Record], count: int | None) -> Sequence[Record]:
+    """At most `count` records at even distances, of those with masks if any; None = all records."""
+    if count is None:
+        return records
+    records = [record for record in records if record.mask_path is not None] or records
+    chosen = np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int))
+    return [records[index] for index in chosen]
+
+
 def map_of(labeller: Labeller, wanted: Literal["auto", "rcam", "cam"] = "auto") -> MapName:
     """The map that masks are made of: RCAM where the network has refinement heads, else CAM.
 
@@ -255,7 +264,31 @@ def predictions(
     Yields:
         a Prediction per image, a Failure for one that could not be read.
     """
-    waiting: dict[tuple[int, ...], list[tuple[Sample, NDArray[np.uint8]]]] = defaultdict(list)
+    for item in equal_sizes(source, records, options):
+        if isinstance(item, Failure):
+            yield item
+        else:
+            yield from _run(labeller, item, mapping, options)
+
+
+Reduced = tuple[Sample, NDArray[np.uint8]]
+"""What was read of an image, and the image uint8 [h, w, 3] as the network shall see it."""
+
+
+def equal_sizes(
+    source: Source, records: Sequence[Record], options: InferenceOptions
+) -> Iterator[Failure | list[Reduced]]:
+    """Images reduced to `max_side`, at most `batch_size` of one size together, read in threads ahead of their use.
+
+    Args:
+        source: reads the records.
+        records: the images; their order may change where sizes differ and `batch_size` is above 1.
+        options: see there.
+
+    Yields:
+        batches, and a Failure for each image that could not be read.
+    """
+    waiting: dict[tuple[int, ...], list[Reduced]] = defaultdict(list)
     for record, sample in _read_ahead(source, records, options):
         if isinstance(sample, str):
             yield Failure(record, sample)
@@ -264,12 +297,10 @@ def predictions(
         batch = waiting[small.shape]
         batch.append((sample, small))
         if len(batch) >= options.batch_size:
-            yield from _run(labeller, waiting.pop(small.shape), mapping, options)
+            yield waiting.pop(small.shape)
         elif sum(map(len, waiting.values())) >= 8 * options.batch_size:
-            fullest = max(waiting, key=lambda shape: len(waiting[shape]))
-            yield from _run(labeller, waiting.pop(fullest), mapping, options)
-    for batch in waiting.values():
-        yield from _run(labeller, batch, mapping, options)
+            yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
+    yield from waiting.values()
 
 
 def _read_ahead(
@@ -298,7 +329,7 @@ def _read_ahead(
 @torch.inference_mode()
 def _run(
     labeller: Labeller,
-    batch: Sequence[tuple[Sample, NDArray[np.uint8]]],
+    batch: Sequence[Reduced],
     mapping: ClassMapping,
     options: InferenceOptions,
 ) -> list[Prediction]:

@@ -42,6 +42,8 @@ table { border-collapse: collapse; } th { text-align: left; color: var(--soft); 
 .rows th, .rows td { padding: 4px 8px 4px 0; vertical-align: top; }
 .rows img { display: block; border-radius: 6px; background: #000; max-width: none; }
 .rows .name { font-size: 13px; min-width: 110px; overflow-wrap: anywhere; }
+.grid th, .grid td { padding: 4px 22px 4px 0; border-bottom: 1px solid var(--line); }
+.grid .figure { font-variant-numeric: tabular-nums; }
 .chip { display: inline-flex; align-items: center; gap: 6px; margin: 0 12px 4px 0; white-space: nowrap;
   font-size: 13px; }
 .chip i { width: 13px; height: 13px; border-radius: 4px; border: 1px solid var(--line); }
@@ -85,13 +87,22 @@ def charts(heading: str, drawn: Mapping[str, str], explanation: str = "") -> str
     return f'<h2>{escape(heading)}</h2>{text}<div class="charts">{"".join(parts)}</div>'
 
 
-def picture_rows(rows: Sequence[Row], classes: Sequence[str], explanation: str) -> str:
-    """The table of pictures, with a legend of the classes that are in it."""
+def picture_rows(
+    rows: Sequence[Row], classes: Sequence[str], explanation: str, all_columns: Sequence[str] = COLUMNS
+) -> str:
+    """The table of pictures, with a legend of the classes that are in it.
+
+    Args:
+        rows: the images.
+        classes: the K foreground class names.
+        explanation: what is to be seen.
+        all_columns: names of pictures in their order; those that no row has are left out.
+    """
     used = sorted({label for row in rows for label in row.labels})
     palette = page_palette()
     legend = "".join(_chip(classes[label], palette[label + 1].tolist()) for label in used)
     legend += _chip("background", [0, 0, 0]) + _chip("void", [255, 255, 255])
-    columns = [name for name in COLUMNS if any(name in row.pictures for row in rows)]
+    columns = [name for name in all_columns if any(name in row.pictures for row in rows)]
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     body = "".join(_table_row(row, columns, classes) for row in rows)
     return (
@@ -111,6 +122,19 @@ def _table_row(row: Row, columns: Sequence[str], classes: Sequence[str]) -> str:
     ]
     label = f'<td class="name"><b>{escape(row.title)}</b><br><span class="soft">{escape(names + origin)}</span></td>'
     return f"<tr>{label}{''.join(cells)}</tr>"
+
+
+def table(heading: str, columns: Sequence[str], rows: Iterable[Sequence[str]], explanation: str = "") -> str:
+    """A section with one table of texts, the first column left-aligned and the others as figures."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    body = "".join(
+        f"<tr><td>{escape(row[0])}</td>" + "".join(f'<td class="figure">{escape(c)}</td>' for c in row[1:]) + "</tr>"
+        for row in rows
+    )
+    text = f'<p class="soft">{escape(explanation)}</p>' if explanation else ""
+    return (
+        f'<h2>{escape(heading)}</h2>{text}<div class="scroll"><table class="grid"><tr>{head}</tr>{body}</table></div>'
+    )
 
 
 def _chip(name: str, colour: Sequence[int]) -> str:

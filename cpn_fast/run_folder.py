@@ -11,7 +11,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
-from cpn_fast.config import STAGES, AffinityConfig, C, LoopConfig, TrainConfig, with_recipe
+from cpn_fast.config import STAGES, AffinityConfig, C, LoopConfig, SegmentConfig, TrainConfig, with_recipe
 from cpn_fast.files.atomic import atomic_write_bytes, atomic_write_text
 from cpn_fast.files.errors import DataError
 
@@ -20,9 +20,16 @@ if TYPE_CHECKING:
 
     from cpn_fast.models.affinity_net import AffinityNet
     from cpn_fast.models.cam import CamNet
+    from cpn_fast.models.deeplab import DeepLab
 
 DEFAULT_BETA = 0.25
 """Background score of a run that was never scored against masks."""
+
+TAKEN_BY = {
+    "train": "`cpn label`, `evaluate`, `export` and `report` take",
+    "segment": "`cpn segment predict` and `cpn segment evaluate` take",
+}
+"""What can be done with a run of each kind, for those who try something else."""
 
 FREE_ON_RESUME = frozenset(
     ("output", "resume", "max_steps", "workers", "checkpoint_every", "log_every", "eval_every", "val_images")
@@ -136,7 +143,7 @@ class RunFolder:
             "config": config_to_dict(config),
             "classes": list(classes),
             "backend_version": backend_version,
-            "versions": _versions(),
+            "versions": versions(),
         }
         atomic_write_text(self.config_path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
@@ -160,8 +167,10 @@ class RunFolder:
         """The run's settings. Raises DataError where there is no run, or one of another kind of training."""
         stored, stage = self._stored(), self.stage
         if STAGES[stage] is not kind:
+            taken = f" ({TAKEN_BY[stage]} it)" if stage in TAKEN_BY else ""
             raise DataError(
-                f"{self.path}: a run of kind {stage!r}, expected one of kind {stage_name(kind)!r}; give another folder"
+                f"{self.path}: a run of kind {stage!r}{taken}, expected one of kind {stage_name(kind)!r}; give another "
+                "folder"
             )
         return config_from_dict(kind, stored["config"], str(self.config_path))
 
@@ -200,7 +209,7 @@ class RunFolder:
         stage, config = self.stage, self.config_of(STAGES[self.stage])
         metadata = {
             "format": "pt",
-            "cpn_fast": _versions()["cpn-fast"],
+            "cpn_fast": versions()["cpn-fast"],
             "stage": stage,
             "step": str(step),
             "backbone": config.backbone,
@@ -220,6 +229,16 @@ class RunFolder:
 
         self._check_weights()
         net = create_model(self.config, len(self.classes), load_weights=False)
+        self._load_weights(net)
+        return net.to(device).eval()
+
+    def load_deeplab(self, device: str = "cpu") -> DeepLab:
+        """The segmentation network of the run in eval mode, from what `load_model` reads. Raises DataError likewise."""
+        from cpn_fast.models.build import create_deeplab
+
+        config = self.config_of(SegmentConfig)
+        self._check_weights()
+        net = create_deeplab(config, len(self.classes), load_weights=False)
         self._load_weights(net)
         return net.to(device).eval()
 
@@ -282,7 +301,9 @@ def _parsed(line: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and "kind" in record and "step" in record else None
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Version of Python and of the packages that decide over results; "not installed" where one is missing."""
+
     def of(package: str) -> str:
         try:
             return version(package)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from cpn_fast.config import AffinityConfig, TrainConfig
+from cpn_fast.config import AffinityConfig, SegmentConfig, TrainConfig
 from cpn_fast.models.affinity_net import AffinityNet
 from cpn_fast.models.backbones import create_backbone
 from cpn_fast.models.cam import CamNet, Refinement
+from cpn_fast.models.deeplab import DeepLab
 from cpn_fast.models.pretrained import load_backbone_weights
 
 
@@ -35,6 +36,23 @@ def create_model(config: TrainConfig, num_classes: int, load_weights: bool = Tru
         load_backbone_weights(backbone, config.weights)
     options = config.options
     return CamNet(backbone, num_classes, refinement_of(config), options.dropout, options.affinity)
+
+
+def create_deeplab(config: SegmentConfig, num_classes: int, load_weights: bool = True) -> DeepLab:
+    """The untrained segmentation network of a run, with backbone weights where `config.weights` names a file.
+
+    Args:
+        config: the run's settings.
+        num_classes: K foreground classes.
+        load_weights: False when a checkpoint replaces every weight anyway.
+
+    Raises:
+        DataError: if the weights do not fit the backbone.
+    """
+    backbone = create_backbone(config.backbone, frozen=False)
+    if load_weights and config.weights is not None:
+        load_backbone_weights(backbone, config.weights)
+    return DeepLab(backbone, num_classes, config.dropout)
 
 
 def create_affinity_net(config: AffinityConfig, load_weights: bool = True) -> AffinityNet:

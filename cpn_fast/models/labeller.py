@@ -44,6 +44,22 @@ def scaled_size(length: int, scale: float) -> int:
     return (length * round(scale * 100) + 50) // 100
 
 
+def scaled_views(views: Tensor, scale: float, flip: bool) -> Tensor:
+    """Views [B, 3, H, W] at another scale; with flip, the mirrored ones behind them, [2B, 3, H', W']."""
+    size = (scaled_size(views.shape[2], scale), scaled_size(views.shape[3], scale))
+    scaled = views if scale == 1 else F.interpolate(views, size=size, mode="bilinear", align_corners=False)
+    return torch.cat([scaled, scaled.flip(3)]) if flip else scaled
+
+
+def unflipped(maps: Tensor, flip: bool) -> Tensor:
+    """Sum the two halves of what `scaled_views` became, the second mirrored back: [2B, C, H, W] -> [B, C, H, W]."""
+    if not flip:
+        return maps
+    # Not chunk(): under export it would fix the batch size to the example's.
+    straight, mirrored = maps.unflatten(0, (2, -1)).unbind()
+    return straight + mirrored.flip(3)
+
+
 def standing_labels(scores: Tensor, threshold: float) -> Tensor:
     """Labels [B, K] from class probabilities: those above `threshold`, at least the best one."""
     best = F.one_hot(scores.argmax(dim=1), scores.shape[1]).bool()
@@ -96,24 +112,8 @@ class Labeller(nn.Module):
         self.scoring_pass = min(range(len(self.scales)), key=lambda index: abs(self.scales[index] - 1))
         self.threshold, self.map_norm = threshold, map_norm
 
-    def _passes(self, views: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """CAM, image logits and pixel features per scale; with flip the batch is [views, mirrored views]."""
-        outputs = []
-        height, width = views.shape[2], views.shape[3]
-        for scale in self.scales:
-            size = (scaled_size(height, scale), scaled_size(width, scale))
-            scaled = views if scale == 1 else F.interpolate(views, size=size, mode="bilinear", align_corners=False)
-            outputs.append(tuple(self.net(torch.cat([scaled, scaled.flip(3)]) if self.flip else scaled)))
-        return outputs
-
-    def _unflipped(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
-        """Upsample to the image and sum the two halves of the batch, the second mirrored back."""
-        maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-        if not self.flip:
-            return maps
-        # Not chunk(): under export it would fix the batch size to the example's.
-        straight, mirrored = maps.unflatten(0, (2, -1)).unbind()
-        return straight + mirrored.flip(3)
+    def _at_image_size(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        return unflipped(F.interpolate(maps, size=size, mode="bilinear", align_corners=False), self.flip)
 
     def scale_maps(
         self, images: Tensor, labels: Tensor, present_only: bool = False
@@ -131,7 +131,7 @@ class Labeller(nn.Module):
         """
         views = normalise_images(images, self.net.mean)
         size = (views.shape[2], views.shape[3])
-        passes = self._passes(views)
+        passes = [self.net(scaled_views(views, scale, self.flip)) for scale in self.scales]
         logits = passes[self.scoring_pass][1]
         if self.flip:
             logits = logits.unflatten(0, (2, -1)).mean(dim=0)
@@ -147,12 +147,12 @@ class Labeller(nn.Module):
                 if channels is not None:
                     cam = cam[:, channels]
                 coarse = F.relu(cam)
-                full = self._unflipped(coarse, size)
+                full = self._at_image_size(coarse, size)
                 if self.net.refinement == "none":
                     yield ScaleMaps(full, full)
                 else:
                     refined = self.net.refine(cam, features, repeated, self.map_norm)
-                    yield ScaleMaps(full, self._unflipped(refined, size))
+                    yield ScaleMaps(full, self._at_image_size(refined, size))
 
         return scores, in_force, maps()
 

@@ -13,10 +13,11 @@ from PIL import Image
 from cpn_fast.data.base import FileSource
 from cpn_fast.data.demo_scenes import CLASSES
 from cpn_fast.data.open import open_source
+from cpn_fast.data.types import Record
 from cpn_fast.evaluate import EvaluateConfig, Tally, confusion_of, run_evaluate
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import write_labelmap, write_mask
-from cpn_fast.inference import ClassMapping, InferenceOptions, open_labeller, predictions
+from cpn_fast.inference import ClassMapping, InferenceOptions, open_labeller, predictions, spread_evenly
 from cpn_fast.models.cam import CamNet
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.run_folder import DEFAULT_BETA, RunFolder
@@ -330,6 +331,26 @@ def test_mask_with_a_value_that_is_no_class(data, predicted):
     write_mask(predicted / "SegmentationClass/3.png", np.full(SHAPES[3], 77, np.uint8))
     with pytest.raises(DataError, match=r"SegmentationClass/3\.png.*77"):
         run_evaluate(config(predicted, data))
+
+
+def test_some_images_are_spread_evenly_over_those_with_masks(data, predicted, tmp_path):
+    """Of the images 0, 2, 3 with masks, two at most are the first and the last."""
+    for path in (data / "masks" / "0.png", data / "masks" / "3.png"):
+        shutil.copy(path, predicted / "SegmentationClass" / path.name)
+    some = run_evaluate(config(predicted, data, images=2, output=tmp_path))
+    assert (some["images"], some["without_mask"], some["miou"]) == (2, 0, 1.0)
+    every = run_evaluate(config(predicted, data, images=9, output=tmp_path))
+    assert every["images"] == 3 and every["miou"] < 1
+    with pytest.raises(DataError, match="--images 0"):
+        run_evaluate(config(predicted, data, images=0))
+
+
+def test_spread_evenly_by_hand():
+    records = [Record(str(index), Path(f"{index}.png"), (), Path("m") if index % 2 else None) for index in range(10)]
+    assert [record.id for record in spread_evenly(records, 3)] == ["1", "5", "9"]
+    assert [record.id for record in spread_evenly(records, 1)] == ["1"]
+    assert [record.id for record in spread_evenly(records[::2], 3)] == ["0", "4", "8"]
+    assert spread_evenly(records, None) == records
 
 
 def test_target_that_is_neither(data, tmp_path):

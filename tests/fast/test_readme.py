@@ -18,23 +18,14 @@ from cpn_fast.models.backbones import create_backbone
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 TAGS = ("cpu", "gpu", "voc", "setup")
+SMALL_TRAINING = (
+    *("--max-steps", "2", "--epochs", "1", "--crop", "64", "--batch-size", "2", "--workers", "0", "--val-images", "2"),
+)
 SMALL = {
-    "train": [
-        "--max-steps",
-        "2",
-        "--epochs",
-        "1",
-        "--crop",
-        "64",
-        "--batch-size",
-        "2",
-        "--workers",
-        "0",
-        "--val-images",
-        "2",
-    ],
-    "affinity": ["--max-steps", "1", "--epochs", "1", "--crop", "64", "--batch-size", "2", "--workers", "0"],
-    "export": ["--scales", "1", "--no-flip"],
+    "train": SMALL_TRAINING,
+    "affinity": SMALL_TRAINING[:-2],
+    "reproduce": (*SMALL_TRAINING, "--eval-every", "0", "--images", "2", "--scales", "1"),
+    "export": ("--scales", "1", "--no-flip"),
 }
 """What the test adds, so that a command that otherwise runs as README has it takes seconds."""
 
@@ -145,6 +136,8 @@ def test_cpu_commands_run(photos: Path, capsys: pytest.CaptureFixture[str]) -> N
     for path in (
         "runs/photos/report.html",
         "runs/photos/metrics.json",
+        "runs/tables/table3.png",
+        "runs/tables/time.csv",
         "masks/metrics.json",
         "masks/labelmap.txt",
         "masks.json",

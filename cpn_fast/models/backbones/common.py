@@ -91,7 +91,7 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
         [B, out, H', W'], equal to `norm(conv(x))` up to float rounding. Safe to modify in place.
     """
     if norm.training:
-        return norm(conv(x))
+        return norm(convolve(x, conv.weight, None, conv))
     scale, shift = norm_affine(norm)
     weight = conv.weight * scale.view(-1, 1, 1, 1)
     return convolve(x, weight, shift, conv)

@@ -1,0 +1,236 @@
+"""`cpn run`: every stage that is not done yet, in order; the same command goes on after a stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cpn_fast.data.open import open_source
+from cpn_fast.data.types import Source
+from cpn_fast.files.errors import DataError
+from cpn_fast.files.manifest import Manifest
+from cpn_fast.output_folder import MANIFEST_NAME, explained_writes
+from cpn_fast.pipeline.page import write_page
+from cpn_fast.pipeline.plan import PipelineConfig, Stage, parse, plan, settings_of
+from cpn_fast.pipeline.runner import Outcome, Runner, run_process
+from cpn_fast.pipeline.state import StageState, content_digest, data_digest, digest_of, read_state, write_state
+from cpn_fast.report import read_scores
+from cpn_fast.terminal import duration
+
+STATE_FOLDER, REPLACED_FOLDER = "state", "replaced"
+INTERRUPTED = 130
+
+__all__ = ["PipelineConfig", "StageResult", "parse", "run_pipeline"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StageResult:
+    """A stage as the summary shows it.
+
+    Attributes:
+        stage: what it is.
+        state: what is recorded of it.
+        skipped: nothing was to be done.
+        scores: what it measured, {} where it measures nothing.
+    """
+
+    stage: Stage
+    state: StageState
+    skipped: bool
+    scores: Mapping[str, Any]
+
+
+def run_pipeline(config: PipelineConfig, runner: Runner = run_process) -> Path:
+    """Run the pipeline.
+
+    Args:
+        config: the settings.
+        runner: runs a command.
+
+    Returns:
+        The report, OUTPUT/report.html.
+
+    Raises:
+        DataError: if data or settings do not fit, a stage fails, another call works in the same folder, or a folder of
+            that name is there which the pipeline did not make. What was done stays.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the stage in progress has stored its state.
+    """
+    console = Console(stderr=True)
+    source = open_source(config.data)
+    stages = plan(config, *_splits(config, source))
+    parsed = {stage.name: settings_of(_parse(stage), config.output) for stage in stages}
+    with explained_writes(config.output, "its state"), _only_one(config.output) as lock:
+        pipeline = _Pipeline(config, source, console, runner, lock)
+        for number, stage in enumerate(stages, start=1):
+            pipeline.bring_up_to_date(stage, parsed[stage.name], f"{number}/{len(stages)}")
+        page = write_page(config, source, pipeline.results)
+    _print_summary(console, pipeline.results)
+    console.print(f"report: {page.resolve()}", highlight=False, soft_wrap=True)
+    return page
+
+
+def _splits(config: PipelineConfig, source: Source) -> tuple[str | None, bool]:
+    """The split to score on where it can be scored, and whether the training split has ground truth."""
+    wanted = config.eval_split or ("val" if "val" in source.splits() else None)
+    evaluated = wanted if wanted and any(r.mask_path for r in source.records(wanted)) else None
+    if config.eval_split and evaluated is None:
+        raise DataError(f"--eval-split {config.eval_split}: none of its images has a mask; name one that has, or none")
+    return evaluated, any(record.mask_path for record in source.records(config.split))
+
+
+def _parse(stage: Stage) -> Any:
+    from cpn_fast import cli
+
+    name, rest = cli.split_name(stage.argv)
+    return cli.parse(name, rest)
+
+
+@contextmanager
+def _only_one(output: Path) -> Iterator[int]:
+    """Hold the folder's lock; yields its descriptor, which the stages' processes keep open too."""
+    output.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(output / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"{output}: another `cpn run`, or a stage of one that was killed, still works here; wait until it ends"
+            ) from None
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+class _Pipeline:
+    """One call: what was found and done so far."""
+
+    def __init__(self, config: PipelineConfig, source: Source, console: Console, runner: Runner, lock: int) -> None:
+        self.config, self.source, self.console = config, source, console
+        self.runner, self.lock = runner, lock
+        self.results: list[StageResult] = []
+        self._outputs: dict[str, str] = {}
+
+    def bring_up_to_date(self, stage: Stage, settings: dict[str, Any], place: str) -> None:
+        """Skip the stage, go on with it, or run it. Raises DataError where it fails."""
+        path = self.config.output / STATE_FOLDER / f"{stage.name.replace(' ', '-')}.json"
+        digest = digest_of(
+            {
+                "settings": settings,
+                "data": [data_digest(self.source, self.source.records(s), stage.truth) for s in stage.reads],
+                "inputs": [self._outputs[name] for name in stage.needs],
+            }
+        )
+        stored = read_state(path)
+        if stored is None or stored.digest != digest:
+            self._set_aside(stage, stored)
+            stored = StageState(digest, settings)
+        elif stored.outputs is not None and content_digest(stage.outputs) == stored.outputs:
+            self._say(stage, place, "done already")
+            self._keep(stage, stored, skipped=True)
+            return
+        state = dataclasses.replace(stored, outputs=None)
+        write_state(path, state)
+        self._say(stage, place, "goes on" if stored.attempts else "")
+        outcome = self.runner(self._argv(stage), self.lock)
+        state = dataclasses.replace(
+            state,
+            seconds=round(state.seconds + outcome.seconds, 1),
+            peak_memory_mib=round(max(state.peak_memory_mib, outcome.peak_memory_mib), 1),
+            attempts=state.attempts + 1,
+        )
+        write_state(path, state)
+        _check(stage, outcome)
+        state = dataclasses.replace(state, outputs=_complete(stage))
+        write_state(path, state)
+        self._keep(stage, state, skipped=False)
+
+    def _argv(self, stage: Stage) -> tuple[str, ...]:
+        begun = stage.resumes and stage.owns is not None and (stage.owns / "config.json").is_file()
+        return (*stage.argv, "--resume") if begun else stage.argv
+
+    def _keep(self, stage: Stage, state: StageState, skipped: bool) -> None:
+        assert state.outputs is not None
+        self._outputs[stage.name] = state.outputs
+        scores = {} if stage.scores is None else read_scores(stage.scores)
+        self.results.append(StageResult(stage, state, skipped, scores))
+
+    def _say(self, stage: Stage, place: str, how: str) -> None:
+        self.console.rule(f"{place} {stage.name}" + (f": {how}" if how else ""), align="left")
+        if how != "done already":
+            words = " ".join(f'"{word}"' if " " in word else word for word in stage.argv)
+            self.console.print(f"$ cpn {words}", highlight=False, markup=False, soft_wrap=True)
+
+    def _set_aside(self, stage: Stage, stored: StageState | None) -> None:
+        """Make room for a stage that begins anew: what it made before is moved, in the place of what was moved last."""
+        owned = stage.owns
+        if owned is None or not owned.exists():
+            return
+        if stored is None:
+            raise DataError(
+                f"{owned}: is there, and this pipeline did not make it; move it away, or give another --output"
+            )
+        replaced = self.config.output / REPLACED_FOLDER / owned.name
+        self.console.print(
+            f"{stage.name}: its settings or inputs have changed; what it made before is kept in {replaced}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        shutil.rmtree(replaced, ignore_errors=True)
+        replaced.parent.mkdir(parents=True, exist_ok=True)
+        owned.rename(replaced)
+
+
+def _check(stage: Stage, outcome: Outcome) -> None:
+    again = "mend that and give the same command again: it goes on from here"
+    if outcome.status == INTERRUPTED:
+        raise KeyboardInterrupt
+    if outcome.status < 0:
+        raise DataError(
+            f"stage {stage.name!r}: ended by signal {-outcome.status} (9 is usually a lack of memory: its peak was "
+            f"{outcome.peak_memory_mib:.0f} MiB); {again}"
+        )
+    if outcome.status:
+        raise DataError(f"stage {stage.name!r}: failed with status {outcome.status}, for the reason above; {again}")
+
+
+def _complete(stage: Stage) -> str:
+    """The digest of a stage's outputs. Raises DataError where something is missing."""
+    if stage.manifest is not None:
+        entries = Manifest(stage.manifest / MANIFEST_NAME).entries()
+        failed = [entry for entry in entries.values() if entry["status"] != "ok"]
+        if failed:
+            raise DataError(
+                f"stage {stage.name!r}: {len(failed)} of {len(entries)} images failed, the first: "
+                f"{failed[0].get('error')}; mend them, or take them off the split, and give the same command again"
+            )
+    digest = content_digest(stage.outputs)
+    if digest is None:
+        missing = ", ".join(str(path) for path in stage.outputs if content_digest((path,)) is None)
+        raise DataError(f"stage {stage.name!r}: ended without writing {missing}; give the same command again")
+    return digest
+
+
+def _print_summary(console: Console, results: Sequence[StageResult]) -> None:
+    table = Table(title="Stages", title_justify="left")
+    table.add_column("stage")
+    for column in ("time", "peak memory", "mIoU %"):
+        table.add_column(column, justify="right")
+    for result in results:
+        miou = result.scores.get("miou")
+        table.add_row(
+            result.stage.name + (" (done before)" if result.skipped else ""),
+            duration(result.state.seconds),
+            f"{result.state.peak_memory_mib / 1024:.1f} GiB",
+            "" if miou is None else f"{100 * miou:.1f}",
+        )
+    console.print(table)

@@ -1,0 +1,1 @@
+"""`cpn reproduce`: the paper's tables and figures on any source, the paper's figure beside ours."""

@@ -1,0 +1,263 @@
+"""`cpn reproduce`: one of the paper's tables on any source."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from cpn_fast import demo, train
+from cpn_fast.config import TrainConfig, with_recipe
+from cpn_fast.data.open import open_source
+from cpn_fast.data.parallel import folder_lock
+from cpn_fast.data.types import Source
+from cpn_fast.demo_pretrain import pretrain_backbone
+from cpn_fast.files.errors import DataError
+from cpn_fast.inference import check_counts, spread_evenly
+from cpn_fast.models.labeller import SCALES
+from cpn_fast.output_folder import explained_writes
+from cpn_fast.reproduce import measure_time
+from cpn_fast.reproduce.report import Report, check_settings, print_report, write_report
+from cpn_fast.reproduce.runs import RunStore, Scoring, need_masks
+from cpn_fast.reproduce.summary import Measurement
+from cpn_fast.reproduce.tables import TABLES, TableName
+
+log = logging.getLogger(__name__)
+
+ROWS_DECIDE = ("--method", "--seed", "--resume")
+"""Options of `cpn train` that the rows, --seeds and the folder decide."""
+PAPER_BATCH = ("--batch-size", "4")
+DESCRIPTION = (
+    "Train and score the rows of one of the paper's tables, or go on where it stopped, and set the paper's figures "
+    "beside ours: cpn reproduce TABLE --data SOURCE --output DIR. Every option of `cpn train` is taken too and holds "
+    "for all rows (--backbone, --weights, --epochs, --lr, --crop, --options.map-norm ...; `cpn train --help` lists "
+    "them), but for --method, --seed and --resume. Rows that are the same training are trained once, whichever table "
+    "they stand in."
+)
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """One of the paper's tables on any source.
+
+    Attributes:
+        table: which; `readings` changes one open reading of the method at a time, `time` measures patch generation.
+        base: the training that every row begins with, and the source (`data`) and folder (`output`) of all.
+        seeds: each row is trained once with each, e.g. `--seeds 1 2 3`.
+        budget: share of the recipe's epochs, in (0, 1]: 0.25 trains each row for a quarter of them.
+        images: at most so many images are scored (or timed), spread evenly over the split; None = all (timed: 50).
+        split: split to train on; None = `train_aug` where the source has it, else `train`.
+        eval_split: split with masks to score on; None = train, as in the paper (for `demo:` val).
+        scales: each is scored alone, and all together; None = 0.5 1 1.5 2 (for `demo:` 0.5 1 1.5).
+    """
+
+    table: Annotated[TableName, tyro.conf.Positional]
+    base: Annotated[TrainConfig, tyro.conf.Suppress]
+    seeds: tuple[int, ...] = (0,)
+    budget: float = 1.0
+    images: int | None = None
+    split: str | None = None
+    eval_split: str | None = None
+    scales: tuple[float, ...] | None = None
+
+
+def parse(argv: Sequence[str]) -> ReproduceConfig:
+    """Settings from the command line: our own options, and all others as `cpn train` reads them.
+
+    For `demo:` the demo's recipe is the default, for others the backbone's; with ResNet38 the paper's batch of 4. The
+    preset is `paper`, for `readings` `default`.
+
+    Args:
+        argv: arguments without the program's name.
+
+    Raises:
+        SystemExit: with code 2 for arguments that don't fit, 0 after --help.
+        DataError: for an option that the rows decide.
+    """
+    blank = ReproduceConfig(table=tyro.MISSING, base=TrainConfig(data="", output=Path()))
+    config, rest = tyro.cli(
+        ReproduceConfig, args=argv, default=blank, return_unknown_args=True, prog="cpn reproduce",
+        description=DESCRIPTION,
+    )  # fmt: skip
+    names = [word.partition("=")[0].replace("_", "-") for word in rest]
+    for name in ROWS_DECIDE:
+        if name in names:
+            raise DataError(f"{name}: the rows of a table decide on it; expected --seeds for seeds, and no {name}")
+    base = train.parse(rest)
+    defaults: list[str] = [] if "--preset" in names else ["--preset", TABLES[config.table].preset]
+    if base.data.startswith("demo:"):
+        defaults += [*demo.RECIPE, *demo.METHOD_OPTIONS["cpn"]]
+    elif base.backbone == "resnet38":
+        defaults += PAPER_BATCH
+    return dataclasses.replace(config, base=train.parse([*defaults, *rest]))
+
+
+def run_reproduce(config: ReproduceConfig) -> Report:
+    """Make a table, or what is missing of it; writes TABLE.csv, TABLE.json and TABLE.png after every measurement.
+
+    Args:
+        config: what, on which source, how much of it.
+
+    Returns:
+        The table with all its measurements.
+
+    Raises:
+        DataError: for settings or data that do not fit (before anything is trained), a table or run of other settings
+            in the folder, and as `run_train` and `run_evaluate` do.
+    """
+    _check(config)
+    output = config.base.output
+    source = open_source(config.base.data)
+    with explained_writes(output, "the tables"):
+        output.mkdir(parents=True, exist_ok=True)
+    report, found = MADE[TABLES[config.table].measured](config, source)
+    for measurement in found:
+        report = dataclasses.replace(report, measurements=(*report.measurements, measurement))
+        write_report(output, report)
+    console = Console()
+    print_report(console, report)
+    console.print(f"{output / config.table}.csv, .json, .png", highlight=False, soft_wrap=True)
+    return report
+
+
+Begun = tuple[Report, Iterator[Measurement]]
+"""A table without any figure yet, and where its measurements come from."""
+
+
+def begin_trained(config: ReproduceConfig, source: Source) -> Begun:
+    """A table whose rows are trained and scored.
+
+    Raises:
+        DataError: for a split that cannot be scored, or a table of other settings in the folder.
+    """
+    of_demo = source.spec.startswith("demo:")
+    scoring = Scoring(
+        config.eval_split or ("val" if of_demo else None),
+        config.scales or (tuple(map(float, demo.SCALES)) if of_demo else SCALES),
+        config.images,
+    )
+    need_masks(source, scoring)
+    base, recipe_epochs = settled_base(config, source)
+    base = dataclasses.replace(base, weights=backbone_weights(base, source))
+    split, records, every = scoring.records(source)
+    store = RunStore(base.output, source, scoring)
+    identity = {name: value for name, value in store.identity(base).items() if name not in ("method", "seed")}
+    settings = {**identity, "source": source.spec, "eval_split": split, "scales": list(scoring.scales),
+                "images": len(records), "all_images": every, "recipe_epochs": recipe_epochs}  # fmt: skip
+    report = begin_report(
+        config,
+        base,
+        columns=TABLES[config.table].columns_at(scoring.scales),
+        settings=settings,
+        shortened=shortened(base, recipe_epochs, len(records), every),
+        where=f"{source.spec} ({split}, {len(records)} images), {base.backbone}",
+    )
+    return report, store.measurements(report.rows, base, config.seeds, report.columns)
+
+
+def begin_time(config: ReproduceConfig, source: Source) -> Begun:
+    """A table whose rows are ways to make patches. Raises DataError for a table of other settings in the folder."""
+    base, _ = settled_base(config, source)
+    records = spread_evenly(source.records(base.split), config.images or measure_time.IMAGES)
+    patch = {f"patch.{name}": getattr(base.patch, name) for name in ("segments", "compactness", "grid_sides")}
+    crop = {"augment.crop": base.augment.crop, "augment.resize": base.augment.resize_range()}
+    report = begin_report(
+        config,
+        base,
+        columns=TABLES[config.table].columns,
+        settings={"source": source.spec, "split": base.split, "images": len(records), **patch, **crop},
+        shortened="",
+        where=f"{source.spec} ({base.split}, {len(records)} images), crops of {base.augment.crop} px, "
+        f"S_N {base.patch.segments}",
+    )
+    return report, measure_time.measurements(report.rows, source, records, base, config.seeds)
+
+
+MADE: dict[str, Callable[[ReproduceConfig, Source], Begun]] = {"trained": begin_trained, "time": begin_time}
+"""How the rows of a table become figures: what `Table.measured` names."""
+
+
+def begin_report(
+    config: ReproduceConfig,
+    base: TrainConfig,
+    *,
+    columns: tuple[str, ...],
+    settings: Mapping[str, Any],
+    shortened: str,
+    where: str,
+) -> Report:
+    """The report without any figure yet. Raises DataError for a table of other settings in the folder."""
+    check_settings(base.output, config.table, settings)
+    table = TABLES[config.table]
+    return Report(
+        name=config.table,
+        table=table,
+        rows=table.rows(base),
+        columns=columns,
+        seeds=config.seeds,
+        measurements=(),
+        settings=settings,
+        shortened=shortened,
+        where=where,
+    )
+
+
+def _check(config: ReproduceConfig) -> None:
+    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
+        raise DataError(f"--seeds {' '.join(map(str, config.seeds))}: expected at least one, each once")
+    if not 0 < config.budget <= 1:
+        raise DataError(f"--budget {config.budget:g}: expected a share of the recipe's epochs above 0, at most 1")
+    if config.images is not None:
+        check_counts(images=config.images)
+    processes = int(os.environ.get("WORLD_SIZE", config.base.devices))
+    if processes > 1:
+        raise DataError(
+            f"{processes} processes: cpn reproduce trains in one; expected --devices 1 and no torchrun. To use several "
+            "GPUs, start a call for each table or seed with its own CUDA_VISIBLE_DEVICES and the same --output"
+        )
+
+
+def shortened_epochs(epochs: int, budget: float) -> int:
+    """The nearest whole number of epochs to a share of the recipe's, at least one."""
+    return max(1, math.floor(epochs * budget + 0.5))
+
+
+def shortened(base: TrainConfig, recipe_epochs: int, images: int, every: int) -> str:
+    """What was cut off the recipe in words, "" where nothing was."""
+    if base.epochs == recipe_epochs and images == every and base.max_steps is None:
+        return ""
+    steps = "" if base.max_steps is None else f", stopped after {base.max_steps} steps"
+    return f"shortened: {base.epochs} of {recipe_epochs} epochs{steps}, {images} of {every} images scored"
+
+
+def settled_base(config: ReproduceConfig, source: Source) -> tuple[TrainConfig, int]:
+    """The base with recipe, split and budget filled in, and the recipe's epochs before the budget."""
+    splits = source.splits()
+    split = config.split or ("train_aug" if "train_aug" in splits else "train" if "train" in splits else splits[0])
+    base = with_recipe(dataclasses.replace(config.base, split=split))
+    epochs = base.epochs or 1
+    return dataclasses.replace(base, epochs=shortened_epochs(epochs, config.budget)), epochs
+
+
+def backbone_weights(base: TrainConfig, source: Source) -> Path | None:
+    """The given weights; for the demo a backbone that is pretrained once for all tables of the folder; else None."""
+    if base.weights is not None:
+        return base.weights
+    if not source.spec.startswith("demo:"):
+        log.warning("no --weights: every row trains its backbone from scratch; the paper's begins with ImageNet's")
+        return None
+    weights = base.output / "backbone.safetensors"
+    with folder_lock(base.output):
+        if not weights.is_file():
+            log.info("no --weights: pretraining the demo's backbone, %s", weights)
+            accuracy = pretrain_backbone(source.spec, weights)
+            log.info("its accuracy on objects held out: %.3f", accuracy)
+    return weights

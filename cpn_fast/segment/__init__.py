@@ -1,0 +1,1 @@
+"""The segmentation network: trained on pseudo masks, its predictions, and their scores."""

@@ -1,0 +1,187 @@
+"""`cpn segment evaluate`: mIoU of a segmentation run at one scale, at several with flip, and after a dense CRF."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from cpn_fast.crf_options import CrfOptions
+from cpn_fast.data.open import open_source
+from cpn_fast.evaluate import METRICS_NAME, confusion_of
+from cpn_fast.files.errors import DataError
+from cpn_fast.inference import ClassMapping, Failure, records_of, weights_digest
+from cpn_fast.output_folder import explained_writes
+from cpn_fast.run_folder import RunFolder
+from cpn_fast.runtime_tuning import threads_shared_by
+from cpn_fast.scores import percent, point_values, print_class_table, write_metrics
+from cpn_fast.segment.inference import Segmentation, open_segmenters, segmentations
+from cpn_fast.segment.options import SegmentInference
+from cpn_fast.sweep import check_mask, iou_point
+from cpn_fast.terminal import item_progress
+from cpn_kernels.dense_crf import Settings
+
+SINGLE, MULTI, CRF = "single scale", "multi-scale", "multi-scale + CRF"
+
+
+@dataclass(frozen=True)
+class SegmentEvaluateConfig(CrfOptions, SegmentInference):
+    """Score a segmentation run; one pass gives the table: scale 1 alone, all scales, and with --crf after the CRF.
+
+    Attributes:
+        output: folder for metrics.json; None = the run.
+    """
+
+    output: Path | None = None
+
+
+def run_segment_evaluate(config: SegmentEvaluateConfig) -> dict[str, Any]:
+    """Score a run; writes metrics.json.
+
+    Args:
+        config: what to score, and how.
+
+    Returns:
+        the content of metrics.json: at the top the figures of the last row of the table, under `results` those of all;
+        IoU values in 0..1.
+
+    Raises:
+        DataError: for a run, source or option that does not fit, an image or mask that cannot be read, a mask of
+            another size than its image, or a split without any mask.
+    """
+    console, options = Console(), config.inference_options(with_mask=True)
+    crf = config.crf_settings(config.crf_preset) if config.crf else None
+    run, source = RunFolder(config.run), open_source(config.data)
+    inferences = {SINGLE: ((1.0,), False), MULTI: (config.scales, config.flip)}
+    segmenters = open_segmenters(run, inferences, config.device)
+    classes = run.classes
+    mapping = ClassMapping.between(source.classes, classes)
+    _, records = records_of(source, config.split)
+    stream = segmentations(segmenters, source, records, mapping, options, keep_probabilities=crf is not None)
+    tally = Tally(len(classes), (SINGLE, MULTI) if crf is None else (SINGLE, MULTI, CRF))
+    with item_progress(console, "evaluate", len(records)) as advance:
+        _count_all(stream, tally, crf, config.workers, advance)
+    if not tally.images:
+        raise DataError(
+            f"{config.data}: none of the {len(records)} images of split {config.split!r} has a mask; mIoU needs ground "
+            "truth: give a split that has masks"
+        )
+    metrics = _metrics(config, run, source.spec, tally, crf)
+    path = (config.output or config.run) / METRICS_NAME
+    with explained_writes(path.parent, METRICS_NAME):
+        write_metrics(path, metrics)
+    _print_table(console, metrics)
+    print_class_table(console, metrics, f"IoU in %, {metrics['headline']}")
+    left_out = f", {tally.without_mask} without ground truth left out" if tally.without_mask else ""
+    console.print(f"{config.run}: {tally.images} images scored{left_out}", highlight=False, soft_wrap=True)
+    console.print(str(path), highlight=False, soft_wrap=True)
+    return metrics
+
+
+class Tally:
+    """Confusion counts of every way to make a mask.
+
+    Args:
+        num_classes: K foreground classes.
+        names: of the ways.
+    """
+
+    def __init__(self, num_classes: int, names: Sequence[str]) -> None:
+        self.num_classes = num_classes
+        self.images = self.without_mask = 0
+        self.confusions = {name: np.zeros((num_classes + 1, num_classes + 2), dtype=np.int64) for name in names}
+
+    def counts(self, found: Segmentation, crf: Settings | None) -> dict[str, NDArray[np.int64]] | None:
+        """The confusion counts of one image by name, None without ground truth; changes nothing, for use in threads.
+
+        Raises:
+            DataError: for a mask that does not fit its image, or numbers of the CRF that don't.
+        """
+        if found.truth is None:
+            return None
+        check_mask(found.truth, found.size, self.num_classes, str(found.record.mask_path or found.record.image_path))
+        masks = {name: found.mask(name) for name in found.masks}
+        if crf is not None:
+            masks[CRF] = found.crf_mask(crf)
+        return {name: confusion_of(found.truth, mask, self.num_classes) for name, mask in masks.items()}
+
+    def add(self, counts: dict[str, NDArray[np.int64]] | None) -> None:
+        """Add the counts of one image."""
+        if counts is None:
+            self.without_mask += 1
+            return
+        self.images += 1
+        for name, confusion in counts.items():
+            self.confusions[name] += confusion
+
+
+def _count_all(
+    stream: Iterator[Segmentation | Failure],
+    tally: Tally,
+    crf: Settings | None,
+    workers: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Run CRF and counting in threads while the network works on the next images."""
+    pending: deque[Future[dict[str, NDArray[np.int64]] | None]] = deque()
+    with nullcontext() if crf is None else threads_shared_by(workers), ThreadPoolExecutor(workers) as pool:
+        for item in stream:
+            if isinstance(item, Failure):
+                raise DataError(f"{item.error}; a score needs every image: mend it or take it off the split")
+            pending.append(pool.submit(tally.counts, item, crf))
+            if len(pending) > 2 * workers:
+                tally.add(pending.popleft().result())
+            advance(1)
+        for counted in pending:
+            tally.add(counted.result())
+
+
+def _metrics(
+    config: SegmentEvaluateConfig, run: RunFolder, spec: str, tally: Tally, crf: Settings | None
+) -> dict[str, Any]:
+    results = {}
+    for name, confusion in tally.confusions.items():
+        values = point_values(iou_point(confusion), run.classes)
+        del values["beta"]  # there is no background score to choose
+        results[name] = values
+    headline = list(results)[-1]
+    return {
+        **results[headline],
+        "headline": headline,
+        "target": str(config.run),
+        "data": spec,
+        "split": config.split,
+        "images": tally.images,
+        "without_mask": tally.without_mask,
+        "classes": list(run.classes),
+        "scales": list(config.scales),
+        "flip": config.flip,
+        "max_side": config.max_side,
+        "use_labels": config.use_labels,
+        "crf": None if crf is None else dataclasses.asdict(crf),
+        "weights_sha256": weights_digest(run),
+        "results": results,
+    }
+
+
+def _print_table(console: Console, metrics: dict[str, Any]) -> None:
+    """A row for each way to make a mask."""
+    scales = " ".join(f"{scale:g}" for scale in metrics["scales"])
+    table = Table(title=f"IoU in %; scales {scales}{' with flip' if metrics['flip'] else ''}", title_justify="left")
+    table.add_column("inference")
+    for column in ("mIoU", "background", "foreground"):
+        table.add_column(column, justify="right")
+    for name, values in metrics["results"].items():
+        cells = [percent(values[column]) for column in ("miou", "background", "foreground")]
+        table.add_row(name, *cells, style="bold" if name == metrics["headline"] else None)
+    console.print(table)

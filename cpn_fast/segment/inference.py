@@ -1,0 +1,154 @@
+"""Images through a segmentation network: what predicting and scoring have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cpn_fast.crf_refiner import crf_probabilities
+from cpn_fast.data.types import Record, Source
+from cpn_fast.files.max_side import enlarge
+from cpn_fast.inference import (
+    ClassMapping,
+    Failure,
+    InferenceOptions,
+    Reduced,
+    check_scales,
+    equal_sizes,
+    ready_device,
+)
+from cpn_fast.models.segmenter import Segmenter
+from cpn_fast.run_folder import RunFolder
+from cpn_kernels.dense_crf import Settings
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What the network says of one image.
+
+    Attributes:
+        record: which image.
+        image: uint8 [h, w, 3] as the network saw it: reduced where it is larger than `max_side`.
+        size: height and width of the image itself.
+        truth: ground truth uint8 [H, W] in the network's classes, None without.
+        allowed: bool [K], the classes to which the image's labels limit the mask; None = all.
+        masks: uint8 [h, w] by the name of the inference that made it.
+        probabilities: float32 [K + 1, h, w] of the last of these, background first; None where they were not asked for.
+    """
+
+    record: Record
+    image: NDArray[np.uint8]
+    size: tuple[int, int]
+    truth: NDArray[np.uint8] | None
+    allowed: NDArray[np.bool_] | None
+    masks: Mapping[str, NDArray[np.uint8]]
+    probabilities: Tensor | None
+
+    def mask(self, name: str) -> NDArray[np.uint8]:
+        """A mask at image size, uint8 [H, W]."""
+        return enlarge(self.masks[name], *self.size)
+
+    def crf_mask(self, crf: Settings) -> NDArray[np.uint8]:
+        """The mask uint8 [H, W] after a dense CRF over background and the allowed classes (method section 9).
+
+        Raises:
+            DataError: where the CRF's numbers do not fit the image.
+        """
+        assert self.probabilities is not None
+        values = np.arange(len(self.probabilities), dtype=np.uint8)
+        probabilities = self.probabilities
+        if self.allowed is not None:
+            values = values[np.concatenate([[True], self.allowed])]
+            probabilities = probabilities[torch.from_numpy(values.astype(np.int64))]
+            probabilities = probabilities / probabilities.sum(dim=0).clamp(min=1e-12)
+        refined = crf_probabilities(self.record.id, self.image, probabilities[None], crf)
+        return enlarge(values[refined[0].argmax(dim=0).numpy()], *self.size)
+
+
+def open_segmenters(
+    run: RunFolder, inferences: Mapping[str, tuple[Sequence[float], bool]], device: str
+) -> dict[str, Segmenter]:
+    """A run's network, ready to segment on a device.
+
+    Args:
+        run: of kind "segment", with weights.
+        inferences: name -> scale factors, above 0 and at most 4, and whether to run the mirrored image too.
+        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+
+    Raises:
+        DataError: for a device that is not there, scales out of range, or a run of another kind or without weights.
+    """
+    for scales, _ in inferences.values():
+        check_scales(scales)
+    device = ready_device(device)
+    net = run.load_deeplab(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return {name: Segmenter(net, scales, flip) for name, (scales, flip) in inferences.items()}
+
+
+def segmentations(
+    segmenters: Mapping[str, Segmenter],
+    source: Source,
+    records: Sequence[Record],
+    mapping: ClassMapping,
+    options: InferenceOptions,
+    keep_probabilities: bool,
+) -> Iterator[Segmentation | Failure]:
+    """Run the network over `records`, images being read in threads ahead of it.
+
+    Args:
+        segmenters: of one network, on the device to run on.
+        source: reads the records.
+        records: the images; the order of the results may differ where sizes do and `batch_size` is above 1.
+        mapping: the source's classes in the network's order.
+        options: see there; with `use_labels` a mask holds background and the image's own classes only.
+        keep_probabilities: give those of the last segmenter.
+
+    Yields:
+        a Segmentation per image, a Failure for one that could not be read.
+    """
+    for item in equal_sizes(source, records, options):
+        if isinstance(item, Failure):
+            yield item
+        else:
+            yield from _run(segmenters, item, mapping, options, keep_probabilities)
+
+
+@torch.inference_mode()
+def _run(
+    segmenters: Mapping[str, Segmenter],
+    batch: Sequence[Reduced],
+    mapping: ClassMapping,
+    options: InferenceOptions,
+    keep_probabilities: bool,
+) -> list[Segmentation]:
+    """One batch of equal size through the network."""
+    *_, last = segmenters.values()
+    device = next(last.parameters()).device
+    given = [
+        mapping.vector(sample.record.labels) if options.use_labels and sample.record.labels is not None else None
+        for sample, _ in batch
+    ]
+    unknown = np.full(mapping.num_classes, -1, dtype=np.float32)
+    rows = torch.from_numpy(np.stack([unknown if row is None else row.astype(np.float32) for row in given])).to(device)
+    images = torch.from_numpy(np.stack([small for _, small in batch])).to(device)
+    found = {name: segmenter(images, rows) for name, segmenter in segmenters.items()}
+    masks = {name: out.mask.cpu().numpy() for name, out in found.items()}
+    *_, main = found.values()
+    probabilities = main.probabilities.float().cpu() if keep_probabilities else None
+    return [
+        Segmentation(
+            record=sample.record,
+            image=small,
+            size=(sample.image.shape[0], sample.image.shape[1]),
+            truth=None if sample.mask is None else mapping.mask(sample.mask),
+            allowed=given[i],
+            masks={name: mask[i] for name, mask in masks.items()},
+            probabilities=None if probabilities is None else probabilities[i],
+        )
+        for i, (sample, small) in enumerate(batch)
+    ]
