@@ -31,7 +31,7 @@ from cpn_fast.refiner import SOFT_BETA, Beginning, Refiner, Step
 from cpn_fast.run_folder import RunFolder
 from cpn_fast.runtime_tuning import threads_shared_by
 from cpn_fast.terminal import duration, item_progress
-from cpn_fast.walk_refiner import WalkStep
+from cpn_fast.walk_refiner import POWER, STEPS, WalkStep
 from cpn_kernels import native_library
 from cpn_kernels.dense_crf import GT_PROB, Settings
 
@@ -74,8 +74,8 @@ class PostprocessConfig(CrfOptions):
     background: BackgroundRule | None = None
     beta: float | None = None
     alpha: float | None = None
-    steps: int = 64
-    power: int = 8
+    steps: int = STEPS
+    power: int = POWER
     scale: float = 1.0
     soft_maps: bool = False
     preset: CrfPreset = "affinity"

@@ -24,10 +24,13 @@ from cpn_fast.config import AffinityConfig, AugmentOptions
 from cpn_fast.data.augment import Geometry
 from cpn_fast.data.steps import Span
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.masks import write_mask
 from cpn_fast.files.soft_maps import read_soft_maps, write_soft_maps
+from cpn_fast.labelled_folder import LabelledFolder
 from cpn_fast.models.affinity_labels import affinity_labels
 from cpn_fast.models.affinity_net import affinity_loss, pair_counts, pair_labels
 from cpn_fast.run_folder import RunFolder
+from cpn_fast.walk_refiner import WalkStep
 from cpn_kernels.cp_triplet import normalise_images
 from cpn_kernels.dense_crf import dense_crf
 
@@ -194,6 +197,51 @@ def test_training_tells_colours_apart(toys, tmp_path):
         within += affinity[pairs.background | pairs.foreground].tolist()
         across += affinity[pairs.negative].tolist()
     assert np.mean(across) < 0.6 * np.mean(within)
+
+
+@pytest.fixture
+def with_truth(masks):
+    """A source of the labelled images, two of which have masks, with classes in another order."""
+    root = masks.parent / "photos"
+    shutil.copytree(masks.parent / "masks images", root / "images")
+    (root / "masks").mkdir()
+    for name, value in (("0", 3), ("1", 1)):
+        image = np.asarray(Image.open(root / "images" / f"{name}.png"))
+        write_mask(root / "masks" / f"{name}.png", np.where(image[..., 2] < 100, value, 0).astype(np.uint8))
+    (root / "classes.txt").write_text("green\nunseen\nred\n")
+    names = {0: "red", 1: "green", 2: "red", 3: "green"}
+    (root / "labels.csv").write_text("image,labels\n" + "".join(f"{i}.png,{name}\n" for i, name in names.items()))
+    return f"folder:{root}"
+
+
+def test_curves_score_the_masks_before_and_after_the_walk(masks, with_truth, tmp_path):
+    crop = AugmentOptions(crop=40, resize=(56, 56))  # the middle of which is the images' own size
+    learner = config(masks, tmp_path / "aff", data=with_truth, val_images=5, max_steps=1, augment=crop)
+    run = run_affinity(learner)
+    (record,) = run.records("eval")
+    folder, net = LabelledFolder.open(masks, with_truth), run.load_affinity_net()
+    truths, before, after = [], [], []
+    for name, value in (("0", 1), ("1", 2)):
+        soft = folder.read_maps(name)
+        image = np.asarray(Image.open(folder.images[name]))
+        scores = torch.from_numpy(np.concatenate([1 - soft.maps, soft.maps]))[None]  # the power of beta 0.5 is 1
+        truths.append(np.where(image[..., 2] < 100, value, 0))
+        before.append(value * scores[0].argmax(0).numpy())
+        after.append(value * WalkStep(net, "", 64, 8, 1.0)(name, image, scores)[0].argmax(0).numpy())
+    assert record["images"] == 2
+    for key, masks_found in (("maps_miou", before), ("walk_miou", after)):
+        ious = [
+            np.sum([((t == c) & (m == c)).sum() for t, m in zip(truths, masks_found, strict=True)])
+            / np.sum([((t == c) | (m == c)).sum() for t, m in zip(truths, masks_found, strict=True)])
+            for c in range(3)
+        ]
+        assert record[key] == pytest.approx(np.mean(ious), abs=1e-9)
+
+
+def test_without_masks_in_the_data_there_are_no_curves(masks, with_truth, tmp_path):
+    shutil.rmtree(masks.parent / "photos" / "masks")
+    run = run_affinity(config(masks, tmp_path / "aff", data=with_truth, max_steps=1))
+    assert not run.records("eval") and len(run.records("step")) == 1
 
 
 @pytest.mark.parametrize("stop", [1, 4])

@@ -283,7 +283,7 @@ def test_every_stage_with_the_real_commands(small_demo: Path, tmp_path: Path) ->
         scales=(1.0,),
         refine="walk+crf",
         train=f"{SHORT} --patch grid",
-        affinity=SHORT.removesuffix(" --val-images 2"),
+        affinity=SHORT,
         segmentation=SHORT,
         evaluate="--scales 1 --no-flip",
     )

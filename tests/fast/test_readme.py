@@ -23,7 +23,7 @@ SMALL_TRAINING = (
 )
 SMALL = {
     "train": SMALL_TRAINING,
-    "affinity": SMALL_TRAINING[:-2],
+    "affinity": SMALL_TRAINING,
     "reproduce": (*SMALL_TRAINING, "--eval-every", "0", "--images", "2", "--scales", "1"),
     "export": ("--scales", "1", "--no-flip"),
 }
