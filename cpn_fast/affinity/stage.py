@@ -22,6 +22,9 @@ from cpn_fast.run_folder import RunFolder
 from cpn_fast.stage import Stage
 from cpn_kernels.cp_triplet import normalise_images
 
+LABELS = "labels"
+"""Folder in a run that holds what it learns from."""
+
 
 class AffinityObjective(nn.Module):
     """AffinityNet and its loss."""
@@ -61,7 +64,7 @@ class AffinityStage(Stage[AffinityConfig]):
     def __init__(self, config: AffinityConfig, fabric: Fabric) -> None:
         super().__init__(config, fabric)
         run = RunFolder(config.output)
-        self.store = LabelStore(run.path / "labels")
+        self.store = LabelStore(run.path / LABELS)
         if config.resume:
             self.store.check_unchanged(config.masks)
             self.classes = run.classes

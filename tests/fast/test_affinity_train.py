@@ -336,7 +336,8 @@ def test_a_stopped_synthesis_goes_on(masks, tmp_path, monkeypatch, error, raised
         patch.setattr(synthesis_module, "write_soft_maps", write)
         with pytest.raises(raised, match=message):
             run_affinity(start)
-    assert not RunFolder(start.output).exists()
+    with pytest.raises(DataError, match="stopped while its labels were made; repeat that call, without --resume"):
+        parse([str(masks), "--output", str(start.output), "--resume"])
     assert len(lines(start.output / "labels" / "manifest.jsonl")) == 2
     made = []
     monkeypatch.setattr(
@@ -353,6 +354,7 @@ def test_labels_of_other_powers_make_way_until_a_run_has_begun(masks, tmp_path, 
         run_affinity(start)
     monkeypatch.undo()
     run = run_affinity(replace(start, beta=0.3))
+    assert len(LabelStore(run.path / "labels").frozen) == 4
     settings = json.loads((run.path / "labels" / "settings.json").read_text())
     assert settings["low_power"] == pytest.approx(2 / 3 * np.log(0.3) / np.log(0.7))
 
