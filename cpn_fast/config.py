@@ -261,10 +261,12 @@ class AffinityConfig(LoopConfig):
 
     Attributes:
         masks: folder that `cpn label --soft-maps` wrote; all its images are trained on.
-        data: source in which to find the images by their ids, where they have moved since; empty = where they were
-            when they were labelled.
+        data: source in which the images are found by their ids, and their masks for the curves; empty = images where
+            they were when they were labelled, and no curves.
         split: not used.
         val_split: not used.
+        val_images: images whose walk is scored while training, of those trained on that have masks in `data`.
+        eval_every: epochs between such points; 0 = never.
         beta: best background score of the labelled maps, between 0 and 1, which the two background powers of the
             labels bracket; None = the labelling's.
         low_share: low background power, as a share of the one that decides as beta does, below 1: what foreground it

@@ -44,6 +44,7 @@ from cpn_fast.scores import (
     plot_sweeps,
     point_values,
     print_class_table,
+    print_comparison,
     print_run_table,
     run_metrics,
     write_metrics,
@@ -61,9 +62,10 @@ class EvaluateConfig:
 
     Attributes:
         target: a run folder, or a folder of masks (ID.png, or SegmentationClass/ID.png).
+        others: more of them, each scored alike; one table then compares them all.
         data: source with masks, e.g. `voc:PATH`, `coco:PATH`, `folder:PATH`, `demo:` or a bare path.
         split: split to score; None = train where the source has it, else all its images.
-        output: folder for metrics.json and the plot; None = the target.
+        output: folder for metrics.json and the plot; None = each target's own.
         scales: each scale is scored alone, and all together.
         flip: also run the mirrored image.
         max_side: longer images are reduced to this long side in pixels first, and the result enlarged back.
@@ -78,6 +80,7 @@ class EvaluateConfig:
 
     target: Annotated[Path, tyro.conf.Positional]
     data: str
+    others: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     split: str | None = None
     output: Path | None = None
     scales: tuple[float, ...] = SCALES
@@ -93,13 +96,13 @@ class EvaluateConfig:
 
 
 def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Score a run or a folder of masks; writes metrics.json (and, for a run, the plot of mIoU over beta).
+    """Score runs or folders of masks; writes metrics.json (and, for a run, the plot of mIoU over beta) for each.
 
     Args:
         config: what to score, and how.
 
     Returns:
-        the content of metrics.json; all IoU values in 0..1.
+        the content of the first target's metrics.json; all IoU values in 0..1.
 
     Raises:
         DataError: for a target or source that does not fit, an image or mask that cannot be read, a mask of another
@@ -112,6 +115,17 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     split, every = records_of(source, config.split)
     records = spread_evenly(every, config.images)
     config = dataclasses.replace(config, split=split)
+    if not config.others:
+        return _evaluate_target(config, source, records)
+    if config.output is not None:
+        raise DataError("--output is for one target; each of several gets its own metrics.json: leave it out")
+    targets = (config.target, *config.others)
+    scored = [_evaluate_target(dataclasses.replace(config, target=target), source, records) for target in targets]
+    print_comparison(Console(), scored)
+    return scored[0]
+
+
+def _evaluate_target(config: EvaluateConfig, source: Source, records: Sequence[Record]) -> dict[str, Any]:
     if RunFolder(config.target).exists():
         return _evaluate_run(config, source, records)
     return _evaluate_masks(config, source, records)

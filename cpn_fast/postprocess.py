@@ -31,7 +31,7 @@ from cpn_fast.refiner import SOFT_BETA, Beginning, Refiner, Step
 from cpn_fast.run_folder import RunFolder
 from cpn_fast.runtime_tuning import threads_shared_by
 from cpn_fast.terminal import duration, item_progress
-from cpn_fast.walk_refiner import WalkStep
+from cpn_fast.walk_refiner import POWER, STEPS, WalkStep
 from cpn_kernels import native_library
 from cpn_kernels.dense_crf import GT_PROB, Settings
 
@@ -74,8 +74,8 @@ class PostprocessConfig(CrfOptions):
     background: BackgroundRule | None = None
     beta: float | None = None
     alpha: float | None = None
-    steps: int = 64
-    power: int = 8
+    steps: int = STEPS
+    power: int = POWER
     scale: float = 1.0
     soft_maps: bool = False
     preset: CrfPreset = "affinity"
@@ -183,6 +183,8 @@ def _steps(config: PostprocessConfig, crf: Settings | None) -> tuple[Step, ...]:
     steps: list[Step] = []
     if config.random_walk is not None:
         run = RunFolder(config.random_walk)
+        if not run.exists():
+            raise DataError(f"--random-walk {run.path}: no run there; expected the --output of `cpn affinity`")
         net = run.load_affinity_net(ready_device(config.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         steps.append(WalkStep(net, weights_digest(run), config.steps, config.power, config.scale))
     if crf is not None:

@@ -88,6 +88,19 @@ def print_run_table(console: Console, metrics: Mapping[str, Any]) -> None:
     console.print(table)
 
 
+def print_comparison(console: Console, scored: Sequence[Mapping[str, Any]]) -> None:
+    """One row per target from their metrics.json, with the change of mIoU in points from the first."""
+    table = Table(title="IoU in %", title_justify="left")
+    table.add_column("target", overflow="fold")
+    for column in ("images", "mIoU", "change", "background", "foreground"):
+        table.add_column(column, justify="right")
+    for number, metrics in enumerate(scored):
+        change = f"{100 * (metrics['miou'] - scored[0]['miou']):+.1f}" if number else ""
+        cells = [percent(metrics["miou"]), change, percent(metrics["background"]), percent(metrics["foreground"])]
+        table.add_row(metrics["target"], str(metrics["images"]), *cells)
+    console.print(table)
+
+
 def print_class_table(console: Console, metrics: Mapping[str, Any], title: str) -> None:
     """IoU per class, several to a line, best first."""
     found = [(name, value) for name, value in metrics["per_class"].items() if value is not None]

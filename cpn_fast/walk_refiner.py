@@ -16,6 +16,9 @@ from cpn_fast.models.affinity_net import AffinityNet
 from cpn_kernels.cp_triplet import normalise_images
 from cpn_kernels.random_walk import random_walk
 
+STEPS, POWER = 64, 8
+"""Of the walk, unless others are given."""
+
 
 @dataclass(frozen=True)
 class WalkStep:
@@ -67,16 +70,17 @@ class WalkStep:
         view = torch.from_numpy(np.array(reduce_image(image, max(height, width))))[None].to(device)
         scores = scores.to(device)
         size = (max(1, round(height * self.scale)), max(1, round(width * self.scale)))
-        affinity = self.net(_resized(normalise_images(view), size))
+        affinity = self.net(resized_maps(normalise_images(view), size))
         stride = self.net.backbone.strides[2]
-        pooled = F.avg_pool2d(_resized(scores, size), stride, ceil_mode=True)
+        pooled = F.avg_pool2d(resized_maps(scores, size), stride, ceil_mode=True)
         walked = random_walk(affinity, pooled, self.steps, self.power)
         covered = (walked.shape[2] * stride, walked.shape[3] * stride)
         fine = F.interpolate(walked, size=covered, mode="bilinear", align_corners=False)[:, :, : size[0], : size[1]]
-        return _resized(fine, (height, width)).cpu()
+        return resized_maps(fine, (height, width)).cpu()
 
 
-def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def resized_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps or normalised images float [B, C, H, W] at another (height, width), bilinear, antialiased downwards."""
     if tuple(maps.shape[2:]) == size:
         return maps
     smaller = size[0] < maps.shape[2]

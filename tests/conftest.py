@@ -88,6 +88,51 @@ def make_run(small_demo: Path) -> Callable[..., RunFolder]:
     return make
 
 
+@pytest.fixture(scope="session")
+def make_labelling() -> Callable[..., Path]:
+    """Write a folder as `cpn label --soft-maps` does, of two-coloured images: `make_labelling(path, count=4)`.
+
+    Each image is 40 high and 56 wide, blue with a red or green rectangle, which is class 1 or 2. The maps are sure
+    of the rectangle's upper half alone.
+    """
+
+    def make(path: Path, count: int = 4, classes: tuple[str, ...] = ("red", "green", "unseen")) -> Path:
+        import json
+
+        import numpy as np
+        from PIL import Image
+
+        from cpn_fast.files.masks import write_labelmap, write_mask
+        from cpn_fast.files.soft_maps import SoftMaps, write_soft_maps
+
+        lines = []
+        for number in range(count):
+            rng = np.random.default_rng(number)
+            name = ("red", "green")[number % 2]
+            rows = slice(*sorted((4 + int(rng.integers(8)), 28 + int(rng.integers(8)))))
+            columns = slice(6 + int(rng.integers(10)), 34 + int(rng.integers(12)))
+            image = np.empty((40, 56, 3), np.uint8)
+            image[:] = (20, 30, 200)
+            image[rows, columns] = {"red": (210, 20, 20), "green": (20, 200, 40)}[name]
+            image_path = path.parent / f"{path.name} images" / f"{number}.png"
+            image_path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(image_path)
+            maps = np.zeros((1, 40, 56), np.float32)
+            maps[0, rows, columns] = 0.4
+            maps[0, rows.start : (rows.start + rows.stop) // 2, columns] = 1.0
+            value = classes.index(name) + 1
+            write_soft_maps(path / "SoftMaps" / f"{number}.npz", SoftMaps(np.array([value], np.uint8), maps, (40, 56)))
+            write_mask(path / "SegmentationClass" / f"{number}.png", (value * (maps[0] > 0.5)).astype(np.uint8))
+            entry = {"id": str(number), "status": "ok", "image": str(image_path), "width": 56, "height": 40}
+            lines.append(json.dumps({**entry, "labels": [name], "labels_from": "image"}))
+        (path / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+        (path / "settings.json").write_text(json.dumps({"beta": 0.5, "classes": list(classes), "flip": True}))
+        write_labelmap(path / "labelmap.txt", classes)
+        return path
+
+    return make
+
+
 @pytest.fixture(scope="module", autouse=True)
 def same_threads() -> None:
     """Begin every module with the asked-for number of torch threads: with another one, sums round differently."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cpn_fast.affinity.stage import AffinityStage
+from cpn_fast.affinity.stage import LABELS, AffinityStage
 from cpn_fast.config import AffinityConfig, with_recipe
+from cpn_fast.files.errors import DataError
 from cpn_fast.loop import run_stage
 from cpn_fast.run_folder import RunFolder
-from cpn_fast.train_options import long_forms, resumed_settings
+from cpn_fast.train_options import long_forms, resumed_settings, value_of
 
 SHORT = {"--crop": "--augment.crop"}
 """Short forms on the command line of settings that lie deeper."""
@@ -22,11 +23,14 @@ def parse(argv: Sequence[str]) -> AffinityConfig:
 
     Raises:
         SystemExit: with code 2 for arguments that don't fit, 0 after --help.
-        DataError: where --resume finds no run, or one of another kind.
+        DataError: where --resume finds no run, or one of another kind, or one that was stopped before its training.
     """
     import tyro
 
     given = long_forms(argv, SHORT)
+    run = RunFolder(value_of(given, "--output") or ".")
+    if "--resume" in given and not run.exists() and (run.path / LABELS).is_dir():
+        raise DataError(f"{run.path}: stopped while its labels were made; repeat that call, without --resume")
     default = resumed_settings(given, AffinityConfig) or AffinityConfig(masks=tyro.MISSING, output=tyro.MISSING)
     description = (
         "Train AffinityNet on what a labelling is sure of. Labels are made first, in OUTPUT/labels; a call that was "

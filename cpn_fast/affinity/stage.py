@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from cpn_fast.affinity.batches import AffinityBatch, AffinityStream
+from cpn_fast.affinity.curves import WalkCurves, create_walk_curves
 from cpn_fast.affinity.synthesis import LabelStore, synthesise
 from cpn_fast.config import AffinityConfig
 from cpn_fast.data.steps import Span
@@ -18,8 +19,11 @@ from cpn_fast.labelled_folder import images_of
 from cpn_fast.models import create_affinity_net
 from cpn_fast.models.affinity_net import AffinityNet, affinity_loss
 from cpn_fast.run_folder import RunFolder
-from cpn_fast.stage import Evaluator, Stage
+from cpn_fast.stage import Stage
 from cpn_kernels.cp_triplet import normalise_images
+
+LABELS = "labels"
+"""Folder in a run that holds what it learns from."""
 
 
 class AffinityObjective(nn.Module):
@@ -55,12 +59,12 @@ class AffinityStage(Stage[AffinityConfig]):
     """
 
     losses = ("loss", "background", "foreground", "negative")
-    headline = ()
+    headline = ("maps_miou", "walk_miou")
 
     def __init__(self, config: AffinityConfig, fabric: Fabric) -> None:
         super().__init__(config, fabric)
         run = RunFolder(config.output)
-        self.store = LabelStore(run.path / "labels")
+        self.store = LabelStore(run.path / LABELS)
         if config.resume:
             self.store.check_unchanged(config.masks)
             self.classes = run.classes
@@ -108,6 +112,6 @@ class AffinityStage(Stage[AffinityConfig]):
             pairs = pairs / self.fabric.world_size
         return batch.images, batch.labels, pairs
 
-    def evaluator(self) -> Evaluator | None:
-        """None: what the affinities are worth shows after the walk."""
-        return None
+    def evaluator(self) -> WalkCurves | None:
+        """mIoU before and after the walk on a few of the images, where `data` has masks."""
+        return create_walk_curves(self.config, [entry["id"] for entry in self.store.frozen])

@@ -215,7 +215,10 @@ def _powers(config: AffinityConfig, folder: LabelledFolder) -> tuple[float, floa
 def _made_otherwise(path: Path, maker: Synthesiser) -> bool:
     """Whether the folder holds labels of other settings: none that a run has begun with, so they make way."""
     stored = path / SETTINGS_NAME
-    return stored.is_file() and read_settings(stored) != json.loads(json.dumps(maker.settings()))
+    try:
+        return stored.is_file() and read_settings(stored) != json.loads(json.dumps(maker.settings()))
+    except DataError:
+        return True
 
 
 def _done(maker: Synthesiser, entry: Mapping[str, Any] | None) -> bool:

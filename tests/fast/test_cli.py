@@ -40,6 +40,8 @@ def test_arguments_become_the_commands_config(name: str) -> None:
 
 def test_arguments_reach_their_fields() -> None:
     assert cli.parse("evaluate", ARGUMENTS["evaluate"]).scales == (0.5, 1.0)
+    assert cli.parse("evaluate", ["a", "b", "c", "--data", "demo:"]).others == (Path("b"), Path("c"))
+    assert cli.parse("affinity", ARGUMENTS["affinity"]).augment.crop == 96
     assert cli.parse("train", ARGUMENTS["train"]).augment.crop == 96
     assert cli.parse("demo", ARGUMENTS["demo"]).seeds == 2
 

@@ -277,6 +277,20 @@ def test_perfect_masks(data, tmp_path):
     assert metrics["miou"] == 1.0
 
 
+def test_several_folders_are_scored_alike_and_compared(data, predicted, tmp_path, capsys):
+    perfect = shutil.copytree(data / "masks", tmp_path / "perfect")
+    alone = run_evaluate(config(predicted, data))
+    capsys.readouterr()
+    assert run_evaluate(config(predicted, data, others=(perfect,))) == alone
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    shown = next(row for row in rows if "+" in row)
+    assert "100.0" in shown and f"{100 * (1 - alone['miou']):+.1f}" in shown
+    assert json.loads((perfect / "metrics.json").read_text())["miou"] == 1.0
+    assert json.loads((predicted / "metrics.json").read_text()) == alone
+    with pytest.raises(DataError, match="--output is for one target"):
+        run_evaluate(config(predicted, data, others=(perfect,), output=tmp_path))
+
+
 def test_void_in_a_prediction_is_missed_not_ignored():
     truth = np.array([[0, 0, 1, 1, VOID]], np.uint8)
     guess = np.array([[0, VOID, VOID, 1, 0]], np.uint8)

@@ -23,6 +23,7 @@ SMALL_TRAINING = (
 )
 SMALL = {
     "train": SMALL_TRAINING,
+    "affinity": SMALL_TRAINING,
     "reproduce": (*SMALL_TRAINING, "--eval-every", "0", "--images", "2", "--scales", "1"),
     "segment train": SMALL_TRAINING,
     "segment evaluate": ("--scales", "0.5", "--no-flip"),
@@ -150,6 +151,6 @@ def test_cpu_commands_run(photos: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert (made / path).is_file(), path
     ids = sorted(path.relative_to(photos / "images").with_suffix("") for path in photos.rglob("*.jpg"))
     assert len(ids) == 4
-    for folder in ("masks", "masks-crf", "masks-onnx", "predicted"):
+    for folder in ("masks", "masks-crf", "masks-walk", "masks-onnx", "predicted"):
         masks = made / folder / "SegmentationClass"
         assert sorted(path.relative_to(masks).with_suffix("") for path in masks.rglob("*.png")) == ids
