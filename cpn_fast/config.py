@@ -237,12 +237,15 @@ class SegmentConfig(LoopConfig):
             "truth", the source's own masks.
         allow_missing: train without the images that have no mask; otherwise they are an error.
         dropout: share of the head's activations that a step drops.
+        norms: whether the backbone's batch norms "train" or stay "frozen" as the weights have them; "auto" = they
+            train, unless the weights have none (folded into the convolutions), for these cannot.
         augment: augmentation of the training crops.
     """
 
     masks: str = field(kw_only=True)
     allow_missing: bool = False
     dropout: float = 0.5
+    norms: Literal["auto", "train", "frozen"] = "auto"
     batch_size: int = 10
     augment: SegmentAugment = field(default_factory=SegmentAugment)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cpn_fast.data.random import generator
+from cpn_fast.files.errors import DataError
 
 GRACE_SECONDS = 30
 
@@ -102,17 +104,20 @@ class _Steps(Sampler[list[tuple[int, int]]]):
 
 def step_loader(
     crops: Dataset[Crop], span: Span, batch_size: int, workers: int
-) -> DataLoader[tuple[list[str], dict[str, torch.Tensor]]]:
-    """A loader of one pass over a span's batches: ids and stacked tensors of each.
+) -> Iterator[tuple[list[str], dict[str, torch.Tensor]]]:
+    """One pass over a span's batches: ids and stacked tensors of each.
 
     Args:
         crops: by (step, slot).
         span: which steps, which process.
         batch_size: images per step over all processes.
         workers: loading processes.
+
+    Raises:
+        DataError: as `crops` does, also from a loading process.
     """
-    return DataLoader(
-        crops,  # type: ignore[arg-type]
+    loader = DataLoader(
+        _Told(crops),  # type: ignore[arg-type]
         batch_sampler=_Steps(span, batch_size),
         num_workers=workers,
         collate_fn=_collate,
@@ -121,11 +126,32 @@ def step_loader(
         # The loader seeds its workers from a generator: its own one, for torch's global one belongs to the model.
         generator=torch.Generator(),
     )
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
 
 
-def _collate(crops: list[Crop]) -> tuple[list[str], dict[str, torch.Tensor]]:
-    names = [name for name, _ in crops]
-    return names, {key: torch.stack([tensors[key] for _, tensors in crops]) for key in crops[0][1]}
+class _Told(Dataset[Crop | DataError]):
+    """Gives a DataError instead of raising it: torch would put a loading process's traceback into its message."""
+
+    def __init__(self, crops: Dataset[Crop]) -> None:
+        self._crops = crops
+
+    def __getitem__(self, index: tuple[int, int]) -> Crop | DataError:
+        try:
+            return self._crops[index]
+        except DataError as error:
+            return error
+
+
+def _collate(crops: list[Crop | DataError]) -> tuple[list[str], dict[str, torch.Tensor]] | DataError:
+    read: list[Crop] = []
+    for crop in crops:
+        if isinstance(crop, DataError):
+            return crop
+        read.append(crop)
+    return [name for name, _ in read], {key: torch.stack([tensors[key] for _, tensors in read]) for key in read[0][1]}
 
 
 def _start_worker(worker: int) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 from cpn_fast.config import AffinityConfig, SegmentConfig, TrainConfig
 from cpn_fast.models.affinity_net import AffinityNet
-from cpn_fast.models.backbones import create_backbone
+from cpn_fast.models.backbones import Backbone, create_backbone
 from cpn_fast.models.cam import CamNet, Refinement
 from cpn_fast.models.deeplab import DeepLab
 from cpn_fast.models.pretrained import load_backbone_weights
+
+log = logging.getLogger(__name__)
 
 
 def refinement_of(config: TrainConfig) -> Refinement:
@@ -52,6 +56,8 @@ def create_deeplab(config: SegmentConfig, num_classes: int, load_weights: bool =
     backbone = create_backbone(config.backbone, frozen=False)
     if load_weights and config.weights is not None:
         load_backbone_weights(backbone, config.weights)
+    if load_weights and _norms_stay(config, backbone):
+        backbone.freeze_norms()
     return DeepLab(backbone, num_classes, config.dropout)
 
 
@@ -65,3 +71,11 @@ def create_affinity_net(config: AffinityConfig, load_weights: bool = True) -> Af
     if load_weights and config.weights is not None:
         load_backbone_weights(backbone, config.weights)
     return AffinityNet(backbone)
+
+
+def _norms_stay(config: SegmentConfig, backbone: Backbone) -> bool:
+    """Whether the backbone's batch norms stay as they are, by the settings and by what the weights hold."""
+    if config.norms != "auto" or config.weights is None or backbone.has_statistics():
+        return config.norms == "frozen"
+    log.warning("%s: batch norms folded into the convolutions have no statistics; they stay frozen", config.weights)
+    return True

@@ -135,20 +135,21 @@ def _run(
     ]
     unknown = np.full(mapping.num_classes, -1, dtype=np.float32)
     rows = torch.from_numpy(np.stack([unknown if row is None else row.astype(np.float32) for row in given])).to(device)
-    images = torch.from_numpy(np.stack([small for _, small in batch])).to(device)
-    found = {name: segmenter(images, rows) for name, segmenter in segmenters.items()}
+    images = np.stack([small for _, small in batch])
+    on_device = torch.from_numpy(images).to(device)
+    found = {name: segmenter(on_device, rows) for name, segmenter in segmenters.items()}
     masks = {name: out.mask.cpu().numpy() for name, out in found.items()}
     *_, main = found.values()
     probabilities = main.probabilities.float().cpu() if keep_probabilities else None
     return [
         Segmentation(
             record=sample.record,
-            image=small,
+            image=images[i],
             size=(sample.image.shape[0], sample.image.shape[1]),
             truth=None if sample.mask is None else mapping.mask(sample.mask),
             allowed=given[i],
             masks={name: mask[i] for name, mask in masks.items()},
             probabilities=None if probabilities is None else probabilities[i],
         )
-        for i, (sample, small) in enumerate(batch)
+        for i, (sample, _) in enumerate(batch)
     ]

@@ -61,6 +61,24 @@ def test_no_command_shows_usage_and_fails(capsys: pytest.CaptureFixture[str]) ->
     assert "usage: cpn COMMAND" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("arguments", "status"), [(["segment"], 2), (["segment", "--help"], 0)])
+def test_group_of_commands_shows_its_own(arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == status
+    shown = capsys.readouterr().out
+    assert "usage: cpn segment COMMAND" in shown and "segment predict" in shown and "check-data" not in shown
+
+
+def test_unknown_command_of_a_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["segment", "tarin", "--output", "x"]) == 2
+    error = capsys.readouterr().err
+    assert "unknown command 'segment tarin'" in error and "segment train" in error
+
+
+def test_option_after_a_group_is_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["segment", "--data", "x"]) == 2
+    assert "unknown command 'segment --data'" in capsys.readouterr().err
+
+
 def test_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["tarin"]) == 2
     error = capsys.readouterr().err

@@ -24,6 +24,9 @@ SMALL_TRAINING = (
 SMALL = {
     "train": SMALL_TRAINING,
     "reproduce": (*SMALL_TRAINING, "--eval-every", "0", "--images", "2", "--scales", "1"),
+    "segment train": SMALL_TRAINING,
+    "segment evaluate": ("--scales", "0.5", "--no-flip"),
+    "segment predict": ("--scales", "0.5", "--no-flip"),
     "export": ("--scales", "1", "--no-flip"),
 }
 """What the test adds, so that a command that otherwise runs as README has it takes seconds."""
@@ -56,7 +59,7 @@ def cpn_words(command: str) -> tuple[str, list[str]]:
 def parse(command: str) -> Any:
     program, words = cpn_words(command)
     if program == "cpn":
-        return cli.parse(words[0], words[1:])
+        return cli.parse(*cli.split_name(words))
     import tyro
 
     from cpn_export.label import LabelOnnxConfig
@@ -129,12 +132,14 @@ def test_cpu_commands_run(photos: Path, capsys: pytest.CaptureFixture[str]) -> N
 
     for command in tagged("cpu"):
         program, words = cpn_words(command)
-        status = cpn_label(words) if program == "cpn-label" else cli.main([*words, *SMALL.get(words[0], ())])
+        small = SMALL.get(cli.split_name(words)[0], ())
+        status = cpn_label(words) if program == "cpn-label" else cli.main([*words, *small])
         assert status == 0, f"{command}\n{capsys.readouterr().err}"
     made = photos.parent
     for path in (
         "runs/photos/report.html",
         "runs/photos/metrics.json",
+        "runs/segment/metrics.json",
         "runs/tables/table3.png",
         "runs/tables/time.csv",
         "masks/metrics.json",
@@ -145,6 +150,6 @@ def test_cpu_commands_run(photos: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert (made / path).is_file(), path
     ids = sorted(path.relative_to(photos / "images").with_suffix("") for path in photos.rglob("*.jpg"))
     assert len(ids) == 4
-    for folder in ("masks", "masks-crf", "masks-onnx"):
+    for folder in ("masks", "masks-crf", "masks-onnx", "predicted"):
         masks = made / folder / "SegmentationClass"
         assert sorted(path.relative_to(masks).with_suffix("") for path in masks.rglob("*.png")) == ids

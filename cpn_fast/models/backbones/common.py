@@ -24,11 +24,13 @@ class Backbone(nn.Module):
         strides: input pixels per feature pixel of mid, high, final; `strides[2]` is the CAM stride.
         frozen: whether the CAM-training rule holds: the early stages named by the backbone and the affine of every
             batch norm have `requires_grad` False, and every batch norm stays in eval mode, also under `train()`.
+        norms_frozen: whether that holds for the batch norms; always where `frozen`.
     """
 
     channels: tuple[int, int, int]
     strides: tuple[int, int, int]
     frozen: bool = False
+    norms_frozen: bool = False
 
     def forward(self, x: Tensor) -> Features:
         """Map images to features.
@@ -56,14 +58,34 @@ class Backbone(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self.frozen = frozen
         if frozen:
-            for stage in (*self.early_stages(), *self.batch_norms()):
+            for stage in self.early_stages():
                 stage.requires_grad_(False)
+            self.freeze_norms()
         self.train()
+
+    def freeze_norms(self) -> None:
+        """Keep statistics and affine of every batch norm as they are from now on."""
+        self.norms_frozen = True
+        for norm in self.batch_norms():
+            norm.requires_grad_(False)
+            norm.eval()
+
+    def has_statistics(self) -> bool:
+        """Whether the batch norms hold statistics of a training, not those they begin with.
+
+        Weights whose batch norms were folded into the convolutions have none: such norms must stay frozen, since
+        normalising by a batch would undo what was folded.
+        """
+        for norm in self.batch_norms():
+            assert norm.running_mean is not None and norm.running_var is not None
+            if norm.running_mean.abs().max() > 1e-6 or (norm.running_var - 1).abs().max() > 1e-3:
+                return True
+        return False
 
     def train(self, mode: bool = True) -> Backbone:
         """Set the training mode; frozen batch norms stay in eval mode."""
         super().train(mode)
-        if self.frozen:
+        if self.norms_frozen:
             for norm in self.batch_norms():
                 norm.eval()
         return self
