@@ -26,7 +26,7 @@ from cpn_fast.evaluate import confusion_of
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.max_side import enlarge, reduce_image
-from cpn_fast.inference import ClassMapping
+from cpn_fast.inference import ClassMapping, spread_evenly
 from cpn_fast.sweep import check_mask, iou_point
 from cpn_fast.terminal import item_progress
 
@@ -41,7 +41,7 @@ class VariantsConfig:
         models: the `.onnx` files, the float32 one first.
         data: source of the images.
         split: split to draw from.
-        images: so many of its images, spread evenly; None = all.
+        images: so many of its images, spread evenly, of those with masks if any; None = all.
         threads: CPU threads of each model; 0 = all cores.
         output: JSON file for the figures.
     """
@@ -100,7 +100,7 @@ def run_variants(config: VariantsConfig) -> list[Measured]:
     info = labellers[0].info
     source = open_source(config.data)
     mapping = ClassMapping.between(source.classes, info.classes)
-    records = _spread(source.records(config.split), config.images)
+    records = spread_evenly(source.records(config.split), config.images)
     channels = (len(info.classes) + 1, len(info.classes) + 2)
     found = [
         Measured(path=path, variant=labeller.info.variant, confusion=np.zeros(channels, np.int64))
@@ -129,11 +129,6 @@ def _open(config: VariantsConfig) -> list[OnnxLabeller]:
                     "expected exports of one run that differ in --variant alone"
                 )
     return labellers
-
-
-def _spread(records: Sequence[Record], images: int | None) -> list[Record]:
-    count = len(records) if images is None else min(images, len(records))
-    return [records[index * len(records) // count] for index in range(count)]
 
 
 def _measure(
