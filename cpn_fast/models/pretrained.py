@@ -26,6 +26,9 @@ State = dict[str, Tensor]
 IMAGENET_HEADS = ("fc.", "classifier.", "linear1000")
 """How the keys of the ImageNet classifiers begin; no backbone has them."""
 
+OWN_BACKBONE = "backbone."
+"""How the keys of the backbone begin in a network of this package."""
+
 SEAM_HEADS = {"fc8": "classifier", "f8_3": "f_mid", "f8_4": "f_high", "f9": "f9"}
 """Heads of the SEAM/psa family -> CamNet's."""
 
@@ -91,20 +94,27 @@ def load_backbone_weights(backbone: Backbone, path: str | Path) -> tuple[str, ..
 
     Args:
         backbone: receives the weights in place; they are cast to its dtype.
-        path: see `read_weights`.
+        path: see `read_weights`. Of a network of this package (`model.safetensors` of a run, of any kind) its backbone
+            is taken, so that one training begins where another ended.
 
     Returns:
-        The keys that were passed over: ImageNet classifier heads and `num_batches_tracked`.
+        The keys that were passed over: ImageNet classifier heads, `num_batches_tracked`, and what else a run's
+        network has.
 
     Raises:
         DataError: lists every missing, unexpected and misshapen key.
     """
     state = read_weights(path)
+    whole = any(key.startswith(OWN_BACKBONE) for key in state)
+    if whole:
+        logger.info("%s: a network of this package; its backbone is taken", path)
+    heads = tuple(key for key in state if whole and not key.startswith(OWN_BACKBONE))
+    state = {key.removeprefix(OWN_BACKBONE): value for key, value in state.items() if key not in heads}
     skipped = tuple(key for key in state if key.startswith(IMAGENET_HEADS) or key.endswith("num_batches_tracked"))
     if skipped:
         logger.info("%s: passed over %d keys: %s", path, len(skipped), ", ".join(skipped))
     _load_exactly(backbone, {key: value for key, value in state.items() if key not in skipped}, path)
-    return skipped
+    return heads + skipped
 
 
 def _load_exactly(backbone: Backbone, state: State, path: str | Path) -> None:

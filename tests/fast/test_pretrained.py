@@ -137,6 +137,20 @@ def test_heads_and_counters_are_passed_over_and_logged(
     assert all(torch.equal(a, b) for a, b in zip(forward(backbone), features_of(state), strict=True))
 
 
+def test_the_backbone_of_a_run_is_taken(tmp_path: Path) -> None:
+    state = tiny_state()
+    net = CamNet(create_backbone("resnet38_tiny"), 3, "pcm")
+    net.backbone.load_state_dict(state, strict=False)
+    save_file(net.state_dict(), tmp_path / "model.safetensors")
+    backbone = create_backbone("resnet38_tiny").eval()
+    skipped = load_backbone_weights(backbone, tmp_path / "model.safetensors")
+    assert {"mean", "classifier.weight", "f9.weight"} <= set(skipped)
+    for ours, theirs in zip(forward(backbone), features_of(state), strict=True):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(DataError, match="Check that --backbone fits"):
+        load_backbone_weights(create_backbone("resnet50"), tmp_path / "model.safetensors")
+
+
 def test_every_missing_unexpected_and_misshapen_key_is_listed(tmp_path: Path) -> None:
     state = tiny_state()
     del state["b2.bn_branch2a.bias"], state["bn7.weight"]
