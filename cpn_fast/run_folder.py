@@ -28,7 +28,7 @@ DEFAULT_BETA = 0.25
 TAKEN_BY = {
     "train": "`cpn label`, `evaluate`, `export` and `report` take",
     "affinity": "`cpn postprocess --random-walk` takes",
-    "segment": "`cpn segment predict` and `cpn segment evaluate` take",
+    "segment": "`cpn segment predict`, `cpn segment evaluate` and `cpn export` take",
 }
 """What can be done with a run of each kind, for those who try something else."""
 
