@@ -296,7 +296,7 @@ def test_runs_of_another_kind_say_what_takes_them(
     cam = make_run(tmp_path / "cam", method="cam").path
     with pytest.raises(DataError, match=r"cam: a run of kind 'train' \(`cpn label`.*expected one of kind 'segment'"):
         run_segment_predict(config(cam, squares))
-    taken = r"a run of kind 'segment' \(`cpn segment predict` and `cpn segment evaluate` take it\)"
+    taken = r"a run of kind 'segment' \(`cpn segment predict`, `cpn segment evaluate` and `cpn export` take it\)"
     with pytest.raises(DataError, match=taken):
         run_label(LabelConfig(run, f"voc:{squares}", tmp_path / "labels"))
     with pytest.raises(DataError, match=taken):
