@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +32,18 @@ toy (uint8[batch,height,width,3] image, float[batch,2] labels)
 }
 """
 """Mask 1 where an image is red; scores 0.7 and 0.2 whatever the image."""
+
+BLOCK_TORCH = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "onnx", "onnxscript", "lightning", "triton", "skimage", "cv2"}:
+            raise ModuleNotFoundError(f"blocked: {name}", name=name)
+sys.meta_path.insert(0, Block())
+import importlib
+raise SystemExit(importlib.import_module(sys.argv[1]).main(sys.argv[2:]))
+"""
+
 
 TRAINED_CLASSES = ("rot", "grün", "blau")
 SCALES = (0.5, 1.0)
@@ -67,6 +81,17 @@ def write_toy_model() -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def run_without_torch() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`cpn-label` in a process that cannot import torch and its like: `run_without_torch(*arguments)`."""
+
+    def run(*arguments: object, module: str = "cpn_export.label") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", BLOCK_TORCH, module, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    return run
 
 
 def shapes_image(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, tuple[int, ...]]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +16,6 @@ from cpn_export.runtime import OnnxLabeller, label_rows
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.masks import read_labelmap, read_mask, voc_palette
-
-BLOCK_TORCH = """
-import sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "onnx", "onnxscript", "lightning", "triton", "skimage", "cv2"}:
-            raise ModuleNotFoundError(f"blocked: {name}", name=name)
-sys.meta_path.insert(0, Block())
-import cpn_export.label
-raise SystemExit(cpn_export.label.main(sys.argv[1:]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -288,13 +275,7 @@ def test_bad_options_end_in_one_line(model, photos, tmp_path, capsys, options, m
     assert message in capsys.readouterr().err
 
 
-def run_without_torch(*arguments):
-    return subprocess.run(
-        [sys.executable, "-c", BLOCK_TORCH, *map(str, arguments)], capture_output=True, text=True, timeout=120
-    )
-
-
-def test_runs_without_torch(model, photos, tmp_path):
+def test_runs_without_torch(model, photos, tmp_path, run_without_torch):
     table = tmp_path / "labels.csv"
     table.write_text("image,labels\nbild 0.png,cat\n")
     done = run_without_torch(model, photos, "--image-labels", table, "--output", tmp_path / "out")
@@ -303,17 +284,12 @@ def test_runs_without_torch(model, photos, tmp_path):
     assert entries(tmp_path / "out")["bild 0"]["labels_from"] == "image"
 
 
-def test_the_block_on_torch_blocks():
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCK_TORCH.replace("import cpn_export.label", "import torch")],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+def test_the_block_on_torch_blocks(run_without_torch):
+    done = run_without_torch(module="torch")
     assert done.returncode == 1 and "blocked: torch" in done.stderr
 
 
-def test_masks_equal_those_of_cpn_label(trained, shapes_folder, tmp_path):
+def test_masks_equal_those_of_cpn_label(trained, shapes_folder, tmp_path, run_without_torch):
     from cpn_fast.label import LabelConfig, run_label
 
     for name, extra in (("plain", ()), ("reduced", ("--max-side", 70))):

@@ -21,6 +21,7 @@ from cpn_export.runtime import OnnxLabeller, label_rows  # noqa: E402
 from cpn_export.to_onnx import ExportConfig, export_segmenter, run_export  # noqa: E402
 from cpn_export.variants import VariantsConfig, main, run_variants  # noqa: E402
 from cpn_fast.files.errors import DataError  # noqa: E402
+from cpn_fast.files.masks import read_mask  # noqa: E402
 
 VARIANTS = ("float16", "int8")
 
@@ -68,6 +69,15 @@ def test_masks_of_an_easy_case_keep_their_quality(files, segmented):
         assert (lead > least_lead).mean() > 0.8
         assert found[variant].maps.dtype == found[variant].scores.dtype == np.float32
     assert not (found["int8"].maps == found["float32"].maps).all()
+
+
+def test_cpn_label_runs_them_without_torch(files, calibration, tmp_path, run_without_torch):
+    for variant in VARIANTS:
+        done = run_without_torch(files[variant], calibration.folder, "--output", tmp_path / variant, "--threads", 1)
+        assert done.returncode == 0, done.stderr
+        masks = sorted((tmp_path / variant / "SegmentationClass").glob("*.png"))
+        assert len(masks) == 8
+        assert max(int(read_mask(path, 3).max()) for path in masks) > 0
 
 
 def test_files_are_smaller_and_hold_what_they_say(files):

@@ -151,6 +151,6 @@ def test_cpu_commands_run(photos: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert (made / path).is_file(), path
     ids = sorted(path.relative_to(photos / "images").with_suffix("") for path in photos.rglob("*.jpg"))
     assert len(ids) == 4
-    for folder in ("masks", "masks-crf", "masks-walk", "masks-onnx", "predicted"):
+    for folder in ("masks", "masks-crf", "masks-walk", "masks-onnx", "masks-int8", "predicted"):
         masks = made / folder / "SegmentationClass"
         assert sorted(path.relative_to(masks).with_suffix("") for path in masks.rglob("*.png")) == ids
