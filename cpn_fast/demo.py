@@ -99,6 +99,11 @@ class _Demo:
         return cli.run(words[0], words[1:])
 
 
+def epochs_of(recipe: Sequence[str]) -> int:
+    """The number behind --epochs in a recipe's words."""
+    return int(recipe[recipe.index("--epochs") + 1])
+
+
 def run_demo(config: DemoConfig) -> Path:
     """Run the pipeline.
 

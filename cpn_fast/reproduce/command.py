@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ import tyro
 from rich.console import Console
 
 from cpn_fast import demo, train
-from cpn_fast.config import TrainConfig, with_recipe
+from cpn_fast.config import TrainConfig, replace_dotted, with_recipe
 from cpn_fast.data.open import open_source
 from cpn_fast.data.parallel import folder_lock
 from cpn_fast.data.types import Source
@@ -24,7 +25,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.inference import check_counts, spread_evenly
 from cpn_fast.models.labeller import SCALES
 from cpn_fast.output_folder import explained_writes
-from cpn_fast.reproduce import measure_time
+from cpn_fast.reproduce import final, measure_time
 from cpn_fast.reproduce.report import Report, check_settings, print_report, write_report
 from cpn_fast.reproduce.runs import RunStore, Scoring, need_masks
 from cpn_fast.reproduce.summary import Measurement
@@ -181,7 +182,44 @@ def begin_time(config: ReproduceConfig, source: Source) -> Begun:
     return report, measure_time.measurements(report.rows, source, records, base, config.seeds)
 
 
-MADE: dict[str, Callable[[ReproduceConfig, Source], Begun]] = {"trained": begin_trained, "time": begin_time}
+def begin_pipeline(config: ReproduceConfig, source: Source) -> Begun:
+    """The table whose rows are stages of a whole pipeline.
+
+    Raises:
+        DataError: for `--images` (the stages score all), a source without masks to score on, or a table of other
+            settings in the folder.
+    """
+    if config.images is not None:
+        raise DataError(f"--images {config.images}: the stages of table5 score all images; leave it out")
+    of_demo = source.spec.startswith("demo:")
+    scales = config.scales or (tuple(map(float, demo.SCALES)) if of_demo else SCALES)
+    split = final.need_eval_split(source, config.eval_split)
+    base, recipe_epochs = settled_base(config, source)
+    base = dataclasses.replace(base, weights=backbone_weights(base, source))
+    base = replace_dotted(base, TABLES["table1"].rows(base)[-1].train)  # the paper's CPN
+    pipelines = {
+        seed: final.pipeline_of(base, seed, split, scales, partial(shortened_epochs, budget=config.budget))
+        for seed in config.seeds
+    }
+    first = pipelines[config.seeds[0]]
+    texts = {name: getattr(first, name) for name in ("train", "affinity", "segmentation", "evaluate")}
+    report = begin_report(
+        config,
+        base,
+        columns=TABLES[config.table].columns,
+        settings={"source": source.spec, "split": base.split, "eval_split": split, "scales": list(scales),
+                  "backbone": base.backbone, "recipe_epochs": recipe_epochs, **texts},
+        shortened=shortened(base, recipe_epochs, 0, 0),
+        where=f"{source.spec} ({base.split}, {split}), {base.backbone}",
+    )  # fmt: skip
+    return report, final.measurements(report.rows, pipelines, report.columns[0])
+
+
+MADE: dict[str, Callable[[ReproduceConfig, Source], Begun]] = {
+    "trained": begin_trained,
+    "pipeline": begin_pipeline,
+    "time": begin_time,
+}
 """How the rows of a table become figures: what `Table.measured` names."""
 
 
@@ -235,7 +273,8 @@ def shortened(base: TrainConfig, recipe_epochs: int, images: int, every: int) ->
     if base.epochs == recipe_epochs and images == every and base.max_steps is None:
         return ""
     steps = "" if base.max_steps is None else f", stopped after {base.max_steps} steps"
-    return f"shortened: {base.epochs} of {recipe_epochs} epochs{steps}, {images} of {every} images scored"
+    scored = f", {images} of {every} images scored" if every else ", the other trainings by the same share"
+    return f"shortened: {base.epochs} of {recipe_epochs} epochs{steps}{scored}"
 
 
 def settled_base(config: ReproduceConfig, source: Source) -> tuple[TrainConfig, int]:
