@@ -217,7 +217,7 @@ def _score_masks(name: str, stage: str, config: PipelineConfig) -> Stage:
 def _refining_stages(config: PipelineConfig, truth: bool) -> list[Stage]:
     out, masks, refined = config.output, config.output / "masks", config.output / "masks-refined"
     stages: list[Stage] = []
-    how: tuple[str, ...] = ("--crf",) if "crf" in config.refine else ()
+    how: tuple[str, ...] = CRF if "crf" in config.refine else ()
     needs: tuple[str, ...] = ("label",)
     if "walk" in config.refine:
         run = out / "affinity"

@@ -15,12 +15,15 @@ from safetensors.torch import save_file
 
 from cpn_fast import cli
 from cpn_fast.models.backbones import create_backbone
+from cpn_fast.pipeline.command import run_pipeline
+from cpn_fast.pipeline.runner import Outcome
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 TAGS = ("cpu", "gpu", "voc", "setup")
 SMALL_TRAINING = (
     *("--max-steps", "2", "--epochs", "1", "--crop", "64", "--batch-size", "2", "--workers", "0", "--val-images", "2"),
 )
+SMALL_TEXT = " ".join(SMALL_TRAINING)
 SMALL = {
     "train": SMALL_TRAINING,
     "affinity": SMALL_TRAINING,
@@ -29,6 +32,11 @@ SMALL = {
     "segment evaluate": ("--scales", "0.5", "--no-flip"),
     "segment predict": ("--scales", "0.5", "--no-flip"),
     "export": ("--scales", "1", "--no-flip"),
+    "run": (
+        *("--scales", "1", "--train", f"{SMALL_TEXT} --patch grid", "--affinity", f"{SMALL_TEXT} --beta 0.3"),
+        *("--postprocess", "--beta 0.3"),  # the best score of a network that has learnt nothing may be 0
+        *("--segmentation", SMALL_TEXT, "--evaluate", "--scales 1 --no-flip", "--export", "--scales 1 --no-flip"),
+    ),
 }
 """What the test adds, so that a command that otherwise runs as README has it takes seconds."""
 
@@ -128,9 +136,11 @@ def photos(small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.slow
-def test_cpu_commands_run(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cpu_commands_run(photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from cpn_export.label import main as cpn_label
 
+    # The stages of `cpn run` in this process: a dozen others would load torch a dozen times.
+    monkeypatch.setattr(run_pipeline, "__defaults__", (lambda argv, lock: Outcome(cli.main(list(argv)), 1.0, 1.0),))
     for command in tagged("cpu"):
         program, words = cpn_words(command)
         small = SMALL.get(cli.split_name(words)[0], ())
@@ -143,6 +153,9 @@ def test_cpu_commands_run(photos: Path, capsys: pytest.CaptureFixture[str]) -> N
         "runs/segment/metrics.json",
         "runs/tables/table3.png",
         "runs/tables/time.csv",
+        "runs/model/report.html",
+        "runs/model/labeller.onnx",
+        "runs/model/segment.onnx",
         "masks/metrics.json",
         "masks/labelmap.txt",
         "masks.json",
