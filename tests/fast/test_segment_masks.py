@@ -65,7 +65,7 @@ def test_labelmap_of_another_order_is_mapped(squares: Path, pseudo: Path, inner:
         assert mask is not None and np.array_equal(mask, draw(number, *mask.shape))
     if others:
         target = pseudo / "SegmentationClass" if inner else pseudo
-        assert run_evaluate(EvaluateConfig(target, f"voc:{squares}", "train"))["miou"] == 1.0
+        assert run_evaluate(EvaluateConfig(target, f"voc:{squares}", split="train"))["miou"] == 1.0
 
 
 def test_unknown_class_of_the_labelmap(squares: Path, pseudo: Path) -> None:
