@@ -22,6 +22,8 @@ from cpn_fast.segment.evaluate import CRF, MULTI
 GIVEN = ("data", "output", "split", "backbone", "weights", "method", "preset", "seed", "resume", "augment.crop")
 """Settings of the training that are the pipeline's own, or (the preset) are there option by option."""
 
+PAPER_WALK = ("--steps", "64", "--power", "8")
+
 Pipeline = Callable[[PipelineConfig], Path]
 
 
@@ -97,6 +99,7 @@ def pipeline_of(
         refine="walk",
         train=shlex.join(words_of(base)),
         affinity=shlex.join((*walk, "--epochs", str(shorten(epochs["affinity"])))),
+        postprocess=shlex.join(PAPER_WALK),
         segmentation=shlex.join((*segment, "--epochs", str(shorten(epochs["segment"])))),
         evaluate=shlex.join(scoring),
     )

@@ -76,6 +76,9 @@ def test_the_table_of_two_seeds(small_demo: Path, tmp_path: Path, monkeypatch: p
     # Half of the demo's 14, 6 and 12 epochs, and the paper's CPN.
     for text, epochs in ((first.train, "7"), (first.affinity, "3"), (first.segmentation, "6")):
         assert f"--epochs {epochs}" in text
+    walk = next(stage for stage in plan(first, "val", True) if stage.name == "postprocess")
+    refining = cli.parse(*cli.split_name(walk.argv))
+    assert (refining.steps, refining.power, refining.crf) == (64, 8, False)
     assert "--options.prcm softmax" in first.train and "--options.map-norm max" in first.train
     source = open_source(first.data)
     for stage in plan(first, "val", True):  # the real parsers understand every stage
