@@ -93,6 +93,8 @@ PAPER = {
     "table3": {"baseline": [77.19, 46.38], "SEAM": [82.33, 54.06], "CPN": [83.44, 56.13]},
     "table4": {"p_h = 0.1": [55.52], "p_h = 0.2": [56.87], "p_h = 0.3": [56.29], "p_h = 0.4": [57.05],
                "p_h = 0.5": [57.43]},
+    "table5": {"masks of CPN (train)": [57.43], "+ random walk (train)": [67.79], "segmentation network (val)": [66.8],
+               "+ dense CRF (val)": [67.8]},
     "fig6": {"S_N = 200": [57.43], "S_N = 8000": [55.79]},
     "fig7": {"K_S = {4, 7}": [55.67], "K_S = {56, 112}": [57.07], "K_S = {224, 448}": [55.80]},
     "time": {"superpixels, native": [1.45], "superpixels, skimage": [1.45], "superpixels, fast-slic": [1.45],
