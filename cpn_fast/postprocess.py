@@ -58,7 +58,8 @@ class PostprocessConfig(CrfOptions):
         power: to which the walk raises affinities: the higher, the fewer neighbours count.
         scale: of the images before AffinityNet; 2 makes the walk's grid twice as fine.
         soft_maps: also write the refined maps to SoftMaps/ID.npz, scaled so that background score 0.5 gives the mask.
-        preset: numbers of the CRF for AffinityNet's labels or for a segmentation network's predictions.
+        preset: numbers of the CRF for a segmentation network's predictions, which gave better masks too (coco_mini), or
+            those for AffinityNet's labels.
         data: source in which to find the images by their ids, where they have moved since.
         overwrite: refine everything again, also with other settings.
         workers: images at a time; None = one per thread of torch.
@@ -78,7 +79,7 @@ class PostprocessConfig(CrfOptions):
     power: int = POWER
     scale: float = 1.0
     soft_maps: bool = False
-    preset: CrfPreset = "affinity"
+    preset: CrfPreset = "segmentation"
     data: str | None = None
     overwrite: bool = False
     workers: int | None = None

@@ -103,12 +103,22 @@ def check_same_settings(stored: LoopConfig, given: LoopConfig, where: Path) -> N
         if name not in FREE_ON_RESUME
         and old[name] != new[name]
         and (name, old[name]) != ("patch.backend", "auto")  # says nothing that another name could contradict
+        and not _same_file(old[name], new[name])  # e.g. a relative path and an absolute one
     ]
     if different:
         raise DataError(
             f"{where}: cannot resume with other settings: {', '.join(different)}; give the run's own, or start a new "
             "run in another --output"
         )
+
+
+def _same_file(first: Any, second: Any) -> bool:
+    if not (isinstance(first, str) and isinstance(second, str)):
+        return False
+    try:
+        return Path(first).samefile(second)
+    except (OSError, ValueError):  # at least one of them names nothing that is there
+        return False
 
 
 def stage_name(kind: type[LoopConfig]) -> str:

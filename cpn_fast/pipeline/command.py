@@ -16,6 +16,7 @@ from rich.table import Table
 
 from cpn_fast.data.open import open_source
 from cpn_fast.data.types import Source
+from cpn_fast.files.digest import weights_sha256
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.manifest import Manifest
 from cpn_fast.output_folder import MANIFEST_NAME, explained_writes
@@ -119,17 +120,12 @@ class _Pipeline:
         self.runner, self.lock = runner, lock
         self.results: list[StageResult] = []
         self._outputs: dict[str, str] = {}
+        self._data: dict[tuple[str, bool], str] = {}
 
     def bring_up_to_date(self, stage: Stage, settings: dict[str, Any], place: str) -> None:
         """Skip the stage, go on with it, or run it. Raises DataError where it fails."""
         path = self.config.output / STATE_FOLDER / f"{stage.name.replace(' ', '-')}.json"
-        digest = digest_of(
-            {
-                "settings": settings,
-                "data": [data_digest(self.source, self.source.records(s), stage.truth) for s in stage.reads],
-                "inputs": [self._outputs[name] for name in stage.needs],
-            }
-        )
+        digest = self._digest(stage, settings)
         stored = read_state(path)
         if stored is None or stored.digest != digest:
             self._set_aside(stage, stored)
@@ -153,6 +149,24 @@ class _Pipeline:
         state = dataclasses.replace(state, outputs=_complete(stage))
         write_state(path, state)
         self._keep(stage, state, skipped=False)
+
+    def _digest(self, stage: Stage, settings: dict[str, Any]) -> str:
+        """Of all that decides over what the stage writes; of the weights the content, wherever they lie."""
+        weights = settings.get("weights")
+        return digest_of(
+            {
+                "settings": {name: value for name, value in settings.items() if name != "weights"},
+                "weights": None if weights is None else weights_sha256(Path(weights)),
+                "data": [self._data_digest(split, stage.truth) for split in stage.reads],
+                "inputs": [self._outputs[name] for name in stage.needs],
+            }
+        )
+
+    def _data_digest(self, split: str, truth: bool) -> str:
+        """Of a split as this call found it: its files are looked at once."""
+        if (split, truth) not in self._data:
+            self._data[split, truth] = data_digest(self.source, self.source.records(split), truth)
+        return self._data[split, truth]
 
     def _argv(self, stage: Stage) -> tuple[str, ...]:
         begun = stage.resumes and stage.owns is not None and (stage.owns / "config.json").is_file()

@@ -16,7 +16,7 @@ from cpn_fast.run_folder import FREE_ON_RESUME, config_to_dict, flat
 
 Refinement = Literal["none", "crf", "walk", "walk+crf"]
 
-FREE = FREE_ON_RESUME | {"overwrite", "device", "sheet"}
+FREE = (FREE_ON_RESUME - {"max_steps"}) | {"overwrite", "device", "sheet"}
 """Options of the commands that change nothing in what they write."""
 
 
@@ -71,12 +71,6 @@ class PipelineConfig:
     evaluate: Annotated[str, tyro.conf.arg(metavar="OPTIONS")] = ""
     export: Annotated[str, tyro.conf.arg(metavar="OPTIONS")] = ""
 
-
-WALK = ("--steps", "16", "--power", "16")
-"""Of the random walk. The paper's 64 steps at power 8 need an AffinityNet that has trained for 10,000 steps: after some
-hundred they took generated images' masks from 61.4% mIoU to 36.7, these (with CRF) to 80.7."""
-CRF = ("--crf", "--preset", "segmentation")
-"""Of the two sets of numbers the one that gave better masks on photographs (coco_mini: 26.7% mIoU; before it 25.8)."""
 
 TEXTS = tuple(
     f"--{name}" for name in ("train", "label", "affinity", "postprocess", "segmentation", "evaluate", "export")
@@ -223,7 +217,7 @@ def _score_masks(name: str, stage: str, config: PipelineConfig) -> Stage:
 def _refining_stages(config: PipelineConfig, truth: bool) -> list[Stage]:
     out, masks, refined = config.output, config.output / "masks", config.output / "masks-refined"
     stages: list[Stage] = []
-    how: tuple[str, ...] = CRF if "crf" in config.refine else ()
+    how: tuple[str, ...] = ("--crf",) if "crf" in config.refine else ()
     needs: tuple[str, ...] = ("label",)
     if "walk" in config.refine:
         run = out / "affinity"
@@ -238,7 +232,7 @@ def _refining_stages(config: PipelineConfig, truth: bool) -> list[Stage]:
             resumes=True,
         )
         stages.append(affinity)
-        how, needs = ("--random-walk", str(run), *WALK, *how), ("label", "affinity")
+        how, needs = ("--random-walk", str(run), *how), ("label", "affinity")
     options = further(config.postprocess, "--postprocess")
     postprocess = Stage(
         "postprocess",

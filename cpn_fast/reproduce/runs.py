@@ -8,7 +8,6 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from cpn_fast.data.batches import hides_superpixels
 from cpn_fast.data.parallel import folder_lock
 from cpn_fast.data.types import Record, Source
 from cpn_fast.evaluate import EvaluateConfig, run_evaluate
+from cpn_fast.files.digest import weights_sha256
 from cpn_fast.files.errors import DataError
 from cpn_fast.guard import NonFiniteError
 from cpn_fast.inference import MULTI, records_of, spread_evenly, weights_digest
@@ -89,7 +89,7 @@ class RunStore:
         values = flat(config_to_dict(config))
         kept = {name: value for name, value in values.items() if name not in NOT_IN_DIGEST and value != defaults[name]}
         backend = version_of(config.patch.backend) if hides_superpixels(config) else None
-        weights = None if config.weights is None else file_digest(config.weights)
+        weights = None if config.weights is None else weights_sha256(config.weights)
         labels = records_digest(self.source, config.split)
         return {**kept, "patch.backend": backend, "weights": weights, "data": labels}
 
@@ -237,18 +237,6 @@ def _stored_scores(run: RunFolder) -> dict[str, Any]:
         return json.loads(run.scores_path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{run.scores_path}: not JSON ({error}); delete it, it is then made again") from error
-
-
-@cache
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal. Raises DataError if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); expected backbone weights: see --weights"
-        ) from error
 
 
 def records_digest(source: Source, split: str) -> str:

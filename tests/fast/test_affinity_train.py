@@ -227,7 +227,7 @@ def test_curves_score_the_masks_before_and_after_the_walk(masks, with_truth, tmp
         scores = torch.from_numpy(np.concatenate([1 - soft.maps, soft.maps]))[None]  # the power of beta 0.5 is 1
         truths.append(np.where(image[..., 2] < 100, value, 0))
         before.append(value * scores[0].argmax(0).numpy())
-        after.append(value * WalkStep(net, "", 64, 8, 1.0)(name, image, scores)[0].argmax(0).numpy())
+        after.append(value * WalkStep(net, "", 16, 16, 1.0)(name, image, scores)[0].argmax(0).numpy())
     assert record["images"] == 2
     for key, masks_found in (("maps_miou", before), ("walk_miou", after)):
         ious = [

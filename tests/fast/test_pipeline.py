@@ -16,6 +16,7 @@ import pytest
 
 from cpn_fast import cli
 from cpn_fast.data.open import open_source
+from cpn_fast.files.digest import weights_sha256
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.masks import write_mask
@@ -131,6 +132,31 @@ def test_other_settings_of_the_training_run_everything(small_demo: Path, tmp_pat
     assert commands.calls[:3] == ["train", "evaluate", "label"]
     assert commands.resumed == []
     assert (tmp_path / "replaced" / "train" / "model.safetensors").is_file()
+
+
+def test_a_shortened_stage_runs_again_without_the_limit(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
+    run_pipeline(pipeline(small_demo, tmp_path, train="--max-steps 2"), commands)
+    commands.calls.clear()
+    run_pipeline(pipeline(small_demo, tmp_path), commands)
+    assert commands.calls[0] == "train"
+
+
+def test_weights_are_known_by_their_content(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
+    weights, elsewhere = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    weights.write_bytes(b"one")
+    run_pipeline(pipeline(small_demo, tmp_path / "run", weights=weights), commands)
+    commands.calls.clear()
+    weights.rename(elsewhere)
+    run_pipeline(pipeline(small_demo, tmp_path / "run", weights=elsewhere), commands)
+    assert commands.calls == []
+    elsewhere.write_bytes(b"two")
+    weights_sha256.cache_clear()  # as a new process has it
+    run_pipeline(pipeline(small_demo, tmp_path / "run", weights=elsewhere), commands)
+    assert commands.calls[:2] == ["train", "evaluate"]
+    elsewhere.unlink()
+    weights_sha256.cache_clear()
+    with pytest.raises(DataError, match=r"b\.safetensors: cannot be read .* expected backbone weights"):
+        run_pipeline(pipeline(small_demo, tmp_path / "run", weights=elsewhere), commands)
 
 
 def test_the_folder_may_be_moved(small_demo: Path, tmp_path: Path, commands: Commands) -> None:

@@ -25,6 +25,7 @@ from cpn_fast.postprocess import PostprocessConfig, run_postprocess
 from cpn_kernels.dense_crf import AFFINITY_LABELS, SEGMENTATION, dense_crf, probabilities_from_labels
 
 BETA = 0.3
+CRF = asdict(SEGMENTATION) | {"iterations": 2}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_masks_equal_the_crf_called_directly(labelled, to, capsys):
         soft = read_soft_maps(labelled / "SoftMaps" / f"{name}.npz")
         scores = np.concatenate([np.full_like(soft.maps[:1], BETA), soft.at_image_size()])
         probabilities = torch.from_numpy(scores / scores.sum(0))[None]
-        refined = dense_crf(torch.from_numpy(image)[None], probabilities, 2)[0].argmax(0).numpy()
+        refined = dense_crf(torch.from_numpy(image)[None], probabilities, **CRF)[0].argmax(0).numpy()
         expected = np.concatenate([[0], soft.classes])[refined]
         assert np.mean(after[name] == expected) > 0.9999
         assert made[name]["changed"] == pytest.approx(np.mean(after[name] != found(labelled)[name]), abs=2e-3)
@@ -92,7 +93,7 @@ def test_masks_equal_the_crf_called_directly(labelled, to, capsys):
     settings = json.loads((out / "settings.json").read_text())
     stored = json.loads((labelled / "settings.json").read_text())
     assert settings["label.weights_sha256"] == stored["weights_sha256"]
-    assert (settings["background"], settings["value"], settings["bilateral_sxy"]) == ("constant", BETA, 80.0)
+    assert (settings["background"], settings["value"], settings["bilateral_sxy"]) == ("constant", BETA, 32.0)
     assert "6 masks written" in capsys.readouterr().out
 
 
@@ -128,11 +129,12 @@ def test_workers_change_nothing_and_torch_keeps_its_threads(labelled, tmp_path):
 
 
 def test_presets_and_overrides(labelled, tmp_path):
-    out = tmp_path / "out"
-    run_postprocess(config(labelled, output=out, preset="segmentation", iterations=None, bilateral_srgb=5.0))
-    stored = next(iter(lines(out).values()))["settings"]
-    assert {key: stored[key] for key in asdict(SEGMENTATION)} == asdict(SEGMENTATION) | {"bilateral_srgb": 5.0}
     assert SEGMENTATION != AFFINITY_LABELS
+    for more, preset in (({}, SEGMENTATION), ({"preset": "affinity"}, AFFINITY_LABELS)):
+        out = tmp_path / more.get("preset", "default")
+        run_postprocess(config(labelled, output=out, iterations=None, bilateral_srgb=5.0, **more))
+        stored = next(iter(lines(out).values()))["settings"]
+        assert {key: stored[key] for key in asdict(preset)} == asdict(preset) | {"bilateral_srgb": 5.0}
 
 
 def test_power_is_derived_from_beta_or_given(labelled, tmp_path):
@@ -162,7 +164,7 @@ def test_second_call_does_only_what_is_missing_or_has_changed(masks):
         ({"iterations": 3}, "iterations"),
         ({"beta": 0.4}, "value"),
         ({"background": "power"}, "background"),
-        ({"preset": "segmentation"}, "bilateral_sxy"),
+        ({"preset": "affinity"}, "bilateral_sxy"),
         ({"hard": True}, "unary"),
     ],
 )
@@ -222,7 +224,7 @@ def test_hard_masks_with_void_unsure(masks, to, capsys):
     values = np.union1d([0], mask[mask != 255])
     labels = torch.from_numpy(np.where(mask == 255, 255, np.searchsorted(values, mask)))[None]
     image = torch.from_numpy(np.asarray(Image.open(entry["image"]).convert("RGB")).copy())[None]
-    refined = dense_crf(image, probabilities_from_labels(labels, len(values), 0.7), 2)[0].argmax(0).numpy()
+    refined = dense_crf(image, probabilities_from_labels(labels, len(values), 0.7), **CRF)[0].argmax(0).numpy()
     assert np.array_equal(found(to["output"])[name], values[refined])
 
 

@@ -22,6 +22,7 @@ from scipy.stats import kendalltau
 from cpn_fast import cli
 from cpn_fast.config import PRESETS, TrainConfig, replace_dotted
 from cpn_fast.data.open import open_source
+from cpn_fast.files.digest import weights_sha256
 from cpn_fast.files.errors import DataError
 from cpn_fast.guard import NonFiniteError
 from cpn_fast.models.backbones import create_backbone
@@ -209,10 +210,10 @@ def test_other_labels_or_weights_under_the_same_path_are_another_run(
     config = dataclasses.replace(base_of(), weights=path)
     before = store.digest(config)
     path.write_bytes(b"others")
-    runs.file_digest.cache_clear()
+    weights_sha256.cache_clear()
     assert store.digest(config) != before
     shutil.copy(weights, path)
-    runs.file_digest.cache_clear()
+    weights_sha256.cache_clear()
     assert store.digest(config) == before
     records = [dataclasses.replace(record, labels=(0,)) for record in store.source.records("train")]
     monkeypatch.setattr(store.source, "records", lambda split: records)

@@ -19,7 +19,7 @@ from cpn_fast.checkpoint import load_checkpoint, state_sha256
 from cpn_fast.config import AugmentOptions, MethodOptions, PatchOptions, TrainConfig
 from cpn_fast.data.types import Batch
 from cpn_fast.files.errors import DataError
-from cpn_fast.run_folder import RunFolder, config_to_dict
+from cpn_fast.run_folder import RunFolder, check_same_settings, config_to_dict
 from cpn_fast.train import run_train
 from cpn_fast.trainer import Trainer
 
@@ -215,6 +215,17 @@ def test_resume_with_other_settings_names_them(uninterrupted: RunFolder, small_d
     assert "lr (run: 0.01, now: 0.5)" in message
     assert "options.ohem (run: 0.2, now: 0.3)" in message
     assert "workers" not in message and "output (" not in message
+
+
+def test_weights_by_another_path_are_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"one")
+    (tmp_path / "b.safetensors").write_bytes(b"one")
+    monkeypatch.chdir(tmp_path)
+    stored = TrainConfig(data="demo:", output=tmp_path, weights=Path("a.safetensors"))
+    check_same_settings(stored, replace(stored, weights=tmp_path / "a.safetensors"), tmp_path)
+    for other in (tmp_path / "b.safetensors", tmp_path / "gone.safetensors", None):
+        with pytest.raises(DataError, match="weights"):
+            check_same_settings(stored, replace(stored, weights=other), tmp_path)
 
 
 def test_resume_without_a_run(small_demo: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +27,7 @@ from cpn_fast.postprocess import PostprocessConfig, run_postprocess
 from cpn_fast.run_folder import RunFolder
 from cpn_fast.walk_refiner import WalkStep
 from cpn_kernels.cp_triplet import normalise_images
-from cpn_kernels.dense_crf import dense_crf
+from cpn_kernels.dense_crf import SEGMENTATION, dense_crf
 
 CLASSES = ("red", "green", "unseen")
 
@@ -162,23 +163,24 @@ def test_masks_are_those_of_the_walk_from_the_power_of_beta(toys, affinity_run, 
         image = np.asarray(Image.open(entry["image"]))
         soft = read_soft_maps(toys / "SoftMaps" / f"{name}.npz")
         scores = torch.from_numpy(np.concatenate([(1 - soft.maps) ** alpha, soft.maps]))[None]
-        walked = WalkStep(net, "", 8, 8, 1.0)(name, image, scores.float())[0].argmax(0).numpy()
+        walked = WalkStep(net, "", 8, 16, 1.0)(name, image, scores.float())[0].argmax(0).numpy()
         assert np.mean(masks[name] == np.array([0, soft.classes[0]])[walked]) > 0.999
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert (settings["background"], settings["value"]) == ("power", pytest.approx(alpha))
-    assert (settings["walk_steps"], settings["walk_power"], settings["walk_scale"]) == (8, 8, 1.0)
+    assert (settings["walk_steps"], settings["walk_power"], settings["walk_scale"]) == (8, 16, 1.0)
     assert "walk_steps 8" in capsys.readouterr().out
 
 
 def test_the_crf_after_the_walk_begins_with_its_scores(toys, affinity_run, tmp_path):
-    walk = {"steps": 8, "alpha": 2.0}
+    walk = {"steps": 8, "power": 8, "alpha": 2.0}
     run_postprocess(config(toys, affinity_run, tmp_path / "both", crf=True, iterations=3, **walk))
     name, entry = next(iter(lines(toys).items()))
     image = np.asarray(Image.open(entry["image"])).copy()
     soft = read_soft_maps(toys / "SoftMaps" / f"{name}.npz")
     scores = torch.from_numpy(np.concatenate([(1 - soft.maps) ** 2, soft.maps]))[None]
     walked = WalkStep(affinity_run.load_affinity_net(), "", 8, 8, 1.0)(name, image, scores)
-    refined = dense_crf(torch.from_numpy(image)[None], walked / walked.sum(1, keepdim=True), 3)[0].argmax(0).numpy()
+    crf = asdict(SEGMENTATION) | {"iterations": 3}
+    refined = dense_crf(torch.from_numpy(image)[None], walked / walked.sum(1, keepdim=True), **crf)[0].argmax(0).numpy()
     assert np.mean(found(tmp_path / "both")[name] == np.array([0, soft.classes[0]])[refined]) > 0.999
 
 
