@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tyro
 
@@ -342,13 +342,9 @@ SEGMENT_RECIPES: dict[str, dict[str, Any]] = {
 """The same of a segmentation network; the paper's 20,000 steps of 10 of VOC's 10,582 images are 19 epochs."""
 
 AFFINITY_RECIPES: dict[str, dict[str, Any]] = {
-    "resnet38": {"lr": 0.01, "momentum": 0.9, "epochs": 8},
-    "resnet50": {"lr": 0.01, "momentum": 0.9, "epochs": 8},
-    "mobilenet_v2": {"lr": 0.01, "momentum": 0.9, "epochs": 8},
-    "mobilenet_v2_stride8": {"lr": 0.01, "momentum": 0.9, "epochs": 8},
-    "resnet38_tiny": {"lr": 0.01, "momentum": 0.9, "epochs": 8},
+    backbone: {"lr": 0.01, "momentum": 0.9, "epochs": 8} for backbone in get_args(BackboneName)
 }
-"""The same for AffinityNet."""
+"""The same for AffinityNet, on every backbone the paper's."""
 
 C = TypeVar("C", bound=LoopConfig)
 

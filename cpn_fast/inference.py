@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cpn_fast.data.spread import spread
 from cpn_fast.data.types import VOID, Record, Sample, Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.max_side import enlarge, reduce_image
@@ -201,8 +202,7 @@ def spread_evenly(records: Sequence[Record], count: int | None) -> Sequence[Reco
     if count is None:
         return records
     records = [record for record in records if record.mask_path is not None] or records
-    chosen = np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int))
-    return [records[index] for index in chosen]
+    return spread(records, count)
 
 
 def map_of(labeller: Labeller, wanted: Literal["auto", "rcam", "cam"] = "auto") -> MapName:

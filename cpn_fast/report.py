@@ -15,6 +15,7 @@ import tyro
 
 from cpn_fast import report_page as page
 from cpn_fast.data.open import open_source
+from cpn_fast.data.spread import spread
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.models.labeller import SCALES
@@ -146,12 +147,11 @@ def _rows(run: RunFolder, config: ReportConfig) -> list[Row]:
     source = open_source(config.data or run.config.data)
     split = config.split or ("val" if "val" in source.splits() else run.config.split)
     records = source.records(split)
-    chosen = np.unique(np.linspace(0, len(records) - 1, min(config.images, len(records))).round().astype(int))
     masks = config.masks
     if masks is not None and (masks / "SegmentationClass").is_dir():
         masks = masks / "SegmentationClass"
     options = RowOptions(config.scales, config.flip, config.max_side, config.device, masks)
-    return make_rows(run, source, [records[index] for index in chosen], options)
+    return make_rows(run, source, spread(records, config.images), options)
 
 
 def _scores(scores: Mapping[str, Any], classes: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from cpn_fast.config import AffinityConfig, SegmentConfig, TrainConfig
+from cpn_fast.config import AffinityConfig, LoopConfig, SegmentConfig, TrainConfig
 from cpn_fast.models.affinity_net import AffinityNet
 from cpn_fast.models.backbones import Backbone, create_backbone
 from cpn_fast.models.cam import CamNet, Refinement
@@ -35,9 +35,7 @@ def create_model(config: TrainConfig, num_classes: int, load_weights: bool = Tru
     Raises:
         DataError: if the weights do not fit the backbone.
     """
-    backbone = create_backbone(config.backbone, frozen=True)
-    if load_weights and config.weights is not None:
-        load_backbone_weights(backbone, config.weights)
+    backbone = _backbone(config, load_weights, frozen=True)
     options = config.options
     return CamNet(backbone, num_classes, refinement_of(config), options.dropout, options.affinity)
 
@@ -53,9 +51,7 @@ def create_deeplab(config: SegmentConfig, num_classes: int, load_weights: bool =
     Raises:
         DataError: if the weights do not fit the backbone.
     """
-    backbone = create_backbone(config.backbone, frozen=False)
-    if load_weights and config.weights is not None:
-        load_backbone_weights(backbone, config.weights)
+    backbone = _backbone(config, load_weights, frozen=False)
     if load_weights and _norms_stay(config, backbone):
         backbone.freeze_norms()
     return DeepLab(backbone, num_classes, config.dropout)
@@ -67,10 +63,14 @@ def create_affinity_net(config: AffinityConfig, load_weights: bool = True) -> Af
     Raises:
         DataError: if the weights do not fit the backbone.
     """
-    backbone = create_backbone(config.backbone, frozen=True)
+    return AffinityNet(_backbone(config, load_weights, frozen=True))
+
+
+def _backbone(config: LoopConfig, load_weights: bool, frozen: bool) -> Backbone:
+    backbone = create_backbone(config.backbone, frozen=frozen)
     if load_weights and config.weights is not None:
         load_backbone_weights(backbone, config.weights)
-    return AffinityNet(backbone)
+    return backbone
 
 
 def _norms_stay(config: SegmentConfig, backbone: Backbone) -> bool:

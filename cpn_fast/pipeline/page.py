@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from cpn_fast import report_page as page
+from cpn_fast.data.spread import spread
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.masks import read_mask
@@ -86,11 +85,10 @@ def _classes(source: Source, scored: Sequence[StageResult]) -> str:
 def _pictures(config: PipelineConfig, source: Source, results: Sequence[StageResult]) -> str:
     """A few images of the training split with every mask that was made of them."""
     names = [result.stage.name for result in results]
-    records = source.records(config.split)
-    chosen = np.unique(np.linspace(0, len(records) - 1, min(IMAGES, len(records))).round().astype(int))
-    rows = [_row(config, source, records[index], names) for index in chosen]
+    records = spread(source.records(config.split), IMAGES)
+    rows = [_row(config, source, record, names) for record in records]
     if "segment" in names:
-        _add_segmentations(config, source, [records[index] for index in chosen], rows)
+        _add_segmentations(config, source, records, rows)
     text = f"Images of split {config.split}; the masks are those that the stages wrote."
     return page.picture_rows(rows, source.classes, text, COLUMNS)
 
