@@ -335,11 +335,13 @@ RECIPES: dict[str, dict[str, Any]] = {
 SEGMENT_RECIPES: dict[str, dict[str, Any]] = {
     "resnet38": {"lr": 0.001, "momentum": 0.9, "epochs": 19},
     "resnet50": {"lr": 0.001, "momentum": 0.9, "epochs": 19},
-    "mobilenet_v2": {"lr": 0.003, "momentum": 0.9, "epochs": 20},
-    "mobilenet_v2_stride8": {"lr": 0.003, "momentum": 0.9, "epochs": 20},
+    "mobilenet_v2": {"lr": 0.001, "momentum": 0.9, "epochs": 20},
+    "mobilenet_v2_stride8": {"lr": 0.001, "momentum": 0.9, "epochs": 20},
     "resnet38_tiny": {"lr": 0.01, "momentum": 0.9, "epochs": 20},
 }
-"""The same of a segmentation network; the paper's 20,000 steps of 10 of VOC's 10,582 images are 19 epochs."""
+"""The same of a segmentation network; the paper's 20,000 steps of 10 of VOC's 10,582 images are 19 epochs.
+MobileNetV2's rate is the best of 0.0004, 0.001, 0.003 and 0.01 on coco_mini's true masks (9.4, 10.7, 6.4, 3.8% mIoU on
+val after 8 epochs of 192 px crops)."""
 
 AFFINITY_RECIPES: dict[str, dict[str, Any]] = {
     backbone: {"lr": 0.01, "momentum": 0.9, "epochs": 8} for backbone in get_args(BackboneName)

@@ -51,6 +51,7 @@ from cpn_fast.scores import (
 )
 from cpn_fast.sweep import BetaSweep, check_mask, iou_point
 from cpn_fast.terminal import item_progress
+from cpn_fast.training_size import warn_of_size
 
 METRICS_NAME = "metrics.json"
 PLOT_NAME = "beta_sweep.png"
@@ -141,6 +142,7 @@ def _evaluate_run(config: EvaluateConfig, source: Source, records: Sequence[Reco
         per_scale=True, with_mask=True, use_labels=config.use_labels,
     )  # fmt: skip
     mapping = ClassMapping.between(source.classes, classes)
+    warn_of_size(run, records, config.max_side)
     stream = predictions(labeller, source, records, mapping, options)
     with item_progress(console, "evaluate", len(records)) as advance:
         _count_all(stream, tally, advance)

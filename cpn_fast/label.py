@@ -42,6 +42,7 @@ from cpn_fast.models.labeller import SCALES
 from cpn_fast.output_folder import MANIFEST_NAME, record_settings
 from cpn_fast.run_folder import RunFolder
 from cpn_fast.terminal import duration, item_progress
+from cpn_fast.training_size import warn_of_size
 
 SHEET_NAME = "contact_sheet.png"
 
@@ -139,6 +140,7 @@ def run_label(config: LabelConfig) -> LabelSummary:
     classes = run.classes
     mapping = ClassMapping.between(source.classes, classes)
     split, every = records_of(source, config.split)
+    warn_of_size(run, every, config.max_side)
     records = take_shard(every, config.shard)
     record_settings(config.output, _settings(config, run, beta, name), config.overwrite)
     write_labelmap(config.output / "labelmap.txt", classes)

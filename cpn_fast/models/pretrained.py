@@ -111,8 +111,8 @@ def load_backbone_weights(backbone: Backbone, path: str | Path) -> tuple[str, ..
     heads = tuple(key for key in state if whole and not key.startswith(OWN_BACKBONE))
     state = {key.removeprefix(OWN_BACKBONE): value for key, value in state.items() if key not in heads}
     skipped = tuple(key for key in state if key.startswith(IMAGENET_HEADS) or key.endswith("num_batches_tracked"))
-    if skipped:
-        logger.info("%s: passed over %d keys: %s", path, len(skipped), ", ".join(skipped))
+    if named := [key for key in skipped if not key.endswith("num_batches_tracked")]:
+        logger.info("%s: passed over %d keys: %s", path, len(named), ", ".join(named))
     _load_exactly(backbone, {key: value for key, value in state.items() if key not in skipped}, path)
     return heads + skipped
 

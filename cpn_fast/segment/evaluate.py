@@ -29,6 +29,7 @@ from cpn_fast.segment.inference import Segmentation, open_segmenters, segmentati
 from cpn_fast.segment.options import SegmentInference
 from cpn_fast.sweep import check_mask, iou_point
 from cpn_fast.terminal import item_progress
+from cpn_fast.training_size import warn_of_size
 from cpn_kernels.dense_crf import Settings
 
 SINGLE, MULTI, CRF = "single scale", "multi-scale", "multi-scale + CRF"
@@ -67,6 +68,7 @@ def run_segment_evaluate(config: SegmentEvaluateConfig) -> dict[str, Any]:
     classes = run.classes
     mapping = ClassMapping.between(source.classes, classes)
     _, records = records_of(source, config.split)
+    warn_of_size(run, records, config.max_side)
     stream = segmentations(segmenters, source, records, mapping, options, keep_probabilities=crf is not None)
     tally = Tally(len(classes), (SINGLE, MULTI) if crf is None else (SINGLE, MULTI, CRF))
     with item_progress(console, "evaluate", len(records)) as advance:

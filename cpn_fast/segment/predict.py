@@ -30,6 +30,7 @@ from cpn_fast.segment.inference import Segmentation, open_segmenters, segmentati
 from cpn_fast.segment.options import SegmentInference
 from cpn_fast.segment.voc_zip import check_voc_classes, write_voc_zip
 from cpn_fast.terminal import duration, item_progress
+from cpn_fast.training_size import warn_of_size
 from cpn_kernels.dense_crf import Settings
 
 _MULTI = "multi-scale"
@@ -89,6 +90,7 @@ def run_segment_predict(config: PredictConfig) -> PredictSummary:
         check_voc_classes(classes)
     mapping = ClassMapping.between(source.classes, classes)
     split, records = records_of(source, config.split)
+    warn_of_size(run, records, config.max_side)
     with explained_writes(config.output, "settings and labelmap"):
         record_settings(config.output, _settings(config, run, crf), config.overwrite, "predicted")
         write_labelmap(config.output / "labelmap.txt", classes)
