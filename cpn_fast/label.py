@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -12,15 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import tyro
 from rich.console import Console
 
 from cpn_fast.contact_sheet import SheetItem, write_contact_sheet
 from cpn_fast.data.open import open_source
 from cpn_fast.data.types import Record, Source
+from cpn_fast.disk_space import FILE_BYTES, MASK_BYTES, SOFT_BYTES, mean_pixels, need_space
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.images import image_size
 from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.masks import read_mask, write_labelmap
 from cpn_fast.files.shard import take_shard
@@ -45,9 +43,6 @@ from cpn_fast.terminal import duration, item_progress
 from cpn_fast.training_size import warn_of_size
 
 SHEET_NAME = "contact_sheet.png"
-
-# Bytes per pixel on disk, generous: masks of coco_mini came to 0.02, soft maps to 0.1 per class with 1.5 classes.
-_MASK_BYTES, _SOFT_BYTES = 0.04, 0.3
 
 
 @dataclass(frozen=True)
@@ -213,29 +208,8 @@ def _say_plan(
     )
     if not todo:
         return
-    pixels = _mean_pixels(todo)
-    each = pixels * (_MASK_BYTES + (_SOFT_BYTES if config.soft_maps else 0)) + 1000
-    need, free = each * len(todo), shutil.disk_usage(config.output).free
-    console.print(
-        f"disk: about {need / 1e6:.1f} MB, {free / 1e9:.1f} GB free at {config.output}", highlight=False, soft_wrap=True
-    )
-    if need > free:
-        raise DataError(
-            f"{config.output}: the masks need about {need / 1e9:.1f} GB but {free / 1e9:.1f} GB are free; free some or "
-            "give another --output"
-        )
-
-
-def _mean_pixels(records: Sequence[Record]) -> float:
-    """Mean width x height over a few records, from their headers; 0.25 million where none can be read."""
-    found = []
-    for record in records[:: max(1, len(records) // 16)]:
-        try:
-            width, height = image_size(record.image_path)
-        except DataError:
-            continue
-        found.append(width * height)
-    return float(np.mean(found)) if found else 250_000.0
+    each = mean_pixels(todo) * (MASK_BYTES + (SOFT_BYTES if config.soft_maps else 0)) + FILE_BYTES
+    console.print(need_space(config.output, "masks", each * len(todo)), highlight=False, soft_wrap=True)
 
 
 def _label_all(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from rich.console import Console
 
 from cpn_fast.crf_options import CrfOptions, CrfPreset
 from cpn_fast.crf_refiner import Background, BackgroundRule, CrfStep
+from cpn_fast.disk_space import FILE_BYTES, MASK_BYTES, SOFT_BYTES, USUAL_PIXELS, need_space
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.masks import write_labelmap
@@ -34,9 +34,6 @@ from cpn_fast.terminal import duration, item_progress
 from cpn_fast.walk_refiner import POWER, STEPS, WalkStep
 from cpn_kernels import native_library
 from cpn_kernels.dense_crf import GT_PROB, Settings
-
-_MASK_BYTES, _SOFT_BYTES = 0.04, 0.3  # per pixel on disk, generous: masks of coco_mini came to 0.02
-_USUAL_PIXELS = 250_000
 
 
 @dataclass(frozen=True)
@@ -211,14 +208,9 @@ def _say_plan(console: Console, refiner: Refiner, todo: Sequence[Any], skipped: 
         lines.append("[yellow]without the native library: plain torch, which is slower[/]")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
-    pixels = sum(entry.get("width", 0) * entry.get("height", 0) or _USUAL_PIXELS for entry in todo)
-    each = _MASK_BYTES + (_SOFT_BYTES if refiner.soft_maps else 0)
-    need, free = pixels * each + 1000 * len(todo), shutil.disk_usage(refiner.output).free
-    if need > free:
-        raise DataError(
-            f"{refiner.output}: the masks need about {need / 1e6:.1f} MB but {free / 1e6:.1f} MB are free; free some "
-            "or give another --output"
-        )
+    pixels = sum(entry.get("width", 0) * entry.get("height", 0) or USUAL_PIXELS for entry in todo)
+    each = MASK_BYTES + (SOFT_BYTES if refiner.soft_maps else 0)
+    need_space(refiner.output, "masks", pixels * each + FILE_BYTES * len(todo))
 
 
 def _refine_all(

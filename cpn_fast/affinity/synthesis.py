@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from rich.console import Console
 from cpn_fast.config import AffinityConfig
 from cpn_fast.crf_refiner import Background, as_probabilities, background_scores, crf_probabilities
 from cpn_fast.data.parallel import available_cores, folder_lock
+from cpn_fast.disk_space import FILE_BYTES, USUAL_PIXELS, need_space
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.manifest import Manifest
@@ -40,7 +40,6 @@ INDEX_NAME = "index.json"
 POWERS = ("low", "high")
 
 _SCORE_BYTES = 0.8  # of both powers, per pixel of the image on disk, generous: images of coco_mini came to 0.4
-_USUAL_PIXELS = 250_000
 
 
 @dataclass(frozen=True)
@@ -230,19 +229,14 @@ def _done(maker: Synthesiser, entry: Mapping[str, Any] | None) -> bool:
 
 def _say_plan(console: Console, maker: Synthesiser, todo: Sequence[Mapping[str, Any]], skipped: int) -> None:
     low, high = maker.powers
-    pixels = sum(entry.get("width", 0) * entry.get("height", 0) or _USUAL_PIXELS for entry in todo)
-    need, free = pixels * _SCORE_BYTES + 2000 * len(todo), shutil.disk_usage(maker.store.path).free
+    pixels = sum(entry.get("width", 0) * entry.get("height", 0) or USUAL_PIXELS for entry in todo)
+    space = need_space(maker.store.path, "labels", pixels * _SCORE_BYTES + 2 * FILE_BYTES * len(todo))
     console.print(
         f"labels of [bold]{len(todo)}[/] images of {maker.folder.path} to make, {skipped} done already; background "
-        f"powers {low:.3g} and {high:.3g}; disk: about {need / 1e6:.1f} MB, {free / 1e9:.1f} GB free",
+        f"powers {low:.3g} and {high:.3g}; {space}",
         highlight=False,
         soft_wrap=True,
     )
-    if need > free:
-        raise DataError(
-            f"{maker.store.path}: the labels need about {need / 1e6:.1f} MB but {free / 1e6:.1f} MB are free; free "
-            "some or give another --output"
-        )
 
 
 def _make_all(console: Console, maker: Synthesiser, todo: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -18,9 +18,11 @@ from rich.console import Console
 from cpn_fast.crf_options import CrfOptions
 from cpn_fast.data.open import open_source
 from cpn_fast.data.types import Record
+from cpn_fast.disk_space import FILE_BYTES, MASK_BYTES, mean_pixels, need_space
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.masks import write_labelmap, write_mask
+from cpn_fast.files.shard import take_shard
 from cpn_fast.inference import ClassMapping, Failure, records_of, weights_digest
 from cpn_fast.mask_writer import MASK_FOLDER, mask_path
 from cpn_fast.output_folder import MANIFEST_NAME, explained_writes, record_settings
@@ -42,12 +44,14 @@ class PredictConfig(CrfOptions, SegmentInference):
 
     Attributes:
         output: folder for SegmentationClass/ID.png, labelmap.txt, manifest.jsonl and settings.json.
-        voc_zip: also pack the split's masks as VOC's evaluation server wants them.
+        voc_zip: also pack the split's masks as VOC's evaluation server wants them; every part of it has to be there.
+        shard: `i/n` predicts the i-th of n parts.
         overwrite: predict everything again, also with other settings.
     """
 
     output: Path = field(kw_only=True)
     voc_zip: Path | None = None
+    shard: str | None = None
     overwrite: bool = False
 
 
@@ -89,7 +93,8 @@ def run_segment_predict(config: PredictConfig) -> PredictSummary:
     if config.voc_zip is not None:
         check_voc_classes(classes)
     mapping = ClassMapping.between(source.classes, classes)
-    split, records = records_of(source, config.split)
+    split, every = records_of(source, config.split)
+    records = take_shard(every, config.shard)
     warn_of_size(run, records, config.max_side)
     with explained_writes(config.output, "settings and labelmap"):
         record_settings(config.output, _settings(config, run, crf), config.overwrite, "predicted")
@@ -103,12 +108,15 @@ def run_segment_predict(config: PredictConfig) -> PredictSummary:
             f"{' '.join(f'{s:g}' for s in config.scales)}, flip {config.flip}, dense CRF {crf is not None}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
+        if todo:
+            needed = (mean_pixels(todo) * MASK_BYTES + FILE_BYTES) * len(todo)
+            console.print(need_space(config.output, "masks", needed), highlight=False, soft_wrap=True)
         stream = segmentations(segmenters, source, todo, mapping, options, keep_probabilities=crf is not None)
         made = list(_write_all(console, stream, writer, manifest, len(todo), config.workers))
     summary = _say_result(console, config, made, skipped)
     if config.voc_zip is not None:
-        write_voc_zip(config.voc_zip, config.output, [record.id for record in records])
-        console.print(f"{config.voc_zip}: {len(records)} masks", highlight=False, soft_wrap=True)
+        write_voc_zip(config.voc_zip, config.output, [record.id for record in every])
+        console.print(f"{config.voc_zip}: {len(every)} masks", highlight=False, soft_wrap=True)
     return summary
 
 

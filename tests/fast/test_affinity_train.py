@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import cpn_fast.affinity.synthesis as synthesis_module
+from cpn_fast import disk_space
 from cpn_fast.affinity.batches import AffinityBatch, AffinityStream, crop_labels
 from cpn_fast.affinity.command import parse, run_affinity
 from cpn_fast.affinity.stage import AffinityStage
@@ -387,6 +388,6 @@ def test_what_is_missing_is_said(masks, tmp_path):
 
 def test_a_full_disk_is_said_before_the_work(toys, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=10)
-    monkeypatch.setattr(synthesis_module.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DataError, match="free some"):
         run_affinity(config(toys, tmp_path / "aff"))

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import cpn_fast.label as label_module
+from cpn_fast import disk_space
 from cpn_fast.contact_sheet import CELL, SheetItem, overlay, write_contact_sheet
 from cpn_fast.data.demo_scenes import CLASSES
 from cpn_fast.data.open import open_source
@@ -343,8 +344,8 @@ def test_gpu_that_is_not_there(run, data, tmp_path):
 
 
 def test_full_disk_is_said_before_the_work(run, data, tmp_path, monkeypatch):
-    usage = label_module.shutil.disk_usage(tmp_path)._replace(free=10)
-    monkeypatch.setattr(label_module.shutil, "disk_usage", lambda path: usage)
+    usage = disk_space.shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DataError, match="free some"):
         run_label(config(run, data, tmp_path / "out"))
 

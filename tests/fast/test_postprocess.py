@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-import cpn_fast.postprocess as postprocess_module
 import cpn_fast.refiner as refiner_module
+from cpn_fast import disk_space
 from cpn_fast.crf_refiner import Background, as_probabilities, background_scores
 from cpn_fast.data.open import open_source
 from cpn_fast.evaluate import EvaluateConfig, run_evaluate
@@ -325,7 +325,7 @@ def test_the_folder_that_is_read_is_not_written_to(masks):
 
 def test_full_disk_is_said_before_the_work(labelled, to, monkeypatch, tmp_path):
     usage = shutil.disk_usage(tmp_path)._replace(free=10)
-    monkeypatch.setattr(postprocess_module.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DataError, match="free some"):
         run_postprocess(config(labelled, **to))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 import cpn_fast.segment.predict as predict_module
+from cpn_fast import disk_space
 from cpn_fast.config import SegmentConfig
 from cpn_fast.data.demo_scenes import CLASSES
 from cpn_fast.data.open import open_source
@@ -172,6 +174,30 @@ def test_long_images_are_reduced_and_their_masks_enlarged(run: Path, squares: Pa
 
 
 # --- a second call
+
+
+def test_shards_are_disjoint_and_their_zip_is_the_wholes(run: Path, squares: Path, tmp_path: Path) -> None:
+    run_segment_predict(config(run, squares, output=tmp_path / "whole", split="train", voc_zip=tmp_path / "whole.zip"))
+    parts = config(run, squares, output=tmp_path / "parts", split="train")
+    with pytest.raises(DataError, match="2 of 4 images have no mask"):  # those of the other part are not there yet
+        run_segment_predict(replace(parts, shard="1/2", voc_zip=tmp_path / "parts.zip"))
+    assert not (tmp_path / "parts.zip").exists()
+    assert run_segment_predict(replace(parts, shard="2/2", voc_zip=tmp_path / "parts.zip")).skipped == 0
+    with zipfile.ZipFile(tmp_path / "whole.zip") as whole, zipfile.ZipFile(tmp_path / "parts.zip") as together:
+        assert whole.namelist() == together.namelist()
+        assert all(whole.read(name) == together.read(name) for name in whole.namelist())
+    with pytest.raises(DataError, match="--shard"):
+        run_segment_predict(replace(parts, shard="3/2"))
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_work(
+    run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(DataError, match=r"the masks need about .* free some"):
+        run_segment_predict(config(run, squares))
+    assert not list((squares.parent / "masks").rglob("*.png"))
 
 
 def test_second_call_does_what_is_missing(run: Path, squares: Path, tmp_path: Path) -> None:
