@@ -58,6 +58,8 @@ class ReproduceConfig:
         split: split to train on; None = `train_aug` where the source has it, else `train`.
         eval_split: split with masks to score on; None = train, as in the paper (for `demo:` val).
         scales: each is scored alone, and all together; None = 0.5 1 1.5 2 (for `demo:` 0.5 1 1.5).
+        max_side: longer images are reduced to this long side in pixels before they are scored, e.g. to the size that
+            small crops have seen of them; None = as `cpn evaluate` does.
     """
 
     table: Annotated[TableName, tyro.conf.Positional]
@@ -68,6 +70,7 @@ class ReproduceConfig:
     split: str | None = None
     eval_split: str | None = None
     scales: tuple[float, ...] | None = None
+    max_side: int | None = None
 
 
 def parse(argv: Sequence[str]) -> ReproduceConfig:
@@ -144,6 +147,7 @@ def begin_trained(config: ReproduceConfig, source: Source) -> Begun:
         config.eval_split or ("val" if of_demo else None),
         config.scales or (tuple(map(float, demo.SCALES)) if of_demo else SCALES),
         config.images,
+        config.max_side,
     )
     need_masks(source, scoring)
     base, recipe_epochs = settled_base(config, source)
@@ -153,6 +157,8 @@ def begin_trained(config: ReproduceConfig, source: Source) -> Begun:
     identity = {name: value for name, value in store.identity(base).items() if name not in ("method", "seed")}
     settings = {**identity, "source": source.spec, "eval_split": split, "scales": list(scoring.scales),
                 "images": len(records), "all_images": every, "recipe_epochs": recipe_epochs}  # fmt: skip
+    if scoring.max_side is not None:
+        settings["max_side"] = scoring.max_side
     report = begin_report(
         config,
         base,
@@ -191,6 +197,8 @@ def begin_pipeline(config: ReproduceConfig, source: Source) -> Begun:
     """
     if config.images is not None:
         raise DataError(f"--images {config.images}: the stages of table5 score all images; leave it out")
+    if config.max_side is not None:
+        raise DataError(f"--max-side {config.max_side}: the stages of table5 have their own; leave it out")
     of_demo = source.spec.startswith("demo:")
     scales = config.scales or (tuple(map(float, demo.SCALES)) if of_demo else SCALES)
     split = final.need_eval_split(source, config.eval_split)
@@ -253,8 +261,8 @@ def _check(config: ReproduceConfig) -> None:
         raise DataError(f"--seeds {' '.join(map(str, config.seeds))}: expected at least one, each once")
     if not 0 < config.budget <= 1:
         raise DataError(f"--budget {config.budget:g}: expected a share of the recipe's epochs above 0, at most 1")
-    if config.images is not None:
-        check_counts(images=config.images)
+    given = {"images": config.images, "max_side": config.max_side}
+    check_counts(**{name: value for name, value in given.items() if value is not None})
     processes = int(os.environ.get("WORLD_SIZE", config.base.devices))
     if processes > 1:
         raise DataError(

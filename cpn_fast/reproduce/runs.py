@@ -43,11 +43,13 @@ class Scoring:
         split: split with masks; None = the source's train, or all its images.
         scales: scored alone and all together.
         images: at most so many, spread evenly over the split; None = all.
+        max_side: longer images are reduced to this long side in pixels first; None = as `cpn evaluate` does.
     """
 
     split: str | None
     scales: tuple[float, ...]
     images: int | None = None
+    max_side: int | None = None
 
     def records(self, source: Source) -> tuple[str, Sequence[Record], int]:
         """The split, the images that are scored, and how many it has. Raises DataError for an unknown split."""
@@ -132,6 +134,8 @@ class RunStore:
             workers=max(1, config.workers),
             device=config.accelerator,
         )
+        if self.scoring.max_side is not None:
+            evaluation = dataclasses.replace(evaluation, max_side=self.scoring.max_side)
         stored = _stored_scores(run)
         expected = {
             "data": self.source.spec,

@@ -493,7 +493,8 @@ def _scores_belong_to_weights_and_settings(
     store_of = configured("table3")
     source = open_source(store_of.base.data)
     base = command.settled_base(store_of, source)[0]
-    for scoring, times in ((Scoring("val", (1.0,), 2), 1), (Scoring("val", (1.0,), 3), 2)):
+    ways = (Scoring("val", (1.0,), 2), Scoring("val", (1.0,), 3), Scoring("val", (1.0,), 3, max_side=40))
+    for times, scoring in enumerate(ways, start=1):
         store = RunStore(store_of.base.output, source, scoring)
         config = store.settled(replace_dotted(base, {"method": "cam"}))
         for _ in range(2):
@@ -503,7 +504,7 @@ def _scores_belong_to_weights_and_settings(
     weights = load_file(config.output / "model.safetensors")
     save_file(weights | {"classifier.weight": -weights["classifier.weight"]}, config.output / "model.safetensors")
     store.scored(RunFolder(config.output), config)
-    assert len(scored) == 3
+    assert [evaluation.max_side for evaluation in scored] == [1024, 1024, 40, 40]
 
 
 def _tampered_runs_are_refused(configured: Callable[..., ReproduceConfig], report: Report, root: Path) -> None:
