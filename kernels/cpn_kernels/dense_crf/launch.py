@@ -70,7 +70,8 @@ class Filter:
     def _cut(owners: Tensor, points: int) -> list[Tensor]:
         """Begins of the chunks of each level: entries by their sorted owners, then chunks, until a point has one."""
         begins = torch.searchsorted(owners, torch.arange(points + 1, device=owners.device))
-        counts, levels = begins.diff(), []
+        counts = begins.diff()
+        levels: list[Tensor] = []
         while not levels or int(counts.max()) > 1:
             found, counts = _chunks(counts)
             levels.append(found)
