@@ -1,4 +1,4 @@
-"""Native dense CRF against pydensecrf, and where that is missing against the reference, on one thread."""
+"""Native dense CRF against pydensecrf, or where that is missing the reference, on one thread; the GPU's against it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from benchmarks.measuring import device_ms
 from cpn_fast.data.random import generator
 from cpn_kernels import native_library
-from cpn_kernels.dense_crf import AFFINITY_LABELS, SEGMENTATION, Settings, dense_crf
+from cpn_kernels.dense_crf import AFFINITY_LABELS, SEGMENTATION, Settings, dense_crf, reference
 
 HEIGHT, WIDTH, CLASSES = 375, 500, 21
 
@@ -88,3 +89,30 @@ def test_native_against_the_reference(against: Callable[..., float]) -> None:
         agree=lambda: check_labels(native(image, probabilities, AFFINITY_LABELS), peer(), probabilities),
         items=1,
     )
+
+
+@pytest.mark.gpu
+def test_dense_crf_on_the_gpu_against_one_thread(against: Callable[..., float], keep: Callable[..., None]) -> None:
+    """The lattice included, which is built on the GPU from the image that lies there; the mean field also alone."""
+    from cpn_kernels.dense_crf import launch
+
+    image, probabilities = scene()
+    given = torch.from_numpy(image)[None].cuda(), torch.from_numpy(probabilities)[None].cuda()
+
+    def on_gpu() -> torch.Tensor:
+        return dense_crf(*given, **asdict(AFFINITY_LABELS), backend="triton")
+
+    against(
+        candidate=on_gpu,
+        peer=lambda: native(image, probabilities, AFFINITY_LABELS),
+        agree=lambda: check_labels(
+            on_gpu()[0].cpu().numpy(), native(image, probabilities, AFFINITY_LABELS), probabilities
+        ),
+        items=1,
+    )
+    log_probabilities = given[1][0].flatten(1).T.clamp(1e-5, 1).log()
+    filters = [
+        launch.Filter(reference.features(given[0][0], deviations), compat)
+        for deviations, compat in (([3.0, 3.0], 3.0), ([80.0, 80.0, 13.0, 13.0, 13.0], 10.0))
+    ]
+    keep(mean_field_device_ms=device_ms(lambda: launch.mean_field(log_probabilities, 10, filters)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from cpn_kernels.cp_loss import cp_loss
 from cpn_kernels.cp_loss import reference as loss_reference
 from cpn_kernels.cp_triplet import cp_triplet
 from cpn_kernels.cp_triplet import reference as triplet_reference
+from cpn_kernels.dense_crf import AFFINITY_LABELS, dense_crf
 from cpn_kernels.pixel_correlation import pixel_correlation
 from cpn_kernels.pixel_correlation import reference as correlation_reference
 from cpn_kernels.random_walk import random_walk
@@ -127,6 +129,42 @@ def test_random_walk_past_two_to_the_31_elements() -> None:
     found = random_walk(affinity.expand(count, -1, -1, -1), maps * scale, 2, power=1)
     for place in (0, count // 2, count - 1):
         torch.testing.assert_close(found[place], alone[0] * scale[place], rtol=1e-5, atol=1e-6)
+
+
+def smooth_image(height: int, width: int, kind: str) -> Tensor:
+    """uint8 [1, H, W, 3]: smooth colours with noise, noise alone, or one colour."""
+    if kind == "flat":
+        return torch.full((1, height, width, 3), 77, dtype=torch.uint8, device="cuda")
+    noise = draw(4, 1, 3, height, width)
+    if kind == "smooth":
+        noise = 2 * F.interpolate(draw(5, 1, 3, 8, 8), (height, width), mode="bicubic") + 0.1 * noise
+    return (120 + 60 * noise).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+@pytest.mark.parametrize("kind", ["smooth", "noise", "flat"])
+def test_dense_crf_against_float64(kind: str) -> None:
+    image = smooth_image(375, 500, kind)
+    probabilities = F.interpolate(2 * draw(6, 1, 21, 47, 63), (375, 500), mode="bilinear").softmax(1)
+    law = dense_crf(image, probabilities.double(), **asdict(AFFINITY_LABELS))
+    found = dense_crf(image, probabilities, **asdict(AFFINITY_LABELS))
+    torch.testing.assert_close(found.double(), law, atol=1e-5, rtol=0)
+    assert (found.argmax(1) == law.argmax(1)).float().mean() >= 0.9995
+    for _ in range(3):
+        assert torch.equal(dense_crf(image, probabilities, **asdict(AFFINITY_LABELS)), found)
+
+
+def test_dense_crf_past_two_to_the_31_elements() -> None:
+    """Two classes that matter, alone and first of 256, the others next to nothing: pixel rows pass 2^31 numbers."""
+    if torch.cuda.get_device_properties(0).total_memory < 70 * 2**30:
+        pytest.skip("needs a GPU of 70 GiB")
+    height, width = 2050, 4100
+    assert 256 * height * width > 2**31
+    image = smooth_image(height, width, "smooth")
+    two = draw(7, 1, 2, height, width).mul(2).softmax(1)
+    options: dict[str, Any] = {"iterations": 2, "bilateral_compat": 0, "clip": 1e-30}
+    expected = dense_crf(image, two, **options)
+    found = dense_crf(image, F.pad(two, (0, 0, 0, 0, 0, 254)), **options)[:, :2]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("classes", [20, 80])

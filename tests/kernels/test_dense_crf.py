@@ -16,6 +16,7 @@ from cpn_kernels.dense_crf import (
     AFFINITY_LABELS,
     SEGMENTATION,
     Settings,
+    _resolve,
     dense_crf,
     native,
     probabilities_from_labels,
@@ -25,6 +26,16 @@ from cpn_kernels.dense_crf import (
 HAS_NATIVE = native_library.available()
 needs_native = pytest.mark.skipif(not HAS_NATIVE, reason=native_library.load()[1] or "there")
 BACKENDS = ["reference", pytest.param("native", marks=needs_native)]
+
+
+class OnGpu:
+    """What the choice of a backend looks at of probabilities on a GPU, on a machine without one."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+        self.shape, self.dtype, self.device, self.is_cuda = shape, dtype, "cuda:0", True
+
+    def numel(self) -> int:
+        return math.prod(self.shape)
 
 
 def scene(height: int, width: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -193,12 +204,13 @@ def test_float64_is_computed_in_float64() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, "triton"])
 def test_cuda_tensors(backend: str) -> None:
     image, probabilities = scene(30, 40, 21)
     found = dense_crf(image.cuda(), probabilities.cuda(), 5, backend=backend)
     assert found.is_cuda
-    torch.testing.assert_close(found.cpu(), dense_crf(image, probabilities, 5, backend=backend), atol=1e-5, rtol=0)
+    law = dense_crf(image, probabilities.double(), 5, backend="reference")
+    torch.testing.assert_close(found.cpu().double(), law, atol=1e-5, rtol=0)
 
 
 def test_empty_batches() -> None:
@@ -232,7 +244,9 @@ def test_probabilities_that_require_a_gradient() -> None:
         ({"backend": "cuda"}, "backend is 'cuda'"),
         ({"bilateral_srgb": 1e-6, "backend": "reference"}, "too small for"),
         pytest.param({"bilateral_srgb": 1e-6, "backend": "native"}, "too small for", marks=needs_native),
-        ({"probabilities": torch.zeros(1, 257, 4, 5), "backend": "native"}, "257 classes"),
+        ({"probabilities": torch.zeros(1, 257, 4, 5), "backend": "native"}, "257 classes; the native"),
+        ({"probabilities": torch.zeros(1, 257, 4, 5), "backend": "triton"}, "257 classes; the triton"),
+        ({"backend": "triton"}, "on cpu; the triton backend takes float32 or half precision"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
@@ -240,6 +254,19 @@ def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
     given: dict[str, object] = {"images": noise, "probabilities": torch.full((1, 2, 4, 5), 0.5)}
     with pytest.raises(ValueError, match=message):
         dense_crf(**(given | arguments))  # type: ignore[arg-type]
+
+
+def test_who_takes_probabilities_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    ordinary = OnGpu((2, 21, 375, 500))
+    assert _resolve("auto", ordinary) == "reference"  # without Triton, or on an older GPU
+    monkeypatch.setattr("cpn_kernels.backend.triton_ready", lambda: True)
+    for found in (ordinary, OnGpu((1, 256, 9, 9), torch.bfloat16), OnGpu((1, 1, 1, (2**31 - 128) // 6))):
+        assert _resolve("auto", found) == _resolve("triton", found) == "triton"
+    for other in (OnGpu((1, 3, 9, 9), torch.float64), OnGpu((1, 1, 2, 2**31 // 12)), OnGpu((1, 257, 9, 9))):
+        assert _resolve("auto", other) == "reference"
+        with pytest.raises(ValueError, match="the triton backend takes"):
+            _resolve("triton", other)
+    assert _resolve("auto", torch.zeros(1, 2, 3, 3)) == ("native" if HAS_NATIVE else "reference")
 
 
 def test_presets_are_those_of_the_method() -> None:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from cpn_kernels import native_library
+from cpn_kernels.backend import takes_kernel
 from cpn_kernels.dense_crf import native, reference
+from cpn_kernels.dense_crf.op import dense_crf_op, fits
 
 __all__ = [
     "AFFINITY_LABELS",
@@ -23,7 +25,7 @@ __all__ = [
     "probabilities_from_labels",
 ]
 
-Backend = Literal["auto", "native", "reference"]
+Backend = Literal["auto", "triton", "native", "reference"]
 
 GT_PROB = 0.7
 """How sure hard labels are taken to be."""
@@ -73,14 +75,24 @@ def _check(images: Tensor, probabilities: Tensor, iterations: int, compats: dict
         raise ValueError(f"clip is {clip}; expected a number between 0 and 1")
 
 
-def _resolve(backend: Backend, probabilities: Tensor) -> Literal["native", "reference"]:
+def _resolve(backend: Backend, probabilities: Tensor) -> Literal["triton", "native", "reference"]:
+    classes = probabilities.shape[1]
+    on_gpu = takes_kernel(probabilities) and fits(probabilities)
     if backend == "auto":
-        fits = probabilities.dtype != torch.float64 and probabilities.shape[1] <= native.MAX_CLASSES
-        return "native" if fits and native_library.available() else "reference"
-    if backend not in ("native", "reference"):
-        raise ValueError(f"backend is {backend!r}; expected 'auto', 'native' or 'reference'")
-    if backend == "native" and probabilities.shape[1] > native.MAX_CLASSES:
-        raise ValueError(f"{probabilities.shape[1]} classes; the native backend takes up to {native.MAX_CLASSES}")
+        if on_gpu:
+            return "triton"
+        on_cpu = not probabilities.is_cuda and probabilities.dtype != torch.float64 and classes <= native.MAX_CLASSES
+        return "native" if on_cpu and native_library.available() else "reference"
+    if backend not in ("triton", "native", "reference"):
+        raise ValueError(f"backend is {backend!r}; expected 'auto', 'triton', 'native' or 'reference'")
+    if backend != "reference" and classes > native.MAX_CLASSES:
+        raise ValueError(f"{classes} classes; the {backend} backend takes up to {native.MAX_CLASSES}")
+    if backend == "triton" and probabilities.numel() and not on_gpu:
+        found = f"{probabilities.dtype} {tuple(probabilities.shape)} on {probabilities.device}"
+        raise ValueError(
+            f"probabilities are {found}; the triton backend takes float32 or half precision, of images whose corners "
+            "are counted in 32 bits, on CUDA devices of capability 8.0 or newer, with Triton installed"
+        )
     return backend
 
 
@@ -115,17 +127,18 @@ def dense_crf(
         bilateral_srgb: standard deviation of colour, in 8-bit steps, one number or (red, green, blue).
         bilateral_compat: weight of that kernel, >= 0; 0 = without it.
         clip: probabilities below are taken for this much.
-        backend: "native" (C++ on the CPU, in float32, up to 256 classes; the same bits for any number of threads),
-            "reference" (plain torch on the tensors' device; float64 stays float64), "auto" = native where the library
-            is there, but the reference for float64. There is no GPU form: native takes CUDA tensors through the host,
-            and waits for them.
+        backend: "triton" (on a GPU, in float32, up to 256 classes; the same bits in every call; builds each image's
+            lattice there, for which it waits for the device), "native" (C++ on the CPU, likewise in float32 and up to
+            256 classes; the same bits for any number of threads; takes CUDA tensors through the host), "reference"
+            (plain torch on the tensors' device; float64 stays float64); "auto" = triton for CUDA tensors that it takes,
+            native for others where the library is there, and the reference for what neither takes, such as float64.
 
     Returns:
         Probabilities [B, C, H, W] in the given dtype, on the given probabilities' device. They sum to 1 over C.
 
     Raises:
-        ValueError: for another shape or dtype, an argument out of range, or standard deviations so small that an image
-            of this size has more lattice points than can be numbered.
+        ValueError: for another shape or dtype, an argument out of range, tensors that the named backend does not take,
+            or standard deviations so small that an image of this size has more lattice points than can be numbered.
         ImportError: for backend "native" without the library.
     """
     compats = {"gaussian_compat": gaussian_compat, "bilateral_compat": bilateral_compat}
@@ -138,7 +151,9 @@ def dense_crf(
     working = torch.float64 if probabilities.dtype == torch.float64 and resolved == "reference" else torch.float32
     log_probabilities = probabilities.detach().to(working).clamp(clip, 1).log()
     options = (iterations, gaussian, bilateral, float(gaussian_compat), float(bilateral_compat))
-    if resolved == "native":
+    if resolved == "triton":
+        refined = dense_crf_op(images.to(log_probabilities.device), log_probabilities, *options)
+    elif resolved == "native":
         refined = native.dense_crf(images.cpu(), log_probabilities.cpu(), *options)
     else:
         refined = reference.dense_crf(images.to(log_probabilities.device), log_probabilities, *options)

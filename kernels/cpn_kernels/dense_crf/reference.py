@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,7 +36,6 @@ class Lattice:
         points: int64 [n, D + 1], the lattice points at the corners of each pixel's simplex, in 0..m-1.
         weights: float64 [n, D + 1], barycentric; they sum to 1.
         neighbours: int64 [D + 1, m, 2], one step forth and back along each axis; m where no such point is.
-        norm: float64 [n], 1 / sqrt of what the filter makes of ones.
 
     Args:
         features: float64 [n, D].
@@ -54,8 +54,11 @@ class Lattice:
         # Corner k lies k further in all coordinates, but for the k foremost, which go D + 1 back.
         points = nearest[:, None] + remainder - corners * (rank[:, None] > corners - 1 - remainder)
         self._number(points)
-        self.norm = torch.ones(len(features), dtype=torch.float64, device=features.device)
-        self.norm = self(self.norm[:, None])[:, 0].rsqrt()
+
+    @cached_property
+    def norm(self) -> Tensor:
+        """float64 [n], 1 / sqrt of what the filter makes of ones."""
+        return self(self.weights.new_ones(len(self.weights), 1))[:, 0].rsqrt()
 
     @staticmethod
     def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
