@@ -21,9 +21,10 @@ demo: $(STAMP)
 demo-full: $(STAMP)
 	$(BIN)/cpn demo --full
 
-# One torch thread per process: both cores are taken by the two pytest workers. By file: fixtures are made once.
+# One torch thread per process: both cores are taken by the two pytest workers. By file: fixtures are made once. In the
+# order of tests/conftest.py, not with the files of most tests first: the slow files have few.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff check .
