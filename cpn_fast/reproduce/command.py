@@ -210,7 +210,7 @@ def begin_pipeline(config: ReproduceConfig, source: Source) -> Begun:
         for seed in config.seeds
     }
     first = pipelines[config.seeds[0]]
-    texts = {name: getattr(first, name) for name in ("train", "affinity", "segmentation", "evaluate")}
+    texts = {name: getattr(first, name) for name in ("train", "affinity", "postprocess", "segmentation", "evaluate")}
     report = begin_report(
         config,
         base,

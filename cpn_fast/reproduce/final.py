@@ -70,6 +70,8 @@ def pipeline_of(
 ) -> PipelineConfig:
     """The pipeline of one seed: CPN as `base` has it, random walk, DeepLab, each for its recipe's epochs, shortened.
 
+    The walk is the paper's, but with the preset `default` that of `cpn postprocess`.
+
     Args:
         base: the CAM network's training, its epochs shortened already.
         seed: of everything random.
@@ -99,7 +101,7 @@ def pipeline_of(
         refine="walk",
         train=shlex.join(words_of(base)),
         affinity=shlex.join((*walk, "--epochs", str(shorten(epochs["affinity"])))),
-        postprocess=shlex.join(PAPER_WALK),
+        postprocess="" if base.preset == "default" else shlex.join(PAPER_WALK),
         segmentation=shlex.join((*segment, "--epochs", str(shorten(epochs["segment"])))),
         evaluate=shlex.join(scoring),
     )

@@ -16,6 +16,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.pipeline.plan import PipelineConfig, plan
 from cpn_fast.reproduce import command, final
 from cpn_fast.reproduce.tables import TABLES
+from cpn_fast.walk_refiner import POWER, STEPS
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -80,6 +81,15 @@ def test_the_table_of_two_seeds(small_demo: Path, tmp_path: Path, monkeypatch: p
     refining = cli.parse(*cli.split_name(walk.argv))
     assert (refining.steps, refining.power, refining.crf) == (64, 8, False)
     assert "--options.prcm softmax" in first.train and "--options.map-norm max" in first.train
+    ours = command.parse([*words, "--preset", "default"])
+    settled, _ = command.settled_base(ours, open_source(first.data))
+    walk = next(
+        stage
+        for stage in plan(final.pipeline_of(settled, 0, "val", (1.0,), int), "val", True)
+        if stage.name == "postprocess"
+    )
+    refining = cli.parse(*cli.split_name(walk.argv))
+    assert (refining.steps, refining.power) == (STEPS, POWER) != (64, 8)
     source = open_source(first.data)
     for stage in plan(first, "val", True):  # the real parsers understand every stage
         cli.parse(*cli.split_name(stage.argv))
