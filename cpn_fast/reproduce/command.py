@@ -192,13 +192,8 @@ def begin_pipeline(config: ReproduceConfig, source: Source) -> Begun:
     """The table whose rows are stages of a whole pipeline.
 
     Raises:
-        DataError: for `--images` (the stages score all), a source without masks to score on, or a table of other
-            settings in the folder.
+        DataError: for a source without masks to score on, or a table of other settings in the folder.
     """
-    if config.images is not None:
-        raise DataError(f"--images {config.images}: the stages of table5 score all images; leave it out")
-    if config.max_side is not None:
-        raise DataError(f"--max-side {config.max_side}: the stages of table5 have their own; leave it out")
     of_demo = source.spec.startswith("demo:")
     scales = config.scales or (tuple(map(float, demo.SCALES)) if of_demo else SCALES)
     split = final.need_eval_split(source, config.eval_split)
@@ -261,6 +256,11 @@ def _check(config: ReproduceConfig) -> None:
         raise DataError(f"--seeds {' '.join(map(str, config.seeds))}: expected at least one, each once")
     if not 0 < config.budget <= 1:
         raise DataError(f"--budget {config.budget:g}: expected a share of the recipe's epochs above 0, at most 1")
+    if TABLES[config.table].measured == "pipeline":
+        if config.images is not None:
+            raise DataError(f"--images {config.images}: the stages of table5 score all images; leave it out")
+        if config.max_side is not None:
+            raise DataError(f"--max-side {config.max_side}: the stages of table5 have their own; leave it out")
     given = {"images": config.images, "max_side": config.max_side}
     check_counts(**{name: value for name, value in given.items() if value is not None})
     processes = int(os.environ.get("WORLD_SIZE", config.base.devices))
