@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from benchmarks.measuring import ROUNDS, Call, extra_peak_mib, seconds
-from cpn_fast.machine import machine
-from cpn_fast.runtime_tuning import tune_allocator
+from cpn_fast.device import tune_allocator
+from cpn_fast.reproduce.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 EARLIER = Path(__file__).parents[1] / ".benchmarks" / "slower_last_time.json"

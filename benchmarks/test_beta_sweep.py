@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cpn_fast.sweep import BETAS, BetaSweep
+from cpn_fast.metrics.beta_sweep import BETAS, BetaSweep
 
 CLASSES, HEIGHT, WIDTH, IMAGES = 20, 375, 500, 2
 

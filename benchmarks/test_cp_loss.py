@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.measuring import device_ms, seconds
 from benchmarks.peers import losses as peers
-from cpn_kernels.cp_loss import cp_loss
+from cpn_kernels.ops.cp_loss import cp_loss
 
 CLASSES = 20
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -104,7 +104,7 @@ def test_loss_kernel(
 
 def compiled_reference(labels: Tensor, visible: Tensor, target: str, size: tuple[int, int] | None) -> Loss:
     """torch.compile of the batched form in plain torch, whose sizes do not depend on the labels."""
-    from cpn_kernels.cp_loss import reference
+    from cpn_kernels.ops.cp_loss import reference
 
     def loss(cam: Tensor, rcam: Tensor) -> tuple[Tensor, Tensor]:
         return reference.cp_loss(

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.measuring import copy_bytes_per_ms, device_ms
 from cpn_kernels import native_library
-from cpn_kernels.cp_triplet import cp_triplet, native, reference
+from cpn_kernels.ops.cp_triplet import cp_triplet, native, reference
 
 BATCH, SIDE, CELL = 4, 448, 32
 GPU_BATCH = 16

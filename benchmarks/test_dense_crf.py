@@ -12,9 +12,9 @@ from PIL import Image
 from scipy import ndimage
 
 from benchmarks.measuring import device_ms
-from cpn_fast.data.random import generator
+from cpn_fast.data.loading.random import generator
 from cpn_kernels import native_library
-from cpn_kernels.dense_crf import AFFINITY_LABELS, SEGMENTATION, Settings, dense_crf, reference
+from cpn_kernels.ops.dense_crf import AFFINITY_LABELS, SEGMENTATION, Settings, dense_crf, reference
 
 HEIGHT, WIDTH, CLASSES = 375, 500, 21
 
@@ -31,7 +31,7 @@ def one_thread() -> Iterator[None]:
 
 def scene() -> tuple[np.ndarray, np.ndarray]:
     """A generated scene with sensor noise, uint8 [H, W, 3], and unsure probabilities of its classes, [C, H, W]."""
-    from cpn_fast.data.demo_scenes import paint_scene
+    from cpn_fast.data.sources.demo_scenes import paint_scene
 
     painted = paint_scene(generator(0, 0, "benchmark", "scene"))
     rng = np.random.default_rng(0)
@@ -94,7 +94,7 @@ def test_native_against_the_reference(against: Callable[..., float]) -> None:
 @pytest.mark.gpu
 def test_dense_crf_on_the_gpu_against_one_thread(against: Callable[..., float], keep: Callable[..., None]) -> None:
     """The lattice included, which is built on the GPU from the image that lies there; the mean field also alone."""
-    from cpn_kernels.dense_crf import launch
+    from cpn_kernels.ops.dense_crf import launch
 
     image, probabilities = scene()
     given = torch.from_numpy(image)[None].cuda(), torch.from_numpy(probabilities)[None].cuda()

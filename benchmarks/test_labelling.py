@@ -11,10 +11,10 @@ import torch
 from benchmarks.untrained import calibrate
 from cpn_export.runtime import OnnxLabeller
 from cpn_export.to_onnx import ExportConfig, run_export
-from cpn_fast.config import TrainConfig
+from cpn_fast.config.training import TrainConfig
 from cpn_fast.models import create_model
 from cpn_fast.models.labeller import SCALES, Labeller
-from cpn_fast.run_folder import RunFolder
+from cpn_fast.runs.folder import RunFolder
 
 CLASSES, BATCH, BETA = 20, 2, 0.1
 HEIGHT, WIDTH = 240, 320

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measuring import device_ms, matmul_tflops, peak_tflops
-from cpn_kernels.pixel_correlation import pixel_correlation, reference
+from cpn_kernels.ops.pixel_correlation import pixel_correlation, reference
 
 EMBEDDING, CLASSES = 192, 21
 TOLERANCE = 1e-4
@@ -130,7 +130,7 @@ spec = importlib.util.spec_from_file_location("benchmark", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 from benchmarks.measuring import extra_peak_mib
-from cpn_fast.runtime_tuning import tune_allocator
+from cpn_fast.device import tune_allocator
 tune_allocator()
 form = {"candidate": module.pixel_correlation, "peer": module.eager}[sys.argv[2]]
 module.Problem(1, 64, "cpu").both(form)  # what the first call loads

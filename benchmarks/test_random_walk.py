@@ -11,7 +11,7 @@ from scipy import sparse
 from torch import Tensor
 
 from cpn_kernels import native_library
-from cpn_kernels.random_walk import OFFSETS, random_walk
+from cpn_kernels.ops.random_walk import OFFSETS, random_walk
 
 CLASSES, POWER = 21, 8
 

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from benchmarks.measuring import device_ms
-from cpn_fast.config import AugmentOptions
-from cpn_fast.data.augment import Geometry, draw_geometry
-from cpn_fast.data.device_maps import DeviceMaps, geometry_numbers
-from cpn_fast.data.random import generator
+from cpn_fast.config.training import AugmentOptions
+from cpn_fast.data.loading.augment import Geometry, draw_geometry
+from cpn_fast.data.loading.random import generator
+from cpn_fast.data.superpixels.device_maps import DeviceMaps, geometry_numbers
 from cpn_kernels import native_library
-from cpn_kernels.superpixels import superpixels
+from cpn_kernels.ops.superpixels import superpixels
 
 SIDE, SEGMENTS = 448, 200
 
@@ -35,7 +35,7 @@ def one_thread() -> Iterator[None]:
 
 def scene(number: int = 0) -> np.ndarray:
     """A generated scene at SIDE x SIDE with sensor noise, so that segments are neither given nor hopeless."""
-    from cpn_fast.data.demo_scenes import paint_scene
+    from cpn_fast.data.sources.demo_scenes import paint_scene
 
     painted = Image.fromarray(paint_scene(generator(number, 0, "benchmark", "scene")).image)
     pixels = np.array(painted.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float64)

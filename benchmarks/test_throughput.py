@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 
 from benchmarks.untrained import calibrate
-from cpn_fast.config import TrainConfig
-from cpn_fast.data.demo import generate_demo
+from cpn_fast.config.training import TrainConfig
+from cpn_fast.data.sources.demo import generate_demo
 from cpn_fast.models import create_model
-from cpn_fast.run_folder import RunFolder
+from cpn_fast.runs.folder import RunFolder
 
 FOLLOWS_THE_MACHINE = True
 """`cpn train` takes the GPU where there is one."""
@@ -90,8 +90,8 @@ def test_training(method: str, data: Path, tmp_path: Path, record_pair: Callable
 LABEL = """
 import json, sys, time
 from pathlib import Path
-from cpn_fast.label import LabelConfig, run_label
-from cpn_fast.progress import peak_memory_mib
+from cpn_fast.cam.label import LabelConfig, run_label
+from cpn_fast.console.progress import peak_memory_mib
 import torch
 run, data, output, compiled = sys.argv[1:]
 for attempt in range(2):  # the first one compiles

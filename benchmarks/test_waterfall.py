@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from benchmarks.waterfall import BATCH, CROP, rows
-from cpn_fast.data.demo import generate_demo
+from cpn_fast.data.sources.demo import generate_demo
 
 FOLLOWS_THE_MACHINE = True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cpn_kernels.cp_triplet import normalise_images
+from cpn_kernels.ops.cp_triplet import normalise_images
 
 
 def calibrate(net: torch.nn.Module, images: torch.Tensor) -> None:

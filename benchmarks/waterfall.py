@@ -22,20 +22,19 @@ from torch.utils.data import DataLoader, Subset
 
 from benchmarks.peers.training_step import AncestorCrops, separate_norms, total_loss
 from benchmarks.untrained import calibrate, without_dropout
-from cpn_fast.config import AugmentOptions, BackboneName, MethodOptions, PatchOptions, TrainConfig
-from cpn_fast.data.batches import BatchStream
-from cpn_fast.data.open import open_source
-from cpn_fast.data.superpixel_cache import SuperpixelCache
+from cpn_fast.cam.batches import BatchStream
+from cpn_fast.config.training import AugmentOptions, BackboneName, MethodOptions, PatchOptions, TrainConfig
+from cpn_fast.data.sources.open import open_source
+from cpn_fast.data.superpixels.cache import SuperpixelCache
 from cpn_fast.data.types import Batch, Record, Source
+from cpn_fast.device import peak_memory_mib, set_tf32, tune_allocator
 from cpn_fast.methods import create_method
 from cpn_fast.methods.common import classification_loss
 from cpn_fast.models import create_model
 from cpn_fast.models.cam import CamNet
-from cpn_fast.optim import create_optimizer, set_learning_rate
-from cpn_fast.progress import peak_memory_mib
-from cpn_fast.runtime_tuning import set_tf32, tune_allocator
-from cpn_kernels.cp_loss import cp_loss
-from cpn_kernels.cp_triplet import cp_triplet, reference
+from cpn_fast.training.optimizer import create_optimizer, set_learning_rate
+from cpn_kernels.ops.cp_loss import cp_loss
+from cpn_kernels.ops.cp_triplet import cp_triplet, reference
 
 IMAGES = 16
 BATCH, CROP = (4, 448) if torch.cuda.is_available() else (8, 320)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from cpn_fast.run_folder import RunFolder
+    from cpn_fast.runs.folder import RunFolder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -55,7 +55,7 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generated set of 12 train, 6 val and 16 pretrain images; open it with `demo:PATH`."""
-    from cpn_fast.data.demo import generate_demo
+    from cpn_fast.data.sources.demo import generate_demo
 
     return generate_demo(tmp_path_factory.mktemp("scenes") / "demo", train=12, val=6, pretrain=16, processes=1)
 
@@ -67,10 +67,10 @@ def make_run(small_demo: Path) -> Callable[..., RunFolder]:
     def make(path: Path, method: str = "cpn", weights: bool = True) -> RunFolder:
         import torch
 
-        from cpn_fast.config import AugmentOptions, TrainConfig
-        from cpn_fast.data.demo_scenes import CLASSES
+        from cpn_fast.config.training import AugmentOptions, TrainConfig
+        from cpn_fast.data.sources.demo_scenes import CLASSES
         from cpn_fast.models import create_model
-        from cpn_fast.run_folder import RunFolder
+        from cpn_fast.runs.folder import RunFolder
 
         config = TrainConfig(
             data=f"demo:{small_demo}",

@@ -176,7 +176,7 @@ def part_steps(part: str, out: Path, data: str | None, weights: Path | None, bac
              240, out / "compiled_step.json"),
     ]  # fmt: skip
     if data is None:
-        demo = "from cpn_fast.data.demo import generate_demo; import sys; "
+        demo = "from cpn_fast.data.sources.demo import generate_demo; import sys; "
         demo += "generate_demo(sys.argv[1], train=160, val=24, pretrain=1)"
         steps.insert(1, Step("demo-data", [python, "-c", demo, str(out / "demo")], 90))
     return steps

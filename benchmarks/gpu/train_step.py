@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import matmul_tflops, peak_tflops, seconds
-from cpn_fast.config import BackboneName, TrainConfig, with_recipe
+from cpn_fast.config.training import BackboneName, TrainConfig, with_recipe
+from cpn_fast.device import set_tf32
 from cpn_fast.methods import create_method
 from cpn_fast.models import create_model
-from cpn_fast.optim import create_optimizer, set_learning_rate
-from cpn_fast.runtime_tuning import set_tf32
+from cpn_fast.training.optimizer import create_optimizer, set_learning_rate
 
 BATCH, CROP, CLASSES, CELL = 4, 448, 20, 32
 LIMIT_GB = 12.0

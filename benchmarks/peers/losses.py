@@ -50,7 +50,7 @@ def cp_loss(
     tcp_target: str,
     size: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(L_tcp, L_cpcr) with the defaults of `cpn_kernels.cp_loss`, image by image.
+    """(L_tcp, L_cpcr) with the defaults of `cpn_kernels.ops.cp_loss`, image by image.
 
     Args:
         cam_triplet: raw maps of (I.., I_h.., I_hbar..).

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from benchmarks.peers import losses
-from cpn_fast.config import TrainConfig
-from cpn_fast.data.augment import Geometry, augment
-from cpn_fast.data.random import generator, key64
-from cpn_fast.data.superpixel_cache import SuperpixelCache
+from cpn_fast.config.training import TrainConfig
+from cpn_fast.data.loading.augment import Geometry, augment
+from cpn_fast.data.loading.random import generator, key64
+from cpn_fast.data.superpixels.cache import SuperpixelCache
 from cpn_fast.data.types import Record, Source
 from cpn_fast.models.backbones import mobilenet_v2, resnet38
 from cpn_fast.models.cam import CamNet

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cpn_fast.affinity.synthesis import LabelStore
-from cpn_fast.config import AffinityConfig
-from cpn_fast.data.augment import Geometry, augment
-from cpn_fast.data.random import generator
-from cpn_fast.data.steps import Crop, Span, place_of, step_loader
+from cpn_fast.affinity.labels import LabelStore
+from cpn_fast.config.training import AffinityConfig
+from cpn_fast.data.loading.augment import Geometry, augment
+from cpn_fast.data.loading.random import generator
+from cpn_fast.data.loading.steps import Crop, Span, place_of, step_loader
 from cpn_fast.files.images import read_image
 from cpn_fast.files.soft_maps import read_soft_maps
 from cpn_fast.models.affinity_labels import affinity_labels

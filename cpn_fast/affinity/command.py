@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cpn_fast.affinity.stage import LABELS, AffinityStage
-from cpn_fast.config import AffinityConfig, with_recipe
+from cpn_fast.affinity.task import LABELS, AffinityStage
+from cpn_fast.config.training import AffinityConfig, with_recipe
 from cpn_fast.files.errors import DataError
-from cpn_fast.loop import run_stage
-from cpn_fast.run_folder import RunFolder
-from cpn_fast.train_options import long_forms, resumed_settings, value_of
+from cpn_fast.runs.folder import RunFolder
+from cpn_fast.training.options import long_forms, resumed_settings, value_of
+from cpn_fast.training.run import run_stage
 
 SHORT = {"--crop": "--augment.crop"}
 """Short forms on the command line of settings that lie deeper."""

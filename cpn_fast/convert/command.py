@@ -11,12 +11,12 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 from rich.console import Console
 
+from cpn_fast.console.terminal import item_progress
 from cpn_fast.convert import coco, cvat
 from cpn_fast.convert.folder import MaskFolder, MaskItem, open_masks
 from cpn_fast.convert.instances import Instances
 from cpn_fast.files.atomic import atomic_write
 from cpn_fast.files.errors import DataError
-from cpn_fast.terminal import item_progress
 
 T = TypeVar("T")
 

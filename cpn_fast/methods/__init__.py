@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from cpn_fast.config import TrainConfig
+from cpn_fast.config.training import TrainConfig
 from cpn_fast.methods.cam import CamMethod
 from cpn_fast.methods.cpn import CpnMethod
 from cpn_fast.methods.seam import SeamMethod

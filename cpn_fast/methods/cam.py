@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from cpn_fast.config import MethodOptions
+from cpn_fast.config.training import MethodOptions
 from cpn_fast.methods.common import classify_only
 from cpn_fast.models.cam import CamNet
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cpn_fast.config import MethodOptions
+from cpn_fast.config.training import MethodOptions
 from cpn_fast.models.cam import CamNet
 from cpn_kernels.cam_norm import MapNorm, normalise_cam, winner_mask
-from cpn_kernels.cp_loss import ohem_mean
-from cpn_kernels.cp_triplet import normalise_images
+from cpn_kernels.ops.cp_loss import ohem_mean
+from cpn_kernels.ops.cp_triplet import normalise_images
 
 
 def classification_loss(scores: Tensor, labels: Tensor, valid: Tensor) -> Tensor:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cpn_fast.config import MethodOptions
+from cpn_fast.config.training import MethodOptions
 from cpn_fast.methods.common import classification_loss, classify_only, min_pool_loss, watch
 from cpn_fast.models.cam import CamNet
 from cpn_kernels.cam_norm import channel_peak
-from cpn_kernels.cp_loss import cp_loss
-from cpn_kernels.cp_triplet import cp_triplet
+from cpn_kernels.ops.cp_loss import cp_loss
+from cpn_kernels.ops.cp_triplet import cp_triplet
 
 
 class CpnMethod(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cpn_fast.config import MethodOptions
+from cpn_fast.config.training import MethodOptions
 from cpn_fast.methods.common import (
     classification_loss,
     classify_only,
@@ -17,7 +17,7 @@ from cpn_fast.methods.common import (
 )
 from cpn_fast.models.cam import CamNet
 from cpn_kernels.cam_norm import normalise_cam, with_background
-from cpn_kernels.cp_triplet import normalise_images
+from cpn_kernels.ops.cp_triplet import normalise_images
 
 
 class SeamMethod(nn.Module):

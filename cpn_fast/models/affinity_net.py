@@ -1,7 +1,7 @@
 """AffinityNet: a network that says which neighbouring pixels belong to the same class, and its loss.
 
 Ahn and Kwak, "Learning Pixel-level Semantic Affinity with Image-level Supervision" (CVPR 2018). Pairs of pixels are
-those of `cpn_kernels.random_walk.OFFSETS`, and its affinities are what `random_walk` takes.
+those of `cpn_kernels.ops.random_walk.OFFSETS`, and its affinities are what `random_walk` takes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from cpn_fast.models.backbones import Backbone
 from cpn_fast.models.pcm import resize
-from cpn_kernels.random_walk import OFFSETS, RADIUS
+from cpn_kernels.ops.random_walk import OFFSETS, RADIUS
 
 MID_CHANNELS, HIGH_CHANNELS, FINAL_CHANNELS = 64, 128, 256
 EMBEDDING_CHANNELS = MID_CHANNELS + HIGH_CHANNELS + FINAL_CHANNELS
@@ -32,7 +32,7 @@ class AffinityNet(nn.Module):
         backbone: gives (mid, high, final) maps; whether its early stages train is its own affair. Its `mid` and `high`
             are resized to the grid of `final`.
 
-    All new layers count as "head" in `cpn_fast.optim.parameter_groups`. None has a bias.
+    All new layers count as "head" in `cpn_fast.training.optimizer.parameter_groups`. None has a bias.
     """
 
     def __init__(self, backbone: Backbone) -> None:

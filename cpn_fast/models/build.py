@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 
-from cpn_fast.config import AffinityConfig, LoopConfig, SegmentConfig, TrainConfig
+from cpn_fast.config.training import AffinityConfig, LoopConfig, SegmentConfig, TrainConfig
 from cpn_fast.models.affinity_net import AffinityNet
 from cpn_fast.models.backbones import Backbone, create_backbone
 from cpn_fast.models.cam import CamNet, Refinement
 from cpn_fast.models.deeplab import DeepLab
-from cpn_fast.models.pretrained import load_backbone_weights
+from cpn_fast.models.weights.pretrained import load_backbone_weights
 
 log = logging.getLogger(__name__)
 

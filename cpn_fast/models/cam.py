@@ -12,8 +12,8 @@ from cpn_fast.models.backbones import Backbone
 from cpn_fast.models.pcm import EMBEDDING_CHANNELS, FEATURE_CHANNELS, feature_heads, pixel_features
 from cpn_fast.models.prcm import PrcmForm, pixel_region_correlation
 from cpn_kernels.cam_norm import MapNorm, normalise_cam, winner_mask, with_background
-from cpn_kernels.cp_triplet import IMAGENET_MEAN
-from cpn_kernels.pixel_correlation import pixel_correlation
+from cpn_kernels.ops.cp_triplet import IMAGENET_MEAN
+from cpn_kernels.ops.pixel_correlation import pixel_correlation
 
 Refinement = Literal["none", "pcm", "prcm", "prcm_released"]
 Affinity = Literal["correlation", "cosine"]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cpn_fast.models.backbones import Backbone
 from cpn_fast.models.backbones.common import conv_norm
-from cpn_kernels.cp_triplet import IMAGENET_MEAN
+from cpn_kernels.ops.cp_triplet import IMAGENET_MEAN
 
 HEAD_CHANNELS = 512
 FIELD_OF_VIEW = 96
@@ -26,7 +26,7 @@ class DeepLab(nn.Module):
     """Backbone and LargeFOV head: 3x3 dilated to 512, 1x1 to 512, each with batch norm and ReLU, dropout, classifier.
 
     The whole network trains, batch norms too, so the backbone has to be built with `frozen=False`. The head's new
-    layers count as "head" in `cpn_fast.optim.parameter_groups`; of these the classifier alone has a bias.
+    layers count as "head" in `cpn_fast.training.optimizer.parameter_groups`; of these the classifier alone has a bias.
 
     Args:
         backbone: gives (mid, high, final) maps; `final` alone is used.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cpn_fast.models.cam import CamNet
 from cpn_kernels.cam_norm import MapNorm, normalise_cam
-from cpn_kernels.cp_triplet import normalise_images
+from cpn_kernels.ops.cp_triplet import normalise_images
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
 

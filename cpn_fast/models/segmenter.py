@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from cpn_fast.models.deeplab import DeepLab
 from cpn_fast.models.labeller import scaled_views, unflipped
 from cpn_kernels.backend import exporting
-from cpn_kernels.cp_triplet import normalise_images
+from cpn_kernels.ops.cp_triplet import normalise_images
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 

@@ -6,7 +6,7 @@ import dataclasses
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,27 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cpn_fast.data.open import open_source
+from cpn_fast.console.commands import CommandLine
+from cpn_fast.console.terminal import duration
+from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.types import Source
 from cpn_fast.files.digest import weights_sha256
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.manifest import Manifest
-from cpn_fast.output_folder import MANIFEST_NAME, explained_writes
+from cpn_fast.files.output_folder import MANIFEST_NAME, explained_writes
 from cpn_fast.pipeline.page import write_page
 from cpn_fast.pipeline.plan import PipelineConfig, Stage, parse, plan, settings_of
 from cpn_fast.pipeline.runner import Outcome, Runner, run_process
-from cpn_fast.pipeline.state import StageState, content_digest, data_digest, digest_of, read_state, write_state
-from cpn_fast.report import read_scores
-from cpn_fast.terminal import duration
+from cpn_fast.pipeline.state import (
+    StageResult,
+    StageState,
+    content_digest,
+    data_digest,
+    digest_of,
+    read_state,
+    write_state,
+)
+from cpn_fast.report.command import read_scores
 
 STATE_FOLDER, REPLACED_FOLDER = "state", "replaced"
 INTERRUPTED = 130
@@ -33,28 +42,12 @@ INTERRUPTED = 130
 __all__ = ["PipelineConfig", "StageResult", "parse", "run_pipeline"]
 
 
-@dataclasses.dataclass(frozen=True)
-class StageResult:
-    """A stage as the summary shows it.
-
-    Attributes:
-        stage: what it is.
-        state: what is recorded of it.
-        skipped: nothing was to be done.
-        scores: what it measured, {} where it measures nothing.
-    """
-
-    stage: Stage
-    state: StageState
-    skipped: bool
-    scores: Mapping[str, Any]
-
-
-def run_pipeline(config: PipelineConfig, runner: Runner = run_process) -> Path:
+def run_pipeline(config: PipelineConfig, commands: CommandLine, runner: Runner = run_process) -> Path:
     """Run the pipeline.
 
     Args:
         config: the settings.
+        commands: reads the stages' options.
         runner: runs a command.
 
     Returns:
@@ -68,7 +61,7 @@ def run_pipeline(config: PipelineConfig, runner: Runner = run_process) -> Path:
     console = Console(stderr=True)
     source = open_source(config.data)
     stages = plan(config, *_splits(config, source))
-    parsed = {stage.name: settings_of(_parse(stage), config.output) for stage in stages}
+    parsed = {stage.name: settings_of(commands.parse(stage.argv), config.output) for stage in stages}
     with explained_writes(config.output, "its state"), _only_one(config.output) as lock:
         pipeline = _Pipeline(config, source, console, runner, lock)
         for number, stage in enumerate(stages, start=1):
@@ -86,13 +79,6 @@ def _splits(config: PipelineConfig, source: Source) -> tuple[str | None, bool]:
     if config.eval_split and evaluated is None:
         raise DataError(f"--eval-split {config.eval_split}: none of its images has a mask; name one that has, or none")
     return evaluated, any(record.mask_path for record in source.records(config.split))
-
-
-def _parse(stage: Stage) -> Any:
-    from cpn_fast import cli
-
-    name, rest = cli.split_name(stage.argv)
-    return cli.parse(name, rest)
 
 
 @contextmanager

@@ -5,21 +5,19 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cpn_fast import report_page as page
-from cpn_fast.data.spread import spread
+from cpn_fast.console.terminal import duration
+from cpn_fast.data.sources.spread import spread
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.masks import read_mask
-from cpn_fast.output_folder import explained_writes
+from cpn_fast.files.output_folder import explained_writes
 from cpn_fast.pipeline.plan import PipelineConfig
-from cpn_fast.report_pictures import Row, mask_uri, photo_uri
-from cpn_fast.svg import bar_chart
-from cpn_fast.terminal import duration
-
-if TYPE_CHECKING:
-    from cpn_fast.pipeline.command import StageResult
+from cpn_fast.pipeline.state import StageResult
+from cpn_fast.report import page
+from cpn_fast.report.charts import bar_chart
+from cpn_fast.report.pictures import Row, mask_uri, photo_uri
 
 IMAGES = 8
 FOLDERS = {"label": ("mask", "masks"), "postprocess": ("refined mask", "masks-refined")}
@@ -111,7 +109,7 @@ def _add_segmentations(config: PipelineConfig, source: Source, records: Sequence
 
     from cpn_fast.files.max_side import enlarge, reduce_image
     from cpn_fast.models.segmenter import Segmenter
-    from cpn_fast.run_folder import RunFolder
+    from cpn_fast.runs.folder import RunFolder
 
     segmenter = Segmenter(RunFolder(config.output / "segment").load_deeplab(), scales=(1.0,), flip=False)
     for record, row in zip(records, rows, strict=True):

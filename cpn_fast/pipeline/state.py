@@ -12,7 +12,8 @@ from typing import Any
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
-from cpn_fast.output_folder import explained_writes
+from cpn_fast.files.output_folder import explained_writes
+from cpn_fast.pipeline.plan import Stage
 
 FORMAT = 1
 
@@ -108,3 +109,20 @@ def write_state(path: Path, state: StageState) -> None:
     content: Mapping[str, Any] = {"format": FORMAT, "stage": asdict(state)}
     with explained_writes(path.parent, path.name):
         atomic_write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A stage as the summary shows it.
+
+    Attributes:
+        stage: what it is.
+        state: what is recorded of it.
+        skipped: nothing was to be done.
+        scores: what it measured, {} where it measures nothing.
+    """
+
+    stage: Stage
+    state: StageState
+    skipped: bool
+    scores: Mapping[str, Any]

@@ -15,16 +15,20 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from cpn_fast import demo, train
-from cpn_fast.config import TrainConfig, replace_dotted, with_recipe
-from cpn_fast.data.open import open_source
-from cpn_fast.data.parallel import folder_lock
+from cpn_fast.cam import task as train
+from cpn_fast.config.training import TrainConfig, replace_dotted, with_recipe
+from cpn_fast.console.commands import CommandLine
+from cpn_fast.data.loading.parallel import folder_lock
+from cpn_fast.data.sources.open import open_source
+from cpn_fast.data.sources.spread import spread_evenly
 from cpn_fast.data.types import Source
-from cpn_fast.demo_pretrain import pretrain_backbone
+from cpn_fast.demo import command as demo
+from cpn_fast.demo.pretrain import pretrain_backbone
 from cpn_fast.files.errors import DataError
-from cpn_fast.inference import check_counts, spread_evenly
+from cpn_fast.files.output_folder import explained_writes
+from cpn_fast.inference.options import check_counts
 from cpn_fast.models.labeller import SCALES
-from cpn_fast.output_folder import explained_writes
+from cpn_fast.pipeline.command import run_pipeline
 from cpn_fast.reproduce import final, measure_time
 from cpn_fast.reproduce.report import Report, check_settings, print_report, write_report
 from cpn_fast.reproduce.runs import RunStore, Scoring, need_masks
@@ -104,11 +108,12 @@ def parse(argv: Sequence[str]) -> ReproduceConfig:
     return dataclasses.replace(config, base=train.parse([*defaults, *rest]))
 
 
-def run_reproduce(config: ReproduceConfig) -> Report:
+def run_reproduce(config: ReproduceConfig, commands: CommandLine) -> Report:
     """Make a table, or what is missing of it; writes TABLE.csv, TABLE.json and TABLE.png after every measurement.
 
     Args:
         config: what, on which source, how much of it.
+        commands: reads the options of a pipeline's stages.
 
     Returns:
         The table with all its measurements.
@@ -122,7 +127,7 @@ def run_reproduce(config: ReproduceConfig) -> Report:
     source = open_source(config.base.data)
     with explained_writes(output, "the tables"):
         output.mkdir(parents=True, exist_ok=True)
-    report, found = MADE[TABLES[config.table].measured](config, source)
+    report, found = MADE[TABLES[config.table].measured](config, source, commands)
     for measurement in found:
         report = dataclasses.replace(report, measurements=(*report.measurements, measurement))
         write_report(output, report)
@@ -136,7 +141,7 @@ Begun = tuple[Report, Iterator[Measurement]]
 """A table without any figure yet, and where its measurements come from."""
 
 
-def begin_trained(config: ReproduceConfig, source: Source) -> Begun:
+def begin_trained(config: ReproduceConfig, source: Source, commands: CommandLine) -> Begun:
     """A table whose rows are trained and scored.
 
     Raises:
@@ -170,7 +175,7 @@ def begin_trained(config: ReproduceConfig, source: Source) -> Begun:
     return report, store.measurements(report.rows, base, config.seeds, report.columns)
 
 
-def begin_time(config: ReproduceConfig, source: Source) -> Begun:
+def begin_time(config: ReproduceConfig, source: Source, commands: CommandLine) -> Begun:
     """A table whose rows are ways to make patches. Raises DataError for a table of other settings in the folder."""
     base, _ = settled_base(config, source)
     records = spread_evenly(source.records(base.split), config.images or measure_time.IMAGES)
@@ -188,7 +193,7 @@ def begin_time(config: ReproduceConfig, source: Source) -> Begun:
     return report, measure_time.measurements(report.rows, source, records, base, config.seeds)
 
 
-def begin_pipeline(config: ReproduceConfig, source: Source) -> Begun:
+def begin_pipeline(config: ReproduceConfig, source: Source, commands: CommandLine) -> Begun:
     """The table whose rows are stages of a whole pipeline.
 
     Raises:
@@ -215,10 +220,12 @@ def begin_pipeline(config: ReproduceConfig, source: Source) -> Begun:
         shortened=shortened(base, recipe_epochs, 0, 0),
         where=f"{source.spec} ({base.split}, {split}), {base.backbone}",
     )  # fmt: skip
-    return report, final.measurements(report.rows, pipelines, report.columns[0])
+    return report, final.measurements(
+        report.rows, pipelines, report.columns[0], lambda pipeline: run_pipeline(pipeline, commands)
+    )
 
 
-MADE: dict[str, Callable[[ReproduceConfig, Source], Begun]] = {
+MADE: dict[str, Callable[[ReproduceConfig, Source, CommandLine], Begun]] = {
     "trained": begin_trained,
     "pipeline": begin_pipeline,
     "time": begin_time,

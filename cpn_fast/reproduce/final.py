@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cpn_fast import demo
-from cpn_fast.config import AFFINITY_RECIPES, SEGMENT_RECIPES, TrainConfig
+from cpn_fast.config.training import AFFINITY_RECIPES, SEGMENT_RECIPES, TrainConfig
 from cpn_fast.data.types import Source
+from cpn_fast.demo import command as demo
 from cpn_fast.files.errors import DataError
-from cpn_fast.pipeline.command import run_pipeline
 from cpn_fast.pipeline.plan import PipelineConfig
-from cpn_fast.report import read_scores
+from cpn_fast.report.command import read_scores
 from cpn_fast.reproduce.summary import Measurement
 from cpn_fast.reproduce.tables import CAM_MASKS, SEGMENTED, SEGMENTED_CRF, WALKED, Row
-from cpn_fast.run_folder import config_to_dict, flat
+from cpn_fast.runs.folder import config_to_dict, flat
 from cpn_fast.segment.evaluate import CRF, MULTI
 
 GIVEN = ("data", "output", "split", "backbone", "weights", "method", "preset", "seed", "resume", "augment.crop")
@@ -111,7 +110,7 @@ def measurements(
     rows: Sequence[Row],
     pipelines: Mapping[int, PipelineConfig],
     column: str,
-    run: Pipeline = run_pipeline,
+    run: Pipeline,
 ) -> Iterator[Measurement]:
     """What each seed's pipeline measured, in %.
 

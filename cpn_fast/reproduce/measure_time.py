@@ -12,16 +12,16 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from cpn_fast.config import TrainConfig
-from cpn_fast.data.augment import Geometry, augment, grid_patches
-from cpn_fast.data.random import generator
-from cpn_fast.data.superpixel_cache import SuperpixelCache
-from cpn_fast.data.superpixel_maps import Picture, make_maps, read_picture
+from cpn_fast.config.training import TrainConfig
+from cpn_fast.console.terminal import item_progress
+from cpn_fast.data.loading.augment import Geometry, augment, grid_patches
+from cpn_fast.data.loading.random import generator
+from cpn_fast.data.superpixels.cache import SuperpixelCache
+from cpn_fast.data.superpixels.maps import Picture, make_maps, read_picture
 from cpn_fast.data.types import Record, Source
 from cpn_fast.reproduce.summary import Measurement
 from cpn_fast.reproduce.tables import CACHE_MADE, CACHE_READ, GRID, SLIC_BACKENDS, Row, slic_row
-from cpn_fast.terminal import item_progress
-from cpn_kernels.superpixels import Backend, backend_version, superpixels
+from cpn_kernels.ops.superpixels import Backend, backend_version, superpixels
 
 IMAGES = 50
 """Images that are timed where the command line names no number."""

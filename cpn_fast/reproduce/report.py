@@ -17,12 +17,12 @@ from rich.table import Table as RichTable
 
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
-from cpn_fast.machine import machine
-from cpn_fast.output_folder import explained_writes
+from cpn_fast.files.output_folder import explained_writes
+from cpn_fast.reproduce.machine import machine
 from cpn_fast.reproduce.plot import draw
 from cpn_fast.reproduce.summary import Cells, Measurement, Order, cells_of, orders_of
 from cpn_fast.reproduce.tables import Row, Table, TableName
-from cpn_fast.run_folder import versions
+from cpn_fast.runs.folder import versions
 
 FORMAT = 1
 HEADER = ("table", "row", "seed", "map", "headline", "column", "value", "spread", "paper", "unit", "shortened",

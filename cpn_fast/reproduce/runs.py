@@ -11,22 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cpn_fast.config import TrainConfig, replace_dotted, with_recipe
-from cpn_fast.data.batches import hides_superpixels
-from cpn_fast.data.parallel import folder_lock
+from cpn_fast.cam.task import run_train
+from cpn_fast.config.training import TrainConfig, replace_dotted, with_recipe
+from cpn_fast.data.loading.parallel import folder_lock
+from cpn_fast.data.sources.spread import records_of, spread_evenly
+from cpn_fast.data.superpixels.backend import hides_superpixels, version_of
 from cpn_fast.data.types import Record, Source
-from cpn_fast.evaluate import EvaluateConfig, run_evaluate
 from cpn_fast.files.digest import weights_sha256
 from cpn_fast.files.errors import DataError
-from cpn_fast.guard import NonFiniteError
-from cpn_fast.inference import MULTI, records_of, spread_evenly, weights_digest
-from cpn_fast.output_folder import explained_writes
-from cpn_fast.patch_backend import version_of
+from cpn_fast.files.output_folder import explained_writes
+from cpn_fast.metrics.maps import MULTI
 from cpn_fast.reproduce.summary import Measurement
 from cpn_fast.reproduce.tables import ALL, Row
-from cpn_fast.run_folder import FREE_ON_RESUME, RunFolder, check_same_settings, config_to_dict, flat
-from cpn_fast.train import run_train
-from cpn_kernels.superpixels import resolve_backend
+from cpn_fast.runs.digest import weights_digest
+from cpn_fast.runs.folder import FREE_ON_RESUME, RunFolder, check_same_settings, config_to_dict, flat
+from cpn_fast.scoring.command import EvaluateConfig, run_evaluate
+from cpn_fast.training.monitor import NonFiniteError
+from cpn_kernels.ops.superpixels import resolve_backend
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
-from cpn_fast.config import PRESETS, MethodOptions, TrainConfig
-from cpn_fast.inference import scale_name
-from cpn_kernels.superpixels import Backend
+from cpn_fast.config.training import PRESETS, MethodOptions, TrainConfig
+from cpn_fast.metrics.maps import scale_name
+from cpn_kernels.ops.superpixels import Backend
 
 TableName = Literal["table1", "table2", "table3", "table4", "table5", "fig6", "fig7", "readings", "time"]
 ALL = "all"

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cpn_fast.config import SegmentConfig
-from cpn_fast.data.augment import IMAGENET_MEAN_PIXEL, augment
-from cpn_fast.data.random import generator
-from cpn_fast.data.steps import Crop, Span, place_of, step_loader
+from cpn_fast.config.training import SegmentConfig
+from cpn_fast.data.loading.augment import IMAGENET_MEAN_PIXEL, augment
+from cpn_fast.data.loading.random import generator
+from cpn_fast.data.loading.steps import Crop, Span, place_of, step_loader
 from cpn_fast.data.types import VOID, Record
 from cpn_fast.segment.masks import TrainingMasks
 

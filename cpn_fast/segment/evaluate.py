@@ -16,21 +16,24 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from cpn_fast.crf_options import CrfOptions
-from cpn_fast.data.open import open_source
-from cpn_fast.evaluate import METRICS_NAME, confusion_of
+from cpn_fast.console.terminal import item_progress
+from cpn_fast.data.sources.open import open_source
+from cpn_fast.data.sources.spread import records_of
+from cpn_fast.device import threads_shared_by
 from cpn_fast.files.errors import DataError
-from cpn_fast.inference import ClassMapping, Failure, records_of, weights_digest
-from cpn_fast.output_folder import explained_writes
-from cpn_fast.run_folder import RunFolder
-from cpn_fast.runtime_tuning import threads_shared_by
-from cpn_fast.scores import percent, point_values, print_class_table, write_metrics
+from cpn_fast.files.output_folder import explained_writes
+from cpn_fast.inference.class_mapping import ClassMapping
+from cpn_fast.inference.image_size import warn_of_size
+from cpn_fast.inference.reader import Failure
+from cpn_fast.metrics.beta_sweep import check_mask, iou_point
+from cpn_fast.metrics.confusion import confusion_of
+from cpn_fast.metrics.report import METRICS_NAME, percent, point_values, print_class_table, write_metrics
+from cpn_fast.refine.crf_options import CrfOptions
+from cpn_fast.runs.digest import weights_digest
+from cpn_fast.runs.folder import RunFolder
 from cpn_fast.segment.inference import Segmentation, open_segmenters, segmentations
 from cpn_fast.segment.options import SegmentInference
-from cpn_fast.sweep import check_mask, iou_point
-from cpn_fast.terminal import item_progress
-from cpn_fast.training_size import warn_of_size
-from cpn_kernels.dense_crf import Settings
+from cpn_kernels.ops.dense_crf import Settings
 
 SINGLE, MULTI, CRF = "single scale", "multi-scale", "multi-scale + CRF"
 

@@ -10,21 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cpn_fast.crf_refiner import crf_probabilities
 from cpn_fast.data.types import Record, Source
+from cpn_fast.device import ready_device
 from cpn_fast.files.max_side import enlarge
-from cpn_fast.inference import (
-    ClassMapping,
-    Failure,
-    InferenceOptions,
-    Reduced,
-    check_scales,
-    equal_sizes,
-    ready_device,
-)
+from cpn_fast.inference.class_mapping import ClassMapping
+from cpn_fast.inference.options import check_scales
+from cpn_fast.inference.reader import Failure, InferenceOptions, Reduced, equal_sizes
 from cpn_fast.models.segmenter import Segmenter
-from cpn_fast.run_folder import RunFolder
-from cpn_kernels.dense_crf import Settings
+from cpn_fast.refine.crf import crf_probabilities
+from cpn_fast.runs.folder import RunFolder
+from cpn_kernels.ops.dense_crf import Settings
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from cpn_fast.data.types import VOID
 from cpn_fast.models.deeplab import DeepLab
-from cpn_kernels.cp_triplet import normalise_images
+from cpn_kernels.ops.cp_triplet import normalise_images
 
 
 def pixel_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -12,16 +12,15 @@ from typing import Literal, Protocol
 
 from rich.console import Console
 
-from cpn_fast.data.base import check_same_size
-from cpn_fast.data.parallel import parallel_map
+from cpn_fast.console.terminal import item_progress
+from cpn_fast.data.loading.parallel import parallel_map
+from cpn_fast.data.sources.base import check_same_size
 from cpn_fast.data.types import Record, Sample, Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import image_size
+from cpn_fast.files.mask_folder import MASK_FOLDER, classes_of, find_masks
 from cpn_fast.files.masks import read_mask
-from cpn_fast.inference import ClassMapping
-from cpn_fast.mask_folder import classes_of, find_masks
-from cpn_fast.mask_writer import MASK_FOLDER
-from cpn_fast.terminal import item_progress
+from cpn_fast.inference.class_mapping import ClassMapping
 
 log = logging.getLogger(__name__)
 

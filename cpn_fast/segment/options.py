@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cpn_fast.crf_options import CrfPreset
-from cpn_fast.inference import InferenceOptions, check_counts
+from cpn_fast.inference.options import check_counts
+from cpn_fast.inference.reader import InferenceOptions
 from cpn_fast.models.segmenter import SCALES
+from cpn_fast.refine.crf_options import CrfPreset
 
 
 @dataclass(frozen=True)

@@ -15,25 +15,28 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from cpn_fast.crf_options import CrfOptions
-from cpn_fast.data.open import open_source
+from cpn_fast.console.terminal import duration, item_progress
+from cpn_fast.data.sources.open import open_source
+from cpn_fast.data.sources.spread import records_of
 from cpn_fast.data.types import Record
-from cpn_fast.disk_space import FILE_BYTES, MASK_BYTES, mean_pixels, need_space
+from cpn_fast.device import threads_shared_by
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.manifest import Manifest
+from cpn_fast.files.mask_folder import MASK_FOLDER, mask_path
 from cpn_fast.files.masks import write_labelmap, write_mask
+from cpn_fast.files.output_folder import MANIFEST_NAME, explained_writes, record_settings
 from cpn_fast.files.shard import take_shard
-from cpn_fast.inference import ClassMapping, Failure, records_of, weights_digest
-from cpn_fast.mask_writer import MASK_FOLDER, mask_path
-from cpn_fast.output_folder import MANIFEST_NAME, explained_writes, record_settings
-from cpn_fast.run_folder import RunFolder
-from cpn_fast.runtime_tuning import threads_shared_by
+from cpn_fast.inference.class_mapping import ClassMapping
+from cpn_fast.inference.disk_space import FILE_BYTES, MASK_BYTES, mean_pixels, need_space
+from cpn_fast.inference.image_size import warn_of_size
+from cpn_fast.inference.reader import Failure
+from cpn_fast.refine.crf_options import CrfOptions
+from cpn_fast.runs.digest import weights_digest
+from cpn_fast.runs.folder import RunFolder
 from cpn_fast.segment.inference import Segmentation, open_segmenters, segmentations
 from cpn_fast.segment.options import SegmentInference
 from cpn_fast.segment.voc_zip import check_voc_classes, write_voc_zip
-from cpn_fast.terminal import duration, item_progress
-from cpn_fast.training_size import warn_of_size
-from cpn_kernels.dense_crf import Settings
+from cpn_kernels.ops.dense_crf import Settings
 
 _MULTI = "multi-scale"
 

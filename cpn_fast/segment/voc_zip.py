@@ -6,12 +6,12 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from cpn_fast.data.voc import VOC_CLASSES
+from cpn_fast.data.sources.voc import VOC_CLASSES
 from cpn_fast.files.atomic import atomic_path
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.manifest import Manifest
-from cpn_fast.mask_writer import MASK_FOLDER, mask_path
-from cpn_fast.output_folder import MANIFEST_NAME, explained_writes
+from cpn_fast.files.mask_folder import MASK_FOLDER, mask_path
+from cpn_fast.files.output_folder import MANIFEST_NAME, explained_writes
 
 FOLDER = "results/VOC2012/Segmentation/comp5_test_cls"
 

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from cpn_export.metadata import Variant
 from cpn_export.parts import Form, unchanged
+from cpn_fast.console.terminal import item_progress
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import list_images, read_image
 from cpn_fast.files.max_side import reduce_image
 from cpn_fast.models.labeller import scaled_views
-from cpn_fast.terminal import item_progress
-from cpn_kernels.cp_triplet import normalise_images
+from cpn_kernels.ops.cp_triplet import normalise_images
 
 QUANTISED = ("Conv", "Relu", "Clip", "Add", "MaxPool")
 LARGEST_HALF = float(np.finfo(np.float16).max)

@@ -20,14 +20,14 @@ from rich.console import Console
 from cpn_export.jobs import Job, find_jobs, with_labels
 from cpn_export.metadata import ModelInfo
 from cpn_export.runtime import OnnxLabeller, Provider, label_rows
-from cpn_fast.cli import guarded
+from cpn_fast.console.exit_status import guarded
+from cpn_fast.console.terminal import item_progress
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS, read_image
 from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.masks import write_labelmap, write_mask
 from cpn_fast.files.max_side import enlarge, reduce_image
 from cpn_fast.files.shard import take_shard
-from cpn_fast.terminal import item_progress
 
 MASK_FOLDER = "SegmentationClass"
 

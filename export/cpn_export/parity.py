@@ -24,18 +24,18 @@ from rich.table import Table
 from cpn_export.agreement import FOREGROUND_BAR, MAPS_BAR, PIXELS_BAR, Agreement, Outputs
 from cpn_export.metadata import Kind
 from cpn_export.runtime import MAPS, OnnxLabeller
-from cpn_fast.cli import guarded
-from cpn_fast.data.open import open_source
+from cpn_fast.console.exit_status import guarded
+from cpn_fast.console.terminal import item_progress
+from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.types import Record, Source
+from cpn_fast.device import tune_allocator
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.max_side import reduce_image
-from cpn_fast.inference import ClassMapping
+from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.models.segmenter import Segmenter
-from cpn_fast.run_folder import RunFolder
-from cpn_fast.runtime_tuning import tune_allocator
-from cpn_fast.terminal import item_progress
+from cpn_fast.runs.folder import RunFolder
 from cpn_kernels.cam_norm import MapNorm
 
 IMAGES, SPARSE = "images", "images with less foreground"

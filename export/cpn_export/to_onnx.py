@@ -16,14 +16,14 @@ from cpn_export.forms import Calibration, form_of
 from cpn_export.metadata import ModelInfo, Variant
 from cpn_export.parts import Form, unchanged
 from cpn_export.segmentation_graph import segmenter_graph
-from cpn_fast.config import SegmentConfig
+from cpn_fast.config.training import SegmentConfig
 from cpn_fast.files.atomic import atomic_path
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import voc_palette
 from cpn_fast.models.labeller import SCALES, Labeller
 from cpn_fast.models.segmenter import SCALES as SEGMENT_SCALES
 from cpn_fast.models.segmenter import Segmenter
-from cpn_fast.run_folder import RunFolder
+from cpn_fast.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 

@@ -19,16 +19,17 @@ from rich.table import Table
 
 from cpn_export.agreement import MaskAgreement
 from cpn_export.runtime import OnnxLabeller
-from cpn_fast.cli import guarded
-from cpn_fast.data.open import open_source
+from cpn_fast.console.exit_status import guarded
+from cpn_fast.console.terminal import item_progress
+from cpn_fast.data.sources.open import open_source
+from cpn_fast.data.sources.spread import spread_evenly
 from cpn_fast.data.types import Record, Source
-from cpn_fast.evaluate import confusion_of
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.max_side import enlarge, reduce_image
-from cpn_fast.inference import ClassMapping, spread_evenly
-from cpn_fast.sweep import check_mask, iou_point
-from cpn_fast.terminal import item_progress
+from cpn_fast.inference.class_mapping import ClassMapping
+from cpn_fast.metrics.beta_sweep import check_mask, iou_point
+from cpn_fast.metrics.confusion import confusion_of
 
 MIB = 2**20
 

@@ -122,7 +122,7 @@ def cases(target: int) -> list[Case]:
     return [
         case
         for source in SOURCES
-        for case in importlib.import_module(f"cpn_kernels.{source}.offline_cases").offline_cases(capability)
+        for case in importlib.import_module(f"cpn_kernels.ops.{source}.offline_cases").offline_cases(capability)
     ]
 
 

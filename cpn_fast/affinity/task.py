@@ -1,0 +1,117 @@
+"""Training of AffinityNet, as a stage of the common loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lightning.fabric import Fabric
+from rich.console import Console
+from torch import Tensor, nn
+
+from cpn_fast.affinity.batches import AffinityBatch, AffinityStream
+from cpn_fast.affinity.labels import LabelStore, synthesise
+from cpn_fast.affinity.validation import WalkCurves, create_walk_curves
+from cpn_fast.config.training import AffinityConfig
+from cpn_fast.data.loading.steps import Span
+from cpn_fast.files.errors import DataError
+from cpn_fast.models import create_affinity_net
+from cpn_fast.models.affinity_net import AffinityNet, affinity_loss
+from cpn_fast.refine.labelled_folder import images_of
+from cpn_fast.runs.folder import RunFolder
+from cpn_fast.training.task import Stage
+from cpn_kernels.ops.cp_triplet import normalise_images
+
+LABELS = "labels"
+"""Folder in a run that holds what it learns from."""
+
+
+class AffinityObjective(nn.Module):
+    """AffinityNet and its loss."""
+
+    def __init__(self, net: AffinityNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor, labels: Tensor, pairs: Tensor) -> dict[str, Tensor]:
+        """The loss and its parts.
+
+        Args:
+            images: uint8 [B, H, W, 3].
+            labels: int64 [B, h, w] on the network's grid.
+            pairs: float [3], what to divide by (see `affinity_loss`).
+        """
+        loss = affinity_loss(self.net(normalise_images(images)), labels, counts=pairs)
+        return {
+            "loss": loss.total,
+            "background": loss.background.detach(),
+            "foreground": loss.foreground.detach(),
+            "negative": loss.negative.detach(),
+        }
+
+
+class AffinityStage(Stage[AffinityConfig]):
+    """Makes the labels where they are not there yet, and trains on them.
+
+    The loss divides by the pairs of the whole batch, as its authors do, so that a crop with a handful of pairs of a
+    kind counts for as little as they are; with several processes their counts are summed first, which makes
+    data-parallel gradients those of a single process.
+    """
+
+    losses = ("loss", "background", "foreground", "negative")
+    headline = ("maps_miou", "walk_miou")
+
+    def __init__(self, config: AffinityConfig, fabric: Fabric) -> None:
+        super().__init__(config, fabric)
+        run = RunFolder(config.output)
+        self.store = LabelStore(run.path / LABELS)
+        if config.resume:
+            self.store.check_unchanged(config.masks)
+            self.classes = run.classes
+        else:
+            console = Console(stderr=True) if fabric.is_global_zero else None
+            made = synthesise(config, self.store.path, console)
+            if fabric.is_global_zero:
+                self.store.freeze(made.images)
+            fabric.barrier()
+            self.classes = made.classes
+        self.paths = images_of(config.data)
+        self.num_records = len(self.store.frozen)
+        self._need_images()
+
+    def _need_images(self) -> None:
+        paths = [self.paths.get(entry["id"], entry["image"]) for entry in self.store.frozen]
+        missing = [str(path) for path in paths if not Path(path).is_file()]
+        if missing:
+            raise DataError(
+                f"{missing[0]}: not there ({len(missing)} of {len(paths)} images that the run learns from are gone); "
+                "put them back, or start a new run in another --output, which leaves them out"
+            )
+
+    def create_net(self) -> AffinityNet:
+        """The untrained AffinityNet."""
+        return create_affinity_net(self.config)
+
+    def create_module(self, net: nn.Module) -> nn.Module:
+        """The loss around the network."""
+        assert isinstance(net, AffinityNet)
+        return AffinityObjective(net)
+
+    def stream(self, net: nn.Module, span: Span) -> AffinityStream:
+        """Crops with their labels."""
+        assert isinstance(net, AffinityNet)
+        stride = net.backbone.strides[2]
+        return AffinityStream(self.store.frozen, self.paths, self.store, self.config, stride, span)
+
+    def inputs(self, batch: AffinityBatch, step: int, total_steps: int) -> tuple[Tensor, ...]:
+        """The batch's tensors; pairs are those of all processes, as one process's share."""
+        del step, total_steps
+        pairs = batch.pairs.sum(dim=0).float()
+        if self.fabric.world_size > 1:
+            torch.distributed.all_reduce(pairs)
+            pairs = pairs / self.fabric.world_size
+        return batch.images, batch.labels, pairs
+
+    def evaluator(self) -> WalkCurves | None:
+        """mIoU before and after the walk on a few of the images, where `data` has masks."""
+        return create_walk_curves(self.config, [entry["id"] for entry in self.store.frozen])

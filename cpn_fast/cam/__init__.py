@@ -1,0 +1,1 @@
+"""The CAM network's training, validation, inference and labelling."""

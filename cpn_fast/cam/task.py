@@ -1,0 +1,149 @@
+"""`cpn train`: from settings to a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from cpn_fast.cam.batches import BatchStream, mean_colour
+from cpn_fast.cam.validation import Curves, create_curves
+from cpn_fast.config.training import TrainConfig, preset_defaults, replace_dotted, with_recipe
+from cpn_fast.data.loading.steps import Span
+from cpn_fast.data.sources.open import open_source
+from cpn_fast.data.superpixels.backend import settle_backend, share_backend
+from cpn_fast.data.types import Batch
+from cpn_fast.files.errors import DataError
+from cpn_fast.methods import create_method
+from cpn_fast.models import create_model
+from cpn_fast.models.cam import CamNet
+from cpn_fast.runs.folder import RunFolder
+from cpn_fast.training.options import long_forms, resumed_settings, value_of
+from cpn_fast.training.run import labelled_records, run_stage
+from cpn_fast.training.task import Stage
+from cpn_fast.training.tensorboard import MapStatistics
+
+SHORT = {"--patch": "--patch.kind", "--superpixels": "--patch.superpixels", "--crop": "--augment.crop"}
+"""Short forms on the command line of settings that lie deeper."""
+
+
+def parse(argv: Sequence[str]) -> TrainConfig:
+    """Settings from the command line: the preset's, then the options given; on --resume the run's own, then those.
+
+    Args:
+        argv: arguments without the program's name.
+
+    Raises:
+        SystemExit: with code 2 for arguments that don't fit, 0 after --help.
+        DataError: where --resume finds no run.
+    """
+    import tyro
+
+    given = long_forms(argv, SHORT)
+    default = resumed_settings(given, TrainConfig)
+    if default is None:
+        blank = TrainConfig(data=tyro.MISSING, output=tyro.MISSING)
+        preset = value_of(given, "--preset") or blank.preset
+        try:
+            default = replace_dotted(blank, preset_defaults(preset))
+        except ValueError as error:
+            raise DataError(f"--preset: {error}") from error
+    description = (
+        "Train CAM, SEAM or CPN from image labels. --patch, --superpixels and --crop are short for --patch.kind, "
+        "--patch.superpixels and --augment.crop. "
+        "--preset sets the defaults shown here, other options override it; --resume takes the run's own settings."
+    )
+    return tyro.cli(TrainConfig, args=given, default=default, prog="cpn train", description=description)
+
+
+def run_train(config: TrainConfig) -> RunFolder:
+    """Train one run (the same in every process of a distributed one).
+
+    Args:
+        config: the settings.
+
+    Returns:
+        The run folder, with final weights.
+
+    Raises:
+        DataError: if data, weights or settings do not fit, or the folder holds a run and `resume` is off.
+        NonFiniteError: if a loss or gradient was not finite.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the checkpoint is written.
+    """
+    config = with_recipe(config)
+    _check_options(config)
+    return run_stage(settle_backend(config, RunFolder(config.output)), CamStage)
+
+
+class CamStage(Stage[TrainConfig]):
+    """Training of a CAM network by one of the methods."""
+
+    losses = ("loss", "cls", "tcp", "cpcr", "er", "ecr", "min_pool")
+    headline = ("cam_miou", "rcam_miou", "map", "f1")
+
+    def __init__(self, config: TrainConfig, fabric: Fabric) -> None:
+        super().__init__(config, fabric)
+        self.backend = share_backend(fabric, config)
+        self.source = open_source(config.data)
+        self.records = labelled_records(self.source, config.split)
+        self.classes, self.num_records = self.source.classes, len(self.records)
+        self.statistics = MapStatistics(len(self.classes), fabric.device)
+
+    @classmethod
+    def partial_gradients(cls, config: TrainConfig) -> bool:
+        """With one of its losses off, heads of CPN may get no gradient, and none in the warm-up."""
+        options = config.options
+        lacks_loss = config.method == "cpn" and not (options.tcp and options.cpcr)
+        return lacks_loss or (config.method != "cam" and options.warm_up > 0)
+
+    def create_net(self) -> CamNet:
+        """The untrained CamNet."""
+        return create_model(self.config, len(self.classes))
+
+    def create_module(self, net: nn.Module) -> nn.Module:
+        """The method around the network."""
+        assert isinstance(net, CamNet)
+        colour = None
+        if self.config.hidden_colour == "dataset" and not self.config.resume:  # a checkpoint brings its own
+            first = self.fabric.is_global_zero
+            colour = self.fabric.broadcast(mean_colour(self.source, self.records) if first else None)
+        return create_method(self.config, net, colour)
+
+    def stream(self, net: nn.Module, span: Span) -> Iterable[Batch]:
+        """Crops with their patches."""
+        assert isinstance(net, CamNet)
+        red, green, blue = (round(255 * value) for value in net.mean.tolist())
+        device = self.fabric.device if self.fabric.device.type == "cuda" else None
+        steps = (span.start_step, span.total_steps, span.rank, span.world_size)
+        return BatchStream(self.source, self.records, self.config, *steps, fill=(red, green, blue), map_device=device)
+
+    def inputs(self, batch: Batch, step: int, total_steps: int) -> tuple[Tensor | bool, ...]:
+        """The batch's tensors, and whether the step is one of the warm-up."""
+        warm_up = step <= round(self.config.options.warm_up * total_steps)
+        return batch.images, batch.patches, batch.keys, batch.labels, warm_up
+
+    def evaluator(self) -> Curves | None:
+        """mIoU of CAM and RCAM on a few images."""
+        return create_curves(self.source, self.config, self.records)
+
+    def count(self, outputs: Mapping[str, Tensor], batch: Batch) -> None:
+        """Count CAM and RCAM."""
+        for name in ("cam", "rcam"):
+            if name in outputs and self.statistics is not None:
+                self.statistics.update(name, outputs[name], batch.labels)
+
+
+def _check_options(config: TrainConfig) -> None:
+    options = config.options
+    for name, fits, expected in (
+        ("p_hidden", 0 <= options.p_hidden <= 1, "0..1"),
+        ("ohem", 0 < options.ohem <= 1, "above 0, at most 1"),
+        ("seam_scale", 0 < options.seam_scale <= 1, "above 0, at most 1"),
+        ("dropout", 0 <= options.dropout < 1, "0 or more, below 1"),
+        ("warm_up", 0 <= options.warm_up < 1, "0 or more, below 1"),
+        ("min_pool_weight", options.min_pool_weight >= 0, "0 or more"),
+    ):
+        if not fits:
+            option = name.replace("_", "-")
+            raise DataError(f"--options.{option} {getattr(options, name)}: expected {expected}")

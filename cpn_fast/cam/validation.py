@@ -1,0 +1,116 @@
+"""Validation curves: mIoU of CAM and RCAM and the classifier's mAP on a fixed subset, and pictures of a few images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cpn_fast.config.training import TrainConfig
+from cpn_fast.data.sources.spread import spread_evenly
+from cpn_fast.data.types import Record, Sample, Source
+from cpn_fast.files.masks import voc_palette
+from cpn_fast.metrics.beta_sweep import BetaSweep
+from cpn_fast.metrics.classification import classifier_scores
+from cpn_fast.models.cam import CamNet
+from cpn_fast.models.labeller import Labeller
+from cpn_fast.training.task import Evaluation
+from cpn_fast.training.validation import PICTURES, resized, side_by_side
+
+log = logging.getLogger(__name__)
+
+
+class Curves:
+    """A fixed validation subset, read once and kept in memory.
+
+    Args:
+        source: the data.
+        records: the subset, images with labels.
+        config: `augment.crop` is the long side in pixels, `options.map_norm` the normalisation.
+    """
+
+    def __init__(self, source: Source, records: Sequence[Record], config: TrainConfig) -> None:
+        self.num_classes = len(source.classes)
+        self.map_norm = config.options.map_norm
+        self._samples = [resized(source.read(record, with_mask=True), config.augment.crop) for record in records]
+
+    @torch.no_grad()
+    def evaluate(self, net: CamNet, device: torch.device) -> Evaluation:
+        """Score the network at a single scale. Its training mode is as before afterwards.
+
+        Returns:
+            values `cam_miou`, `cam_beta`, `rcam_miou`, `rcam_beta` (None without masks), `map`, `f1`, `images`; and
+            pictures of image, CAM, RCAM and, where there is one, the mask side by side.
+        """
+        was_training = [module for module in net.modules() if module.training]
+        labeller = Labeller(net, scales=(1.0,), flip=False, map_norm=self.map_norm)
+        sweeps = {"cam": BetaSweep(self.num_classes), "rcam": BetaSweep(self.num_classes)}
+        scores, pictures = [], {}
+        for index, sample in enumerate(self._samples):
+            images = torch.from_numpy(sample.image)[None].to(device)
+            labels = torch.from_numpy(np.asarray(sample.labels, dtype=np.float32))[None].to(device)
+            out = labeller(images, labels)
+            maps = {"cam": out.cam[0].float().cpu().numpy(), "rcam": out.rcam[0].float().cpu().numpy()}
+            scores.append(out.scores[0].float().cpu().numpy())
+            for name, sweep in sweeps.items():
+                sweep.update(maps[name], sample.mask, sample.record.id)
+            if index < PICTURES:
+                pictures[sample.record.id] = picture(sample, maps["cam"], maps["rcam"])
+        for module in was_training:
+            module.training = True
+        truth = np.stack([np.asarray(sample.labels) > 0 for sample in self._samples])
+        values: dict[str, Any] = {"images": len(self._samples), **classifier_scores(np.stack(scores), truth)}
+        for name, sweep in sweeps.items():
+            best = sweep.best() if sweep.images else None
+            values |= {f"{name}_miou": best and best.miou, f"{name}_beta": best and best.beta}
+        return Evaluation(values, pictures)
+
+
+def create_curves(source: Source, config: TrainConfig, train_records: Sequence[Record]) -> Curves | None:
+    """The curves of a run: `val_images` images spread evenly over the validation split, those with masks if any.
+
+    Without a validation split they are training images.
+
+    Args:
+        source: the data.
+        config: `val_split`, `val_images` and `eval_every` are used.
+        train_records: the training split.
+
+    Raises:
+        DataError: if `config.val_split` is no split.
+    """
+    if config.eval_every <= 0 or config.val_images <= 0:
+        return None
+    split = config.val_split or ("val" if "val" in source.splits() else None)
+    records = [r for r in (source.records(split) if split else train_records) if r.labels is not None]
+    if not records:
+        log.warning("no validation curves: no image of %s has labels; name another split with --val-split", split)
+        return None
+    if not split:
+        log.warning("no validation split: the curves are of training images")
+    return Curves(source, spread_evenly(records, config.val_images), config)
+
+
+def picture(sample: Sample, cam: NDArray[np.floating], rcam: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Image, CAM, RCAM (each pixel's highest class as a heat map over the image) and mask, side by side.
+
+    Args:
+        sample: image uint8 [H, W, 3] and, if there is one, mask [H, W].
+        cam: float [K, H, W] in 0..1.
+        rcam: the same.
+
+    Returns:
+        uint8 [h, 3w or 4w, 3] with max(h, w) at most 320.
+    """
+    tiles = [sample.image]
+    for maps in (cam, rcam):
+        heat = cv2.applyColorMap((maps.max(axis=0).clip(0, 1) * 255).astype(np.uint8), cv2.COLORMAP_JET)
+        tiles.append(cv2.addWeighted(sample.image, 0.5, cv2.cvtColor(heat, cv2.COLOR_BGR2RGB), 0.5, 0))
+    if sample.mask is not None:
+        tiles.append(voc_palette()[sample.mask])
+    return side_by_side(tiles)

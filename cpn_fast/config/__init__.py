@@ -1,0 +1,1 @@
+"""Settings as frozen dataclasses, and the presets and recipes that fill them."""

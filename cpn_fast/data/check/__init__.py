@@ -1,0 +1,1 @@
+"""`cpn check-data`: a data set read once, with its problems and costs."""

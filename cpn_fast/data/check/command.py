@@ -1,0 +1,353 @@
+"""`cpn check-data SOURCE`: read everything once, count it, and list every problem with its file and line."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cpn_fast.data.check.estimates import Rates, estimate, measure_rates
+from cpn_fast.data.sources.base import FileSource, Scan, check_same_size
+from cpn_fast.data.sources.open import open_source
+from cpn_fast.data.types import VOID, Record, Source
+from cpn_fast.files.errors import DataError
+from cpn_fast.files.images import DEFAULT_MAX_PIXELS
+
+_THREADS = min(16, 2 * (os.cpu_count() or 1))
+_UNITS = ("B", "kB", "MB", "GB")
+_TIMED_IMAGES = 3
+_TIMED_PIXELS = 1_000_000
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Options of `cpn check-data`.
+
+    Attributes:
+        data: source, e.g. `voc:PATH`, `folder:PATH`, `coco:PATH`, `demo:` or a bare path.
+        split: split to check; None = all of them.
+        max_pixels: images with more pixels than this are a problem.
+    """
+
+    data: Annotated[str, tyro.conf.Positional]
+    split: str | None = None
+    max_pixels: int = DEFAULT_MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What reading one image showed.
+
+    Attributes:
+        size: (width, height) of the image; None if it cannot be read.
+        digest: of its pixels, by which copies are found.
+        has_mask: whether it has a readable mask.
+        mask_bytes: size of the mask file; 0 without one.
+        contradiction: how mask and image labels differ; "" if they don't.
+        errors: why image or mask cannot be used.
+    """
+
+    size: tuple[int, int] | None
+    digest: bytes = b""
+    has_mask: bool = False
+    mask_bytes: int = 0
+    contradiction: str = ""
+    errors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """One split in numbers.
+
+    Attributes:
+        images: images listed and found.
+        labelled: images with image labels.
+        with_mask: images with a readable mask.
+        per_class: images per class, in the order of the source's classes.
+        sizes: (width, height) of every readable image.
+    """
+
+    images: int
+    labelled: int
+    with_mask: int
+    per_class: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The outcome of `check_source`.
+
+    Attributes:
+        spec: the source.
+        classes: its foreground classes.
+        splits: split -> its numbers.
+        problems: everything that must be mended, each with file and, where there is one, line.
+        notes: what is no fault but may not be meant.
+        rates: measured costs per pixel; None where nothing was read.
+    """
+
+    spec: str
+    classes: tuple[str, ...]
+    splits: dict[str, SplitCounts]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    rates: Rates | None = field(default=None, compare=False)
+
+
+def check_source(
+    source: Source,
+    split: str | None = None,
+    measure: bool = True,
+    track: Callable[[int], object] | None = None,
+    total: Callable[[int], object] | None = None,
+) -> CheckReport:
+    """Read every image and mask of a source once, in parallel threads.
+
+    Args:
+        source: the source.
+        split: only this split; None = all.
+        measure: also time superpixels and backbones, for the estimates.
+        track: called with 1 after each image.
+        total: called once with the number of images.
+
+    Raises:
+        DataError: if the given split is unknown or cannot be read at all.
+    """
+    unreadable: list[str] = []
+    scans = {split: _scan(source, split)} if split else _scan_all(source, unreadable)
+    records = {record.image_path: record for scan in scans.values() for record in scan.records}
+    if total:
+        total(len(records))
+    found = _inspect_all(source, list(records.values()), track)
+    problems = unreadable + [str(problem) for scan in scans.values() for problem in scan.problems]
+    problems += [error for path in records for error in found[path].errors]
+    notes = [note for scan in scans.values() for note in scan.notes]
+    notes += _copies(records, found) + _contradictions(records, found)
+    return CheckReport(
+        spec=source.spec,
+        classes=source.classes,
+        splits={name: _count(scan.records, found, len(source.classes)) for name, scan in scans.items()},
+        problems=tuple(dict.fromkeys(problems)),
+        notes=tuple(dict.fromkeys(notes)),
+        rates=_rates(source, records, found) if measure else None,
+    )
+
+
+def _scan(source: Source, split: str) -> Scan:
+    return source.scan(split) if isinstance(source, FileSource) else Scan(tuple(source.records(split)))
+
+
+def _scan_all(source: Source, problems: list[str]) -> dict[str, Scan]:
+    """Every split that can be scanned; a split that cannot (COCO's lists without its photographs, say) is a problem."""
+    scans = {}
+    for split in source.splits():
+        try:
+            scans[split] = _scan(source, split)
+        except DataError as error:
+            problems.append(str(error))
+    return scans
+
+
+def _inspect_all(
+    source: Source, records: list[Record], track: Callable[[int], object] | None
+) -> dict[Path, Inspection]:
+    found: dict[Path, Inspection] = {}
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        for record, inspection in zip(records, pool.map(lambda r: _inspect(source, r), records), strict=True):
+            found[record.image_path] = inspection
+            if track:
+                track(1)
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for the rest of the data set
+    return found
+
+
+def _inspect(source: Source, record: Record) -> Inspection:
+    errors = []
+    image = mask = None
+    try:
+        image = source.read(record).image
+    except DataError as error:
+        errors.append(str(error))
+    try:
+        if isinstance(source, FileSource):
+            mask = source.read_mask(record)
+            if image is not None and mask is not None:
+                check_same_size(record, image, mask)
+        elif image is not None:
+            mask = source.read(record, with_mask=True).mask
+    except DataError as error:
+        errors.append(str(error))
+        mask = None
+    has_file = mask is not None and record.mask_path is not None
+    return Inspection(
+        size=None if image is None else (image.shape[1], image.shape[0]),
+        digest=b"" if image is None else hashlib.blake2b(image.tobytes(), digest_size=16).digest(),
+        has_mask=mask is not None,
+        mask_bytes=record.mask_path.stat().st_size if has_file and record.mask_path else 0,
+        contradiction="" if mask is None else _contradiction(record, mask, source.classes),
+        errors=tuple(errors),
+    )
+
+
+def _contradiction(record: Record, mask: np.ndarray, classes: tuple[str, ...]) -> str:
+    """Classes of the mask that the labels lack. (The reverse is common: an object may be void in the mask.)"""
+    if record.labels is None:
+        return ""
+    drawn = {int(value) - 1 for value in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)) if 0 < value < VOID}
+    extra = sorted(drawn - set(record.labels))
+    return ", ".join(classes[number] for number in extra)
+
+
+def _contradictions(records: dict[Path, Record], found: dict[Path, Inspection]) -> list[str]:
+    odd = [path for path in records if found[path].contradiction]
+    if not odd:
+        return []
+    first = f"{records[odd[0]].id} ({found[odd[0]].contradiction})"
+    return [
+        f"masks with classes that the image's labels lack: {len(odd)}, e.g. {first}; is the order of classes right?"
+    ]
+
+
+def _copies(records: dict[Path, Record], found: dict[Path, Inspection]) -> list[str]:
+    first: dict[bytes, Path] = {}
+    notes = []
+    for path in records:
+        digest = found[path].digest
+        if digest and first.setdefault(digest, path) != path:
+            notes.append(f"{path} shows the same picture as {first[digest]}")
+    return notes
+
+
+def _count(records: Iterable[Record], found: dict[Path, Inspection], num_classes: int) -> SplitCounts:
+    records = list(records)
+    per_class = [0] * num_classes
+    for record in records:
+        for number in record.labels or ():
+            per_class[number] += 1
+    sizes = [found[record.image_path].size for record in records]
+    return SplitCounts(
+        images=len(records),
+        labelled=sum(record.labels is not None for record in records),
+        with_mask=sum(found[record.image_path].has_mask for record in records),
+        per_class=tuple(per_class),
+        sizes=tuple(size for size in sizes if size is not None),
+    )
+
+
+def _rates(source: Source, records: dict[Path, Record], found: dict[Path, Inspection]) -> Rates | None:
+    sizes = {path: found[path].size for path in records}
+    readable = [path for path, size in sizes.items() if size is not None]
+    if not readable:
+        return None
+    small = [path for path in readable if np.prod(sizes[path] or 0) <= _TIMED_PIXELS][:_TIMED_IMAGES]
+    masks = [path for path in readable if found[path].mask_bytes]
+    pixels = sum(int(np.prod(sizes[path] or 0)) for path in masks)
+    mask_bytes = sum(found[path].mask_bytes for path in masks) / pixels if pixels else None
+    return measure_rates(source, [records[path] for path in small], mask_bytes)
+
+
+def run_check(config: CheckConfig) -> CheckReport:
+    """Check a source and print what was found.
+
+    Raises:
+        DataError: after printing, if there are problems; or if the source cannot be read at all.
+    """
+    console = Console(stderr=True)
+    source = open_source(config.data, config.max_pixels)
+    columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("reading", total=None)
+        report = check_source(
+            source,
+            config.split,
+            track=lambda count: progress.advance(task, count),
+            total=lambda count: progress.update(task, total=count),
+        )
+    print_report(report, Console())
+    if report.problems:
+        count = len(report.problems)
+        raise DataError(
+            f"{report.spec}: {count} problem{'s' if count > 1 else ''} (listed above); mend them and check again"
+        )
+    return report
+
+
+def print_report(report: CheckReport, console: Console) -> None:
+    """Print tables of splits, classes and costs, then notes and every problem, one a line."""
+    console.print(_split_table(report))
+    if report.classes:
+        console.print(_class_table(report))
+    if report.rates:
+        console.print(_cost_table(report, report.rates))
+    for title, lines in (("Notes", report.notes), ("Problems", report.problems)):
+        if lines:
+            console.print(f"{title} ({len(lines)}):")
+            for line in lines:
+                console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    if not report.problems:
+        console.print("No problems found.")
+
+
+def _split_table(report: CheckReport) -> Table:
+    table = Table("split", title=report.spec)
+    for column in ("images", "with labels", "with mask", "smallest", "median", "largest"):
+        table.add_column(column, justify="right")
+    for name, counts in report.splits.items():
+        by_area = sorted(counts.sizes, key=lambda size: size[0] * size[1])
+        picked = (by_area[0], by_area[len(by_area) // 2], by_area[-1]) if by_area else ()
+        sizes = [f"{width} x {height}" for width, height in picked] or ["-"] * 3
+        table.add_row(name, str(counts.images), str(counts.labelled), str(counts.with_mask), *sizes)
+    return table
+
+
+def _class_table(report: CheckReport) -> Table:
+    table = Table("mask value", "class", title="images per class")
+    for name in report.splits:
+        table.add_column(name, justify="right")
+    for number, label in enumerate(report.classes):
+        counts = [str(split.per_class[number]) for split in report.splits.values()]
+        table.add_row(str(number + 1), label, *counts)
+    return table
+
+
+def _cost_table(report: CheckReport, rates: Rates) -> Table:
+    table = Table(
+        "split",
+        title=f"rough cost on this machine ({rates.device})",
+        caption="labelling: scales 0.5 1 1.5 2 with flips, backbone alone",
+    )
+    for column in ("superpixel cache", "masks", *(f"labelling, {name}" for name in rates.forward_seconds)):
+        table.add_column(column, justify="right")
+    for name, counts in report.splits.items():
+        cost = estimate(counts.sizes, rates)
+        cache = "not measured"
+        if cost.superpixel_seconds is not None and cost.superpixel_bytes is not None:
+            cache = f"{_bytes(cost.superpixel_bytes)}, {_duration(cost.superpixel_seconds)}"
+        times = [_duration(seconds) for seconds in cost.label_seconds.values()]
+        table.add_row(name, cache, _bytes(cost.label_bytes), *times)
+    return table
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _bytes(count: float) -> str:
+    power = min(3, max(1, (len(str(round(count))) - 1) // 3))
+    value = count / 1000**power
+    return f"{value:.0f} {_UNITS[power]}" if value >= 10 else f"{value:.1f} {_UNITS[power]}"

@@ -1,0 +1,1 @@
+"""From records to augmented crops, counted randomness included."""

@@ -1,0 +1,162 @@
+"""Which image stands where in which step, and the loader that brings them: the same for every kind of batch."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cpn_fast.data.loading.random import generator
+from cpn_fast.files.errors import DataError
+
+GRACE_SECONDS = 30
+
+Crop = tuple[str, dict[str, torch.Tensor]]
+"""Id of an image, and its tensors by their names in the batch."""
+
+
+def steps_per_epoch(num_records: int, batch_size: int) -> int:
+    """Steps of one epoch: whole batches only, at least one.
+
+    What is left of an epoch's permutation when the last whole batch is drawn is not shown in that epoch.
+
+    Args:
+        num_records: images of the split.
+        batch_size: images per step over all processes.
+    """
+    return max(1, num_records // batch_size)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a crop comes from.
+
+    Attributes:
+        epoch: from 0.
+        number: of the record.
+        suffix: for the purpose of its random numbers: a record shown twice in an epoch (fewer records than a batch)
+            needs other ones the second time.
+    """
+
+    epoch: int
+    number: int
+    suffix: str
+
+
+def place_of(step: int, slot: int, seed: int, count: int, batch_size: int) -> Place:
+    """The record in a slot of a step's batch: an epoch is a fresh permutation of all.
+
+    Args:
+        step: from 0.
+        slot: place in the global batch.
+        seed: of the run.
+        count: number of records.
+        batch_size: images per step over all processes.
+    """
+    epoch, within = divmod(step, steps_per_epoch(count, batch_size))
+    repeat, place = divmod(within * batch_size + slot, count)
+    return Place(epoch, int(_permutation(seed, epoch, count)[place]), f"-{repeat}" if repeat else "")
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    return generator(seed, epoch, "", "order").permutation(count)
+
+
+@dataclass(frozen=True)
+class Span:
+    """The part of a run's batches that one process gets.
+
+    Attributes:
+        start_step: first step.
+        total_steps: one past the last step.
+        rank: this process; it gets its contiguous part of every global batch.
+        world_size: number of processes.
+    """
+
+    start_step: int
+    total_steps: int
+    rank: int = 0
+    world_size: int = 1
+
+
+class _Steps(Sampler[list[tuple[int, int]]]):
+    """Batch sampler: lists of (step, slot in the global batch) of this rank."""
+
+    def __init__(self, span: Span, batch_size: int) -> None:
+        share = batch_size // span.world_size
+        self._range = range(span.start_step, span.total_steps)
+        self._slots = range(span.rank * share, (span.rank + 1) * share)
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    def __iter__(self) -> Any:
+        for step in self._range:
+            yield [(step, slot) for slot in self._slots]
+
+
+def step_loader(
+    crops: Dataset[Crop], span: Span, batch_size: int, workers: int
+) -> Iterator[tuple[list[str], dict[str, torch.Tensor]]]:
+    """One pass over a span's batches: ids and stacked tensors of each.
+
+    Args:
+        crops: by (step, slot).
+        span: which steps, which process.
+        batch_size: images per step over all processes.
+        workers: loading processes.
+
+    Raises:
+        DataError: as `crops` does, also from a loading process.
+    """
+    loader = DataLoader(
+        _Told(crops),  # type: ignore[arg-type]
+        batch_sampler=_Steps(span, batch_size),
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=_start_worker,
+        pin_memory=torch.cuda.is_available(),
+        # The loader seeds its workers from a generator: its own one, for torch's global one belongs to the model.
+        generator=torch.Generator(),
+    )
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
+
+
+class _Told(Dataset[Crop | DataError]):
+    """Gives a DataError instead of raising it: torch would put a loading process's traceback into its message."""
+
+    def __init__(self, crops: Dataset[Crop]) -> None:
+        self._crops = crops
+
+    def __getitem__(self, index: tuple[int, int]) -> Crop | DataError:
+        try:
+            return self._crops[index]
+        except DataError as error:
+            return error
+
+
+def _collate(crops: list[Crop | DataError]) -> tuple[list[str], dict[str, torch.Tensor]] | DataError:
+    read: list[Crop] = []
+    for crop in crops:
+        if isinstance(crop, DataError):
+            return crop
+        read.append(crop)
+    return [name for name, _ in read], {key: torch.stack([tensors[key] for _, tensors in read]) for key in read[0][1]}
+
+
+def _start_worker(worker: int) -> None:
+    """One thread per worker; a signal to the whole group leaves the parent time for its checkpoint."""
+    del worker
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))

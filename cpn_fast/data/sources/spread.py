@@ -1,0 +1,41 @@
+"""A few out of many, at even distances."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from cpn_fast.data.types import Record, Source
+from cpn_fast.files.errors import DataError
+
+T = TypeVar("T")
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items at even distances, the first and the last among them; in their order."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[place] for place in np.unique(places)]
+
+
+def records_of(source: Source, split: str | None) -> tuple[str, Sequence[Record]]:
+    """A split and its records; None = `train` where the source has it, else `all`, else its only split.
+
+    Raises:
+        DataError: for an unknown split, or where None leaves it open.
+    """
+    splits = source.splits()
+    if split is None:
+        split = next((name for name in ("train", "all") if name in splits), splits[0] if len(splits) == 1 else None)
+    if split is None:
+        raise DataError(f"{source.spec}: has no split train or all; name one of {', '.join(splits)} by --split")
+    return split, source.records(split)
+
+
+def spread_evenly(records: Sequence[Record], count: int | None) -> Sequence[Record]:
+    """At most `count` records at even distances, of those with masks if any; None = all records."""
+    if count is None:
+        return records
+    records = [record for record in records if record.mask_path is not None] or records
+    return spread(records, count)

@@ -1,0 +1,196 @@
+"""PASCAL VOC 2012 and everything in its folder layout."""
+
+from __future__ import annotations
+
+import os
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
+from pathlib import Path
+
+from cpn_fast.data.sources.base import FileSource, Problem, Scan, canonical, unknown_class
+from cpn_fast.data.types import Record
+from cpn_fast.files.errors import DataError
+from cpn_fast.files.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES
+from cpn_fast.files.masks import read_classes
+from cpn_fast.files.text import read_lines, read_text
+
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+"""The 20 foreground classes in the order of VOC's mask values 1..20."""
+
+TRAIN_AUG = "train_aug"
+_TRAIN_AUG_LISTS = ("train_aug", "trainaug", "train_augmented")
+_SBD_FOLDERS = ("SBD", "sbd", "benchmark_RELEASE/dataset", "SBD/benchmark_RELEASE/dataset", "SBD/dataset")
+_PATH_LINE = re.compile(r"^/?JPEGImages/(?P<id>.+?)\.\w+(\s+/?\w+/.+)?$")
+
+
+class VocSource(FileSource):
+    """`JPEGImages`, `Annotations`, `SegmentationClass` and `ImageSets/Segmentation/SPLIT.txt` under one root.
+
+    Image labels are the distinct `<name>` of the top-level `<object>`s; an image without an annotation has labels None.
+    An optional `classes.txt` in the root names other classes than VOC's 20. The split `train_aug` is its list file, or
+    SBD's train and val lists plus VOC's train without VOC's val (SBD is looked for in and beside the root).
+
+    Args:
+        root: the folder, or one that holds `VOCdevkit/VOC2012` or `VOC2012`.
+        spec: what `open_source` was given; None = `voc:ROOT`.
+        max_pixels: largest image that is read.
+
+    Raises:
+        DataError: if the layout is not there.
+    """
+
+    def __init__(self, root: str | Path, spec: str | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+        super().__init__(spec or f"voc:{root}", find_voc_root(Path(root)), max_pixels)
+        named = self.root / "classes.txt"
+        self._classes = read_classes(named) if named.exists() else VOC_CLASSES
+        self._lists = self._find_lists()
+        if not self._lists:
+            raise DataError(f"{self.root / 'ImageSets/Segmentation'}: no lists; expected train.txt, val.txt, ...")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The foreground classes: those of `classes.txt`, else VOC's 20."""
+        return self._classes
+
+    def splits(self) -> tuple[str, ...]:
+        """The list files' names, and `train_aug` where it can be put together."""
+        return tuple(self._lists)
+
+    def _find_lists(self) -> dict[str, tuple[Path, ...]]:
+        """Split name -> list files; several are joined."""
+        folder = self.root / "ImageSets" / "Segmentation"
+        lists: dict[str, tuple[Path, ...]] = {path.stem: (path,) for path in sorted(folder.glob("*.txt"))}
+        for name in _TRAIN_AUG_LISTS:
+            if name in lists:
+                lists.setdefault(TRAIN_AUG, lists[name])
+        sbd = self._sbd_folder()
+        if sbd and TRAIN_AUG not in lists and {"train", "val"} <= lists.keys():
+            lists[TRAIN_AUG] = (sbd / "train.txt", sbd / "val.txt", *lists["train"])
+        return lists
+
+    def _sbd_folder(self) -> Path | None:
+        places = (base / name for base in (self.root, *self.root.parents[:3]) for name in _SBD_FOLDERS)
+        return next((p for p in places if (p / "train.txt").exists() and (p / "val.txt").exists()), None)
+
+    def _ids(self, split: str, problems: list[Problem]) -> list[tuple[str, Path, int]]:
+        """(id, list file, line) of a split. A name twice in one list is a problem; in two joined lists it is not."""
+        files = self._lists[split]
+        left_out: set[str] = set()
+        if len(files) > 1:
+            left_out = {_line_id(line) for _, line in read_lines(self._lists["val"][0], "a list of image names")}
+        seen: dict[str, tuple[Path, int]] = {}
+        for path in files:
+            for number, line in read_lines(path, "a list of image names"):
+                name = _line_id(line)
+                if name in left_out:
+                    continue
+                if name in seen and seen[name][0] == path:
+                    message = f"image {name!r} is already on line {seen[name][1]}; remove one"
+                    problems.append(Problem(path, message, number))
+                seen.setdefault(name, (path, number))
+        ids = sorted(seen) if len(files) > 1 else list(seen)
+        return [(name, *seen[name]) for name in ids]
+
+    def _scan(self, split: str) -> Scan:
+        problems: list[Problem] = []
+        images = _index(self.root / "JPEGImages", IMAGE_SUFFIXES, problems)
+        annotations = _index(self.root / "Annotations", (".xml",), problems)
+        masks = _index(self.root / "SegmentationClass", (".png",), problems)
+        if split == TRAIN_AUG:
+            masks |= _index(self.root / "SegmentationClassAug", (".png",), problems)
+        records = []
+        for name, path, number in self._ids(split, problems):
+            key = canonical(name)
+            if key not in images:
+                missing = f"image {name!r} is not in {self.root / 'JPEGImages'}; add it or remove the line"
+                problems.append(Problem(path, missing, number))
+                continue
+            labels = self._labels(annotations[key], problems) if key in annotations else None
+            records.append(Record(name, images[key], labels, masks.get(key)))
+        return Scan(tuple(records), tuple(problems))
+
+    def _labels(self, path: Path, problems: list[Problem]) -> tuple[int, ...]:
+        try:
+            tree = ElementTree.fromstring(path.read_bytes())
+        except ElementTree.ParseError as error:
+            line, column = error.position
+            problems.append(Problem(path, f"not well-formed XML at column {column} ({error}); correct it", line))
+            return ()
+        except OSError as error:
+            problems.append(Problem(path, f"cannot read it ({error.strerror})"))
+            return ()
+        labels = set()
+        for position, item in enumerate(tree.findall("object"), start=1):
+            name = (item.findtext("name") or "").strip()
+            if name in self._classes:
+                labels.add(self._classes.index(name))
+            else:
+                message = f"object {position}: {unknown_class(name, self._classes)}"
+                problems.append(Problem(path, message, _line_of(path, name)))
+        return tuple(sorted(labels))
+
+
+def find_voc_root(path: Path) -> Path:
+    """The folder with `JPEGImages` and `ImageSets/Segmentation`: `path`, or inside it as the VOC archive unpacks.
+
+    Raises:
+        DataError: if neither is there, saying what was looked for.
+    """
+    for root in (path, path / "VOC2012", path / "VOCdevkit" / "VOC2012"):
+        if (root / "JPEGImages").is_dir() and (root / "ImageSets" / "Segmentation").is_dir():
+            return root
+    missing = [n for n in ("JPEGImages", "ImageSets/Segmentation") if not (path / n).is_dir()]
+    raise DataError(
+        f"{path}: not in VOC layout: no folder {' and '.join(missing)}; expected JPEGImages/ID.jpg, "
+        "Annotations/ID.xml, ImageSets/Segmentation/SPLIT.txt and, for scoring, SegmentationClass/ID.png"
+    )
+
+
+def _line_id(line: str) -> str:
+    """The image name on a line: the line itself, or its stem in the `/JPEGImages/ID.jpg /Masks/ID.png` form."""
+    match = _PATH_LINE.match(line)
+    return match["id"] if match else line
+
+
+def _index(folder: Path, suffixes: Iterable[str], problems: list[Problem]) -> dict[str, Path]:
+    """Canonical stem -> file, from one listing of the folder (a stat per file is slow on network disks)."""
+    if not folder.is_dir():
+        return {}
+    found: dict[str, Path] = {}
+    for name in sorted(os.listdir(folder)):
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() not in suffixes or name.startswith("."):
+            continue
+        key = canonical(stem)
+        if key in found:
+            problems.append(Problem(folder / name, f"the same id as {found[key].name}; rename or remove one"))
+        else:
+            found[key] = folder / name
+    return found
+
+
+def _line_of(path: Path, name: str) -> int | None:
+    lines = read_text(path, "an annotation").splitlines()
+    return next((number for number, line in enumerate(lines, start=1) if f">{name}<" in line.replace(" ", "")), None)

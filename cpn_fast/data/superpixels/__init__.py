@@ -1,0 +1,1 @@
+"""Superpixel maps: made, cached, on the device."""

@@ -1,0 +1,1 @@
+"""`cpn demo`: the whole pipeline on generated data."""

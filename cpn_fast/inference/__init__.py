@@ -1,0 +1,1 @@
+"""What every network's inference shares."""

@@ -1,0 +1,1 @@
+"""Scores: mIoU over the background score, confusion, maps."""

@@ -1,0 +1,26 @@
+"""Confusion counts of masks."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpn_fast.data.types import VOID
+
+
+def confusion_of(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], num_classes: int) -> NDArray[np.int64]:
+    """Confusion counts of one mask.
+
+    Args:
+        truth: uint8 [H, W]; void pixels (255) are left out.
+        predicted: uint8 [H, W]; its void pixels count in the last column: missed by their class.
+        num_classes: K foreground classes.
+
+    Returns:
+        int64 [K + 1, K + 2], rows the true class.
+    """
+    columns = num_classes + 2
+    valid = truth != VOID
+    claimed = np.where(predicted[valid] == VOID, num_classes + 1, predicted[valid])
+    keys = truth[valid].astype(np.int64) * columns + claimed
+    return np.bincount(keys, minlength=(num_classes + 1) * columns).reshape(num_classes + 1, columns)

@@ -1,0 +1,1 @@
+"""Weights files of every kind, read into the networks."""

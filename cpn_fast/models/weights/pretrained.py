@@ -1,0 +1,200 @@
+"""Loads backbone weights from `.params` (MXNet), `.pth` and `.safetensors`, and checkpoints of the SEAM/psa family."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cpn_fast.files.errors import DataError
+from cpn_fast.models.backbones import Backbone
+from cpn_fast.models.weights.mxnet_params import read_params, resnet38_key
+
+if TYPE_CHECKING:
+    from cpn_fast.models.cam import CamNet
+
+logger = logging.getLogger(__name__)
+
+State = dict[str, Tensor]
+"""A state dict: key -> tensor."""
+
+IMAGENET_HEADS = ("fc.", "classifier.", "linear1000")
+"""How the keys of the ImageNet classifiers begin; no backbone has them."""
+
+OWN_BACKBONE = "backbone."
+"""How the keys of the backbone begin in a network of this package."""
+
+SEAM_HEADS = {"fc8": "classifier", "f8_3": "f_mid", "f8_4": "f_high", "f9": "f9"}
+"""Heads of the SEAM/psa family -> CamNet's."""
+
+
+def read_weights(path: str | Path) -> State:
+    """Read the tensors of a weights file, by its suffix.
+
+    Args:
+        path: `.params` (ResNet38 in MXNet's names, translated here), `.pth` / `.pt` / `.ckpt`, or `.safetensors`.
+
+    Returns:
+        Key -> tensor on the CPU.
+
+    Raises:
+        DataError: the file is missing, of another kind, or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such weights file; give the path of a .params, .pth or .safetensors file")
+    if path.suffix == ".params":
+        return _read_params(path)
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise DataError(f"{path}: not a readable safetensors file ({error}); fetch or save it again") from error
+    if path.suffix in (".pth", ".pt", ".ckpt"):
+        return _read_pth(path)
+    raise DataError(f"{path}: unknown weights format {path.suffix!r}; expected .params, .pth or .safetensors")
+
+
+def _read_params(path: Path) -> State:
+    state: State = {}
+    names: dict[str, str] = {}
+    for name, array in read_params(path).items():
+        key = resnet38_key(name)
+        if key in names:
+            raise DataError(f"{path}: {names[key]!r} and {name!r} both mean {key!r}; expected one of them")
+        names[key], state[key] = name, torch.from_numpy(array)
+    return state
+
+
+def _read_pth(path: Path) -> State:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise DataError(
+            f"{path}: not a readable PyTorch weights file ({type(error).__name__}); it is damaged or holds more than "
+            "tensors: fetch it again, or save its state_dict() alone"
+        ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise DataError(f"{path}: holds a {type(content).__name__}, expected a state_dict (key -> tensor)")
+    # DataParallel puts its own name before every key
+    prefix = "module." if all(key.startswith("module.") for key in content) else ""
+    return {key.removeprefix(prefix): value for key, value in content.items()}
+
+
+def load_backbone_weights(backbone: Backbone, path: str | Path) -> tuple[str, ...]:
+    """Load a weights file into a backbone.
+
+    Args:
+        backbone: receives the weights in place; they are cast to its dtype.
+        path: see `read_weights`. Of a network of this package (`model.safetensors` of a run, of any kind) its backbone
+            is taken, so that one training begins where another ended.
+
+    Returns:
+        The keys that were passed over: ImageNet classifier heads, `num_batches_tracked`, and what else a run's
+        network has.
+
+    Raises:
+        DataError: lists every missing, unexpected and misshapen key.
+    """
+    state = read_weights(path)
+    whole = any(key.startswith(OWN_BACKBONE) for key in state)
+    if whole:
+        logger.info("%s: a network of this package; its backbone is taken", path)
+    heads = tuple(key for key in state if whole and not key.startswith(OWN_BACKBONE))
+    state = {key.removeprefix(OWN_BACKBONE): value for key, value in state.items() if key not in heads}
+    skipped = tuple(key for key in state if key.startswith(IMAGENET_HEADS) or key.endswith("num_batches_tracked"))
+    if named := [key for key in skipped if not key.endswith("num_batches_tracked")]:
+        logger.info("%s: passed over %d keys: %s", path, len(named), ", ".join(named))
+    _load_exactly(backbone, {key: value for key, value in state.items() if key not in skipped}, path)
+    return heads + skipped
+
+
+def _load_exactly(backbone: Backbone, state: State, path: str | Path) -> None:
+    """Copy `state` into the backbone; any difference in keys or shapes is an error."""
+    own = {key: value for key, value in backbone.state_dict().items() if not key.endswith("num_batches_tracked")}
+    shared = [key for key in own if key in state]
+    problems = {
+        "missing": [key for key in own if key not in state],
+        "unexpected": [key for key in state if key not in own],
+        "misshapen": [
+            f"{key} (found {list(state[key].shape)}, expected {list(own[key].shape)})"
+            for key in shared
+            if state[key].shape != own[key].shape
+        ],
+        "not floating point": [f"{key} ({state[key].dtype})" for key in shared if not state[key].is_floating_point()],
+    }
+    if any(problems.values()):
+        found = "; ".join(f"{len(keys)} {kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys)
+        name = type(backbone).__name__
+        raise DataError(f"{path}: does not hold the weights of {name}: {found}. Check that --backbone fits the file")
+    backbone.load_state_dict(state, strict=False)
+
+
+def read_seam_checkpoint(path: str | Path, num_classes: int) -> tuple[State, State]:
+    """Read a checkpoint of the SEAM/psa family: ResNet38 with `fc8` and, where trained, `f8_3`, `f8_4`, `f9`.
+
+    Args:
+        path: the `.pth` file.
+        num_classes: K foreground classes. SEAM's `fc8` has K + 1 rows; the background's, which it never trains, is
+            left out.
+
+    Returns:
+        The backbone's state, and the heads under CamNet's keys: `classifier.weight` [K, 4096, 1, 1], `f_mid.weight`
+        [64, 512, 1, 1], `f_high.weight` [128, 1024, 1, 1], `f9.weight` [192, 195, 1, 1]; psa has the first alone.
+
+    Raises:
+        DataError: no `fc8`, or one of another number of classes.
+    """
+    state = {key: value for key, value in read_weights(path).items() if not key.endswith("num_batches_tracked")}
+    heads = {
+        f"{ours}.weight": state.pop(f"{theirs}.weight")
+        for theirs, ours in SEAM_HEADS.items()
+        if f"{theirs}.weight" in state
+    }
+    if "classifier.weight" not in heads:
+        raise DataError(f"{path}: no key fc8.weight, expected a checkpoint of SEAM or psa")
+    rows = heads["classifier.weight"].shape[0]
+    if rows not in (num_classes, num_classes + 1):
+        raise DataError(f"{path}: fc8.weight is for {rows} classes, expected {num_classes} (or one more, background)")
+    heads["classifier.weight"] = heads["classifier.weight"][rows - num_classes :]
+    return state, heads
+
+
+def load_seam_checkpoint(net: CamNet, path: str | Path) -> None:
+    """Load a checkpoint of the SEAM/psa family into a CamNet on ResNet38, for scoring.
+
+    Heads that `net` does not have are passed over with a log line. PRCM's `phi`, which the family does not know,
+    becomes a copy of `f9`, as at its initialisation.
+
+    Args:
+        net: receives the weights in place.
+        path: the `.pth` file.
+
+    Raises:
+        DataError: lists what is missing, unexpected or misshapen.
+    """
+    state, heads = read_seam_checkpoint(path, net.num_classes)
+    own = {key: value for key, value in net.state_dict().items() if key.removesuffix(".weight") in SEAM_HEADS.values()}
+    wrong = [
+        f"{key} (found {list(heads[key].shape) if key in heads else 'nothing'}, expected {list(value.shape)})"
+        for key, value in own.items()
+        if key not in heads or heads[key].shape != value.shape
+    ]
+    if wrong:
+        raise DataError(f"{path}: does not fit the network's heads: {', '.join(wrong)}. Check its refinement")
+    _load_exactly(net.backbone, state, path)
+    net.affinity = "cosine"  # what the family's heads were trained for
+    net.load_state_dict({key: heads[key] for key in own}, strict=False)
+    if unused := sorted(heads.keys() - own.keys()):
+        logger.info("%s: passed over heads that the network has not: %s", path, ", ".join(unused))
+    if hasattr(net, "phi"):
+        with torch.no_grad():
+            net.phi.weight.copy_(heads["f9.weight"].flatten(1))

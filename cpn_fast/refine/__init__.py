@@ -1,0 +1,1 @@
+"""Masks made better: dense CRF and random walk over a folder of masks."""

@@ -1,0 +1,115 @@
+"""Dense CRF as a step from class scores to class scores, and what stands against class maps in them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cpn_fast.files.errors import DataError
+from cpn_fast.files.max_side import enlarge
+from cpn_fast.models.affinity_labels import with_background_power
+from cpn_kernels.ops.dense_crf import Settings, dense_crf
+
+BackgroundRule = Literal["constant", "power"]
+
+
+@dataclass(frozen=True)
+class Background:
+    """What stands against the class maps.
+
+    Attributes:
+        rule: "constant": the score `value` everywhere, as in the mask's argmax; "power": (1 - max) ** `value`, which
+            grows where no class is seen.
+        value: the score beta or the power alpha.
+    """
+
+    rule: BackgroundRule
+    value: float
+
+
+def background_scores(maps: NDArray[np.float32], background: Background) -> Tensor:
+    """Class maps with the background before them.
+
+    Their argmax is the mask before any refinement: with `constant` that of the labelling at the same beta, with
+    `power` too where alpha is log(beta) / log(1 - beta).
+
+    Args:
+        maps: float32 [P, h, w] in 0..1.
+        background: its rule and number.
+
+    Returns:
+        float32 [1, P + 1, h, w] in 0..1, background first; all 1 for P = 0.
+    """
+    foreground = torch.from_numpy(np.ascontiguousarray(maps, dtype=np.float32))[None]
+    if not len(maps):
+        return torch.ones((1, 1, *maps.shape[1:]))
+    if background.rule == "power":
+        return with_background_power(foreground, background.value)
+    constant = torch.full_like(foreground[:, :1], background.value)
+    return torch.cat([constant, foreground], dim=1)
+
+
+def as_probabilities(scores: Tensor) -> Tensor:
+    """Scores [1, C, h, w] >= 0 scaled to sum to 1 over the classes.
+
+    Mean field sees log-probabilities only up to a constant per pixel, so the scaling decides nothing but what falls
+    under the operator's clip.
+    """
+    return scores / scores.sum(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+def crf_probabilities(image_id: str, image: NDArray[np.uint8], probabilities: Tensor, crf: Settings) -> Tensor:
+    """Dense CRF on one image.
+
+    Args:
+        image_id: for the error.
+        image: uint8 [H, W, 3].
+        probabilities: float32 [1, C, H, W].
+        crf: its numbers.
+
+    Returns:
+        float32 [1, C, H, W]; probabilities of a single class as they are: there is nothing to decide.
+
+    Raises:
+        DataError: where the numbers do not fit an image of this size.
+    """
+    if probabilities.shape[1] == 1:
+        return probabilities
+    try:
+        return dense_crf(torch.from_numpy(image)[None], probabilities, **asdict(crf))
+    except ValueError as error:
+        raise DataError(
+            f"{image_id}: {error}; give larger --gaussian-sxy, --bilateral-sxy or --bilateral-srgb"
+        ) from error
+
+
+@dataclass(frozen=True)
+class CrfStep:
+    """Dense CRF at the size of the image (a `refiner.Step`).
+
+    Attributes:
+        crf: its numbers.
+    """
+
+    crf: Settings
+
+    def settings(self) -> dict[str, Any]:
+        """What decides its result beside its input, JSON-able."""
+        return asdict(self.crf)
+
+    def __call__(self, image_id: str, image: NDArray[np.uint8], scores: Tensor) -> Tensor:
+        """Refine the scores float32 [1, C, h, w] >= 0 of one image uint8 [H, W, 3], which they are enlarged to.
+
+        Returns:
+            float32 [1, C, H, W].
+
+        Raises:
+            DataError: where the numbers do not fit the image.
+        """
+        full = torch.from_numpy(np.ascontiguousarray(enlarge(scores.numpy(), *image.shape[:2])))
+        return crf_probabilities(image_id, image, as_probabilities(full), self.crf)

@@ -1,0 +1,1 @@
+"""`cpn report`: one HTML page about a run."""

@@ -1,0 +1,325 @@
+"""The folder of a training run: settings, step records, checkpoint and weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+
+from cpn_fast.config.training import STAGES, AffinityConfig, C, LoopConfig, SegmentConfig, TrainConfig, with_recipe
+from cpn_fast.files.atomic import atomic_write_bytes, atomic_write_text
+from cpn_fast.files.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cpn_fast.models.affinity_net import AffinityNet
+    from cpn_fast.models.cam import CamNet
+    from cpn_fast.models.deeplab import DeepLab
+
+DEFAULT_BETA = 0.25
+"""Background score of a run that was never scored against masks."""
+
+TAKEN_BY = {
+    "train": "`cpn label`, `evaluate`, `export` and `report` take",
+    "affinity": "`cpn postprocess --random-walk` takes",
+    "segment": "`cpn segment predict`, `cpn segment evaluate` and `cpn export` take",
+}
+"""What can be done with a run of each kind, for those who try something else."""
+
+FREE_ON_RESUME = frozenset(
+    ("output", "resume", "max_steps", "workers", "checkpoint_every", "log_every", "eval_every", "val_images")
+    + ("val_split", "patch.cache_dir")
+)
+"""Settings that may change on resume: none of them touches what a step computes."""
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as JSON-ready values; paths become strings, tuples lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def config_from_dict(kind: type, values: Mapping[str, Any], where: str) -> Any:
+    """The inverse of `config_to_dict`; a field that `values` lacks takes its default.
+
+    Args:
+        kind: the dataclass.
+        values: what `config_to_dict` gave.
+        where: what to call the values in an error.
+
+    Raises:
+        DataError: for a key that is no field, e.g. one that another version wrote.
+    """
+    hints = get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise DataError(f"{where}: unknown setting {', '.join(unknown)}; expected fields of {kind.__name__}")
+    return kind(**{name: _typed(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    if get_origin(hint) in (Union, UnionType):
+        if value is None:
+            return None
+        hint = next(option for option in get_args(hint) if option is not NoneType)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return config_from_dict(hint, value, where)
+    if get_origin(hint) is tuple:
+        return tuple(value)
+    return Path(value) if hint is Path else value
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return result
+
+
+def check_same_settings(stored: LoopConfig, given: LoopConfig, where: Path) -> None:
+    """Refuse to resume with settings that would change the computation.
+
+    Raises:
+        DataError: naming every field that differs, with both values.
+    """
+    old, new = (flat(config_to_dict(with_recipe(config))) for config in (stored, given))
+    different = [
+        f"{name} (run: {old[name]!r}, now: {new[name]!r})"
+        for name in old
+        if name not in FREE_ON_RESUME
+        and old[name] != new[name]
+        and (name, old[name]) != ("patch.backend", "auto")  # says nothing that another name could contradict
+        and not _same_file(old[name], new[name])  # e.g. a relative path and an absolute one
+    ]
+    if different:
+        raise DataError(
+            f"{where}: cannot resume with other settings: {', '.join(different)}; give the run's own, or start a new "
+            "run in another --output"
+        )
+
+
+def _same_file(first: Any, second: Any) -> bool:
+    if not (isinstance(first, str) and isinstance(second, str)):
+        return False
+    try:
+        return Path(first).samefile(second)
+    except (OSError, ValueError):  # at least one of them names nothing that is there
+        return False
+
+
+def stage_name(kind: type[LoopConfig]) -> str:
+    """The key of `config.STAGES` under which a settings class stands."""
+    return next(name for name, config in STAGES.items() if config is kind)
+
+
+class RunFolder:
+    """A run on disk.
+
+    Args:
+        path: the folder; it need not exist yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_path = self.path / "config.json"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.checkpoint_path = self.path / "checkpoints" / "last.ckpt"
+        self.model_path = self.path / "model.safetensors"
+        self.tensorboard_path = self.path / "tensorboard"
+        self.scores_path = self.path / "metrics.json"
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self.config_path.is_file()
+
+    def create(self, config: LoopConfig, classes: Sequence[str], backend_version: str | None = None) -> None:
+        """Write config.json (kind of training, settings, classes, superpixel backend, versions), making its folder."""
+        content = {
+            "format": 1,
+            "stage": stage_name(type(config)),
+            "config": config_to_dict(config),
+            "classes": list(classes),
+            "backend_version": backend_version,
+            "versions": versions(),
+        }
+        atomic_write_text(self.config_path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def _stored(self) -> dict[str, Any]:
+        try:
+            return json.loads(self.config_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(f"{self.path}: no run here (config.json is missing); train one with `cpn train`") from None
+        except ValueError as error:
+            raise DataError(f"{self.config_path}: not JSON ({error}); expected what `cpn train` wrote") from error
+
+    @property
+    def stage(self) -> str:
+        """Which kind of training it is, a key of `config.STAGES`. Raises DataError where there is no run."""
+        name = self._stored().get("stage", "train")
+        if name not in STAGES:
+            raise DataError(f"{self.config_path}: key stage: found {name!r}, expected one of {', '.join(STAGES)}")
+        return name
+
+    def config_of(self, kind: type[C]) -> C:
+        """The run's settings. Raises DataError where there is no run, or one of another kind of training."""
+        stored, stage = self._stored(), self.stage
+        if STAGES[stage] is not kind:
+            taken = f" ({TAKEN_BY[stage]} it)" if stage in TAKEN_BY else ""
+            raise DataError(
+                f"{self.path}: a run of kind {stage!r}{taken}, expected one of kind {stage_name(kind)!r}; give another "
+                "folder"
+            )
+        return config_from_dict(kind, stored["config"], str(self.config_path))
+
+    @property
+    def config(self) -> TrainConfig:
+        """The settings of a CAM network's run. Raises DataError where there is no run, or one of another kind."""
+        return self.config_of(TrainConfig)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The K foreground class names. Raises DataError where there is no run."""
+        return tuple(self._stored()["classes"])
+
+    @property
+    def backend_version(self) -> str | None:
+        """Superpixel backend and version that made the patches, e.g. "native 1"; None where there were none."""
+        return self._stored().get("backend_version")
+
+    @property
+    def beta(self) -> float:
+        """The best background score that `cpn evaluate` found (metrics.json), else `DEFAULT_BETA`."""
+        if not self.scores_path.is_file():
+            return DEFAULT_BETA
+        try:
+            return float(json.loads(self.scores_path.read_text(encoding="utf-8"))["beta"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{self.scores_path}: key beta: {error!r}; expected a number in 0..1: run `cpn evaluate` again"
+            ) from error
+
+    def save_model(self, net: nn.Module, step: int) -> None:
+        """Write the weights to model.safetensors, with classes, step and version as metadata."""
+        from safetensors.torch import save
+
+        weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+        stage, config = self.stage, self.config_of(STAGES[self.stage])
+        metadata = {
+            "format": "pt",
+            "cpn_fast": versions()["cpn-fast"],
+            "stage": stage,
+            "step": str(step),
+            "backbone": config.backbone,
+            "classes": json.dumps(self.classes, ensure_ascii=False),
+        }
+        if isinstance(config, TrainConfig):
+            metadata["method"] = config.method
+        atomic_write_bytes(self.model_path, save(weights, metadata=metadata))
+
+    def load_model(self, device: str = "cpu") -> CamNet:
+        """The CAM network of the run in eval mode: model.safetensors, or the last checkpoint of one that hasn't ended.
+
+        Raises:
+            DataError: if the run has neither, is of another kind, or the weights do not fit the settings.
+        """
+        from cpn_fast.models import create_model
+
+        self._check_weights()
+        net = create_model(self.config, len(self.classes), load_weights=False)
+        self._load_weights(net)
+        return net.to(device).eval()
+
+    def load_deeplab(self, device: str = "cpu") -> DeepLab:
+        """The segmentation network of the run in eval mode, from what `load_model` reads. Raises DataError likewise."""
+        from cpn_fast.models.build import create_deeplab
+
+        config = self.config_of(SegmentConfig)
+        self._check_weights()
+        net = create_deeplab(config, len(self.classes), load_weights=False)
+        self._load_weights(net)
+        return net.to(device).eval()
+
+    def load_affinity_net(self, device: str = "cpu") -> AffinityNet:
+        """The AffinityNet of the run in eval mode; raises as `load_model` does."""
+        from cpn_fast.models import create_affinity_net
+
+        config = self.config_of(AffinityConfig)
+        self._check_weights()
+        net = create_affinity_net(config, load_weights=False)
+        self._load_weights(net)
+        return net.to(device).eval()
+
+    def _check_weights(self) -> None:
+        if not self.model_path.is_file() and not self.checkpoint_path.is_file():
+            self._stored()
+            raise DataError(f"{self.path}: the run has no weights yet; expected model.safetensors: let it train on")
+
+    def _load_weights(self, net: nn.Module) -> None:
+        from safetensors.torch import load_file
+
+        from cpn_fast.runs.checkpoint import load_checkpoint
+
+        if self.model_path.is_file():
+            source, weights = self.model_path, load_file(self.model_path)
+        else:
+            source, weights = self.checkpoint_path, load_checkpoint(self.checkpoint_path)["model"]
+        try:
+            net.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{source}: does not fit the settings in {self.config_path}: {reason}") from error
+
+    def records(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl, of one kind ("step", "eval", "maps") or all; a torn last line is left out."""
+        found = [record for record in map(_parsed, self._lines()) if record is not None]
+        return [record for record in found if kind is None or record["kind"] == kind]
+
+    def _lines(self) -> list[str]:
+        return self.metrics_path.read_text(encoding="utf-8").splitlines() if self.metrics_path.is_file() else []
+
+    def truncate_records(self, step: int) -> None:
+        """Drop the records of steps after `step`, which a resumed run will write again."""
+        kept = [record for record in self.records() if record["step"] <= step]
+        atomic_write_text(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def remove_unfinished(self) -> None:
+        """Remove what a killed process left half-written, and weights that training on will make stale."""
+        for folder in (self.path, self.checkpoint_path.parent):
+            for leftover in folder.glob(".tmp-*") if folder.is_dir() else ():
+                leftover.unlink()
+        self.model_path.unlink(missing_ok=True)
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and "kind" in record and "step" in record else None
+
+
+def versions() -> dict[str, str]:
+    """Version of Python and of the packages that decide over results; "not installed" where one is missing."""
+
+    def of(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    packages = ("cpn-fast", "torch", "lightning", "numpy", "Pillow", "opencv-python-headless", "scikit-image")
+    return {"python": platform.python_version(), **{package: of(package) for package in packages}}

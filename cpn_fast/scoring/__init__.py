@@ -1,0 +1,1 @@
+"""`cpn evaluate`: masks or a run against ground truth."""

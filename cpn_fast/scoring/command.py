@@ -1,0 +1,339 @@
+"""`cpn evaluate`: mIoU of a run's maps, with the best background score, or of masks on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from rich.console import Console
+
+from cpn_fast.cam.inference import Prediction, map_of, open_labeller, predictions
+from cpn_fast.console.terminal import item_progress
+from cpn_fast.data.sources.open import open_source
+from cpn_fast.data.sources.spread import records_of, spread_evenly
+from cpn_fast.data.types import Record, Source
+from cpn_fast.files.errors import DataError
+from cpn_fast.files.mask_folder import MASK_FOLDER, classes_of, find_masks
+from cpn_fast.files.masks import read_mask
+from cpn_fast.inference.class_mapping import ClassMapping
+from cpn_fast.inference.image_size import warn_of_size
+from cpn_fast.inference.options import check_counts
+from cpn_fast.inference.reader import Failure, InferenceOptions
+from cpn_fast.metrics.beta_sweep import BetaSweep, check_mask, iou_point
+from cpn_fast.metrics.classification import classifier_scores
+from cpn_fast.metrics.confusion import confusion_of
+from cpn_fast.metrics.maps import MULTI, MapName, scale_name
+from cpn_fast.metrics.report import (
+    METRICS_NAME,
+    percent,
+    plot_sweeps,
+    point_values,
+    print_class_table,
+    print_comparison,
+    print_run_table,
+    run_metrics,
+    write_metrics,
+)
+from cpn_fast.models.labeller import SCALES, Labeller
+from cpn_fast.runs.digest import weights_digest
+from cpn_fast.runs.folder import RunFolder
+
+PLOT_NAME = "beta_sweep.png"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Score a run's maps or a folder of masks against ground truth.
+
+    Attributes:
+        target: a run folder, or a folder of masks (ID.png, or SegmentationClass/ID.png).
+        others: more of them, each scored alike; one table then compares them all.
+        data: source with masks, e.g. `voc:PATH`, `coco:PATH`, `folder:PATH`, `demo:` or a bare path.
+        split: split to score; None = train where the source has it, else all its images.
+        output: folder for metrics.json and the plot; None = each target's own.
+        scales: each scale is scored alone, and all together.
+        flip: also run the mirrored image.
+        max_side: longer images are reduced to this long side in pixels first, and the result enlarged back.
+        threshold: class probability above which a class stands in for missing image labels (the best one always does).
+        use_labels: False ignores image labels.
+        images: score at most so many images, spread evenly over the split's (those with masks); None = all.
+        allow_missing: score a folder of masks also where images with ground truth have no mask in it.
+        batch_size: images of equal size that go through the network together.
+        workers: threads that read images.
+        device: where the network runs; auto = a GPU where there is one.
+    """
+
+    target: Annotated[Path, tyro.conf.Positional]
+    data: str
+    others: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    split: str | None = None
+    output: Path | None = None
+    scales: tuple[float, ...] = SCALES
+    flip: bool = True
+    max_side: int = 1024
+    threshold: float = 0.5
+    use_labels: bool = True
+    images: int | None = None
+    allow_missing: bool = False
+    batch_size: int = 1
+    workers: int = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Score runs or folders of masks; writes metrics.json (and, for a run, the plot of mIoU over beta) for each.
+
+    Args:
+        config: what to score, and how.
+
+    Returns:
+        the content of the first target's metrics.json; all IoU values in 0..1.
+
+    Raises:
+        DataError: for a target or source that does not fit, an image or mask that cannot be read, a mask of another
+            size than its prediction, or a split without any mask.
+    """
+    check_counts(max_side=config.max_side, batch_size=config.batch_size, workers=config.workers)
+    if config.images is not None:
+        check_counts(images=config.images)
+    source = open_source(config.data)
+    split, every = records_of(source, config.split)
+    records = spread_evenly(every, config.images)
+    config = dataclasses.replace(config, split=split)
+    if not config.others:
+        return _evaluate_target(config, source, records)
+    if config.output is not None:
+        raise DataError("--output is for one target; each of several gets its own metrics.json: leave it out")
+    targets = (config.target, *config.others)
+    scored = [_evaluate_target(dataclasses.replace(config, target=target), source, records) for target in targets]
+    print_comparison(Console(), scored)
+    return scored[0]
+
+
+def _evaluate_target(config: EvaluateConfig, source: Source, records: Sequence[Record]) -> dict[str, Any]:
+    if RunFolder(config.target).exists():
+        return _evaluate_run(config, source, records)
+    return _evaluate_masks(config, source, records)
+
+
+def _evaluate_run(config: EvaluateConfig, source: Source, records: Sequence[Record]) -> dict[str, Any]:
+    run, console = RunFolder(config.target), Console()
+    labeller = open_labeller(run, config.scales, config.flip, config.device, 0.0, config.threshold)
+    headline, classes = map_of(labeller), run.classes
+    tally = Tally.of(labeller, len(classes))
+    options = InferenceOptions(
+        config.max_side, config.batch_size, config.workers,
+        per_scale=True, with_mask=True, use_labels=config.use_labels,
+    )  # fmt: skip
+    mapping = ClassMapping.between(source.classes, classes)
+    warn_of_size(run, records, config.max_side)
+    stream = predictions(labeller, source, records, mapping, options)
+    with item_progress(console, "evaluate", len(records)) as advance:
+        _count_all(stream, tally, advance)
+    _need_masks(config, tally)
+    about = {
+        **_about(config, source, tally.sweeps[headline, MULTI].images, tally.without_mask),
+        "classes": list(classes),
+        "scales": list(config.scales),
+        "flip": config.flip,
+        "max_side": config.max_side,
+        "labels_from_scores": tally.from_scores,
+        "classifier": tally.classifier(),
+        "weights_sha256": weights_digest(run),
+    }
+    metrics = run_metrics(tally.sweeps, headline, classes, about)
+    output = config.output or config.target
+    write_metrics(output / METRICS_NAME, metrics)
+    plot_sweeps(output / PLOT_NAME, metrics, f"{config.target.name} on {source.spec} ({config.split})")
+    print_run_table(console, metrics)
+    print_class_table(console, metrics, f"IoU in %, {headline.upper()} multi-scale at beta {metrics['beta']:.2f}")
+    _say_counts(console, config, about)
+    console.print(f"{output / METRICS_NAME}, {output / PLOT_NAME}", highlight=False, soft_wrap=True)
+    return metrics
+
+
+def _count_all(stream: Iterator[Prediction | Failure], tally: Tally, advance: Callable[[int], None]) -> None:
+    """Count every prediction, each while the network works on the next."""
+    with ThreadPoolExecutor(1) as pool:
+        counted: Future[None] | None = None
+        for prediction in stream:
+            if isinstance(prediction, Failure):
+                raise DataError(f"{prediction.error}; a score needs every image: mend it or take it off the split")
+            if counted is not None:
+                counted.result()
+            counted = pool.submit(tally.add, prediction)
+            advance(1)
+        if counted is not None:
+            counted.result()
+
+
+@dataclass
+class Tally:
+    """Everything counted in the one pass over the data.
+
+    Attributes:
+        sweeps: a beta sweep for each map at each scale and multi-scale.
+        without_mask: images without ground truth.
+        from_scores: scored images without labels, for which the network's own scores stood in.
+        scores: class probabilities [K] of the images that have labels.
+        truth: their labels, bool [K].
+    """
+
+    sweeps: dict[tuple[MapName, str], BetaSweep]
+    without_mask: int = 0
+    from_scores: int = 0
+    scores: list[NDArray[np.float32]] = field(default_factory=list)
+    truth: list[NDArray[np.bool_]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, labeller: Labeller, num_classes: int) -> Tally:
+        """An empty tally for the maps and scales that a labeller gives."""
+        names: tuple[MapName, ...] = ("cam", "rcam") if map_of(labeller) == "rcam" else ("cam",)
+        scales = [*map(scale_name, labeller.scales), MULTI]
+        return cls({(name, scale): BetaSweep(num_classes) for name in names for scale in scales})
+
+    def add(self, prediction: Prediction) -> None:
+        """Count one image. Raises DataError for a mask that does not fit its image."""
+        if prediction.given is not None:
+            self.scores.append(prediction.scores)
+            self.truth.append(prediction.given)
+        if prediction.mask is None:
+            self.without_mask += 1
+            return
+        self.from_scores += prediction.given is None
+        where = str(prediction.record.mask_path or prediction.record.image_path)
+        for (name, scale), sweep in self.sweeps.items():
+            sweep.update_best(*prediction.best(name, scale), prediction.mask, where)
+
+    def classifier(self) -> dict[str, float | None]:
+        """`map` and `f1` of the classifier where images have labels of their own."""
+        if not self.scores:
+            return {"map": None, "f1": None}
+        return classifier_scores(np.stack(self.scores), np.stack(self.truth))
+
+
+def _need_masks(config: EvaluateConfig, tally: Tally) -> None:
+    if any(sweep.images for sweep in tally.sweeps.values()):
+        return
+    average = tally.classifier()["map"]
+    known = "" if average is None else f" (the classifier's mean average precision there is {average:.3f})"
+    raise DataError(
+        f"{config.data}: none of the {tally.without_mask} images of split {config.split!r} has a mask{known}; mIoU "
+        "needs ground truth: give a split that has masks"
+    )
+
+
+def _about(config: EvaluateConfig, source: Source, images: int, without_mask: int) -> dict[str, Any]:
+    return {
+        "target": str(config.target),
+        "data": source.spec,
+        "split": config.split,
+        "images": images,
+        "without_mask": without_mask,
+    }
+
+
+def _say_counts(console: Console, config: EvaluateConfig, about: dict[str, Any]) -> None:
+    text = f"{config.target}: {about['images']} images scored"
+    if config.images is not None:
+        text += f" (at most {config.images} of the split, spread evenly)"
+    if about["without_mask"]:
+        text += f", {about['without_mask']} without ground truth left out"
+    if about.get("labels_from_scores"):
+        text += f"; {about['labels_from_scores']} without image labels: scores above {config.threshold:g} stood in"
+    average = about.get("classifier", {}).get("map")
+    if average is not None:
+        text += f"; classifier mAP {average:.3f}"
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def _evaluate_masks(config: EvaluateConfig, source: Source, records: Sequence[Record]) -> dict[str, Any]:
+    console = Console()
+    folder = _mask_folder(config.target)
+    classes = classes_of(folder) or tuple(source.classes)
+    mapping = ClassMapping.between(source.classes, classes)
+    confusion = np.zeros((len(classes) + 1, len(classes) + 2), dtype=np.int64)
+    missing: list[str] = []
+    without_truth = 0
+    with item_progress(console, "evaluate", len(records)) as advance:
+        for counts in _count_masks(source, records, folder, mapping, config.workers):
+            advance(1)
+            if counts is None:
+                without_truth += 1
+            elif isinstance(counts, Path):
+                missing.append(str(counts))
+            else:
+                confusion += counts
+    _check_found(config, folder, len(records), without_truth, missing)
+    about = {
+        **_about(config, source, len(records) - without_truth - len(missing), without_truth),
+        "classes": list(classes),
+        "missing": len(missing),
+        "void_share": float(confusion[:, -1].sum() / max(1, confusion.sum())),
+    }
+    metrics = {**point_values(iou_point(confusion), classes), "sweep": None, **about}
+    output = config.output or config.target
+    write_metrics(output / METRICS_NAME, metrics)
+    print_class_table(console, metrics, f"IoU in %, mean {percent(metrics['miou'])}")
+    if missing:
+        console.print(f"[yellow]{len(missing)} images with ground truth have no mask and are not scored[/]")
+    if about["void_share"]:
+        console.print(f"{percent(about['void_share'])}% of the pixels are void in the masks: counted as missed")
+    _say_counts(console, config, about)
+    console.print(str(output / METRICS_NAME), highlight=False, soft_wrap=True)
+    return metrics
+
+
+def _mask_folder(target: Path) -> Path:
+    folder = find_masks(target)
+    if folder is None:
+        raise DataError(
+            f"{target}: neither a run (config.json) nor a folder of masks ({MASK_FOLDER}/ID.png or ID.png); give the "
+            "folder that `cpn train` or `cpn label` wrote"
+        )
+    return folder
+
+
+def _count_masks(
+    source: Source, records: Sequence[Record], folder: Path, mapping: ClassMapping, workers: int
+) -> Iterator[NDArray[np.int64] | Path | None]:
+    """Per record: its confusion counts, or the path of the mask that is missing, or None without ground truth."""
+
+    def count(record: Record) -> NDArray[np.int64] | Path | None:
+        truth = source.read(record, with_mask=True).mask
+        if truth is None:
+            return None
+        path = folder / f"{record.id}.png"
+        if not path.is_file():
+            return path
+        predicted = read_mask(path, mapping.num_classes)
+        truth = mapping.mask(truth)
+        check_mask(truth, predicted.shape, mapping.num_classes, f"{record.mask_path or record.image_path} and {path}")
+        return confusion_of(truth, predicted, mapping.num_classes)
+
+    chunk = 16 * workers  # map() would start on everything at once
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(records), chunk):
+            yield from pool.map(count, records[start : start + chunk])
+
+
+def _check_found(config: EvaluateConfig, folder: Path, total: int, without_truth: int, missing: Sequence[str]) -> None:
+    with_truth = total - without_truth
+    if not with_truth:
+        raise DataError(
+            f"{config.data}: none of the {total} images of split {config.split!r} has a mask; mIoU needs ground truth: "
+            "give a split that has masks"
+        )
+    if missing and (len(missing) == with_truth or not config.allow_missing):
+        raise DataError(
+            f"{folder}: {len(missing)} of {with_truth} images with ground truth have no mask there, the first "
+            f"{missing[0]}; label them first"
+            + ("" if len(missing) == with_truth else ", or score the rest with --allow-missing")
+        )

@@ -1,0 +1,123 @@
+"""`cpn segment train`: a segmentation network from images and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from cpn_fast.config.training import SegmentConfig, with_recipe
+from cpn_fast.data.loading.steps import Span, steps_per_epoch
+from cpn_fast.data.sources.open import open_source
+from cpn_fast.data.types import Record
+from cpn_fast.files.errors import DataError
+from cpn_fast.models.build import create_deeplab
+from cpn_fast.models.deeplab import DeepLab, norm_momentum, set_norm_momentum
+from cpn_fast.runs.folder import RunFolder
+from cpn_fast.segment.batches import SegmentBatch, SegmentStream
+from cpn_fast.segment.loss import PixelClassification
+from cpn_fast.segment.masks import check_masks, open_masks
+from cpn_fast.segment.validation import SegmentCurves, create_segment_curves
+from cpn_fast.training.options import long_forms, resumed_settings
+from cpn_fast.training.run import run_stage
+from cpn_fast.training.task import Stage
+
+SHORT = {"--crop": "--augment.crop"}
+
+
+def parse(argv: Sequence[str]) -> SegmentConfig:
+    """Settings from the command line; on --resume the run's own, then those given.
+
+    Args:
+        argv: arguments without the program's name.
+
+    Raises:
+        SystemExit: with code 2 for arguments that don't fit, 0 after --help.
+        DataError: where --resume finds no run.
+    """
+    import tyro
+
+    given = long_forms(argv, SHORT)
+    default = resumed_settings(given, SegmentConfig)
+    if default is None:
+        default = SegmentConfig(data=tyro.MISSING, output=tyro.MISSING, masks=tyro.MISSING)
+    description = (
+        "Train DeepLab-LargeFOV on a folder of pseudo masks. --crop is short for --augment.crop; --resume takes the "
+        "run's own settings."
+    )
+    return tyro.cli(SegmentConfig, args=given, default=default, prog="cpn segment train", description=description)
+
+
+def run_segment_train(config: SegmentConfig) -> RunFolder:
+    """Train one segmentation network (the same in every process of a distributed run).
+
+    Args:
+        config: the settings.
+
+    Returns:
+        The run folder, with final weights.
+
+    Raises:
+        DataError: if data, masks, weights or settings do not fit, or the folder holds a run and `resume` is off.
+        NonFiniteError: if a loss or gradient was not finite.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the checkpoint is written.
+    """
+    config = with_recipe(config)
+    if not 0 <= config.dropout < 1:
+        raise DataError(f"--dropout {config.dropout}: expected 0 or more, below 1")
+    return run_stage(config, SegmentStage)
+
+
+class SegmentStage(Stage[SegmentConfig]):
+    """Training of a segmentation network."""
+
+    losses = ("loss",)
+    headline = ("miou",)
+
+    def __init__(self, config: SegmentConfig, fabric: Fabric) -> None:
+        super().__init__(config, fabric)
+        self.source = open_source(config.data)
+        self.masks = open_masks(config.masks, self.source)
+        self.records = self._usable(self.source.records(config.split))
+        self.classes, self.num_records = tuple(self.source.classes), len(self.records)
+
+    def _usable(self, records: Sequence[Record]) -> list[Record]:
+        """The records that have masks; the first process looks, and where it finds a fault all processes end."""
+        found: list[bool] | str = ""
+        if self.fabric.is_global_zero:
+            try:
+                found = check_masks(self.masks, records, self.config.allow_missing)
+            except DataError as error:
+                found = str(error)
+        found = self.fabric.broadcast(found)
+        if isinstance(found, str):
+            raise DataError(found)
+        return [record for record, usable in zip(records, found, strict=True) if usable]
+
+    def create_net(self) -> DeepLab:
+        """The untrained DeepLab, its batch norms as slow as the length of the training allows."""
+        net = create_deeplab(self.config, len(self.classes))
+        steps = steps_per_epoch(self.num_records, self.config.batch_size) * (self.config.epochs or 1)
+        set_norm_momentum(net, norm_momentum(steps))
+        return net
+
+    def create_module(self, net: nn.Module) -> nn.Module:
+        """Cross entropy around the network."""
+        assert isinstance(net, DeepLab)
+        return PixelClassification(net)
+
+    def stream(self, net: nn.Module, span: Span) -> Iterable[SegmentBatch]:
+        """Crops with their masks."""
+        assert isinstance(net, DeepLab)
+        red, green, blue = (round(255 * value) for value in net.mean.tolist())
+        return SegmentStream(self.masks, self.records, self.config, span, fill=(red, green, blue))
+
+    def inputs(self, batch: SegmentBatch, step: int, total_steps: int) -> tuple[Tensor, ...]:
+        """The batch's tensors."""
+        del step, total_steps
+        return batch.images, batch.targets
+
+    def evaluator(self) -> SegmentCurves | None:
+        """mIoU on a few images."""
+        return create_segment_curves(self.source, self.config, self.records)

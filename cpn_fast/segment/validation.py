@@ -1,0 +1,101 @@
+"""Validation curves of a segmentation network: mIoU on a fixed subset at one scale, and pictures of a few images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cpn_fast.config.training import SegmentConfig
+from cpn_fast.data.sources.spread import spread_evenly
+from cpn_fast.data.types import Record, Sample, Source
+from cpn_fast.files.masks import voc_palette
+from cpn_fast.metrics.beta_sweep import iou_point
+from cpn_fast.metrics.confusion import confusion_of
+from cpn_fast.metrics.report import finite
+from cpn_fast.models.deeplab import DeepLab
+from cpn_fast.models.segmenter import Segmenter
+from cpn_fast.training.task import Evaluation
+from cpn_fast.training.validation import PICTURES, resized, side_by_side
+
+log = logging.getLogger(__name__)
+
+
+class SegmentCurves:
+    """A fixed validation subset, read once and kept in memory.
+
+    Args:
+        samples: with masks.
+        num_classes: K foreground classes.
+        long_side: to which images and masks are scaled, in pixels.
+    """
+
+    def __init__(self, samples: Sequence[Sample], num_classes: int, long_side: int) -> None:
+        self.num_classes = num_classes
+        self._samples = [resized(sample, long_side) for sample in samples]
+
+    @torch.no_grad()
+    def evaluate(self, net: DeepLab, device: torch.device) -> Evaluation:
+        """Score the network at a single scale. Its training mode is as before afterwards.
+
+        Returns:
+            values `miou`, `background`, `foreground` (None where no class of it occurs), `images`; and pictures of
+            image, prediction and truth side by side.
+        """
+        was_training = [module for module in net.modules() if module.training]
+        segmenter = Segmenter(net, scales=(1.0,), flip=False)
+        confusion = np.zeros((self.num_classes + 1, self.num_classes + 2), dtype=np.int64)
+        pictures = {}
+        for index, sample in enumerate(self._samples):
+            images = torch.from_numpy(sample.image)[None].to(device)
+            any_class = torch.full((1, self.num_classes), -1.0, device=device)
+            mask = segmenter(images, any_class).mask[0].cpu().numpy()
+            assert sample.mask is not None
+            confusion += confusion_of(sample.mask, mask, self.num_classes)
+            if index < PICTURES:
+                pictures[sample.record.id] = picture(sample.image, mask, sample.mask)
+        for module in was_training:
+            module.training = True
+        point = iou_point(confusion)
+        figures = {name: finite(getattr(point, name)) for name in ("miou", "background", "foreground")}
+        return Evaluation({"images": len(self._samples), **figures}, pictures)
+
+
+def picture(image: NDArray[np.uint8], mask: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Image uint8 [H, W, 3], prediction and truth [H, W] in their colours over it, side by side: uint8 [h, 3 w, 3]."""
+    shown = [cv2.addWeighted(image, 0.3, voc_palette()[each], 0.7, 0).astype(np.uint8) for each in (mask, truth)]
+    return side_by_side([image, *shown])
+
+
+def create_segment_curves(
+    source: Source, config: SegmentConfig, train_records: Sequence[Record]
+) -> SegmentCurves | None:
+    """The curves of a run: `val_images` images spread evenly over those of the validation split that have masks.
+
+    Without a validation split they are training images.
+
+    Args:
+        source: the data, whose own masks are the truth.
+        config: `val_split`, `val_images` and `eval_every` are used, and the middle of `augment`'s range of long sides.
+        train_records: the training split.
+
+    Raises:
+        DataError: if `config.val_split` is no split.
+    """
+    if config.eval_every <= 0 or config.val_images <= 0:
+        return None
+    split = config.val_split or ("val" if "val" in source.splits() else None)
+    if not split:
+        log.warning("no validation split: the curves are of training images")
+    records = list(source.records(split) if split else train_records)
+    records = [record for record in records if record.mask_path is not None] or records
+    samples = [source.read(record, with_mask=True) for record in spread_evenly(records, config.val_images)]
+    samples = [sample for sample in samples if sample.mask is not None]
+    if not samples:
+        log.warning("no validation curves: no image of %s has a mask; name another split with --val-split", split)
+        return None
+    return SegmentCurves(samples, len(source.classes), round(sum(config.augment.resize_range()) / 2))

@@ -1,0 +1,211 @@
+"""From settings and a kind of training to a run folder: what every `Stage` goes through."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
+
+from cpn_fast.config.training import LoopConfig
+from cpn_fast.console.progress import TrainProgress
+from cpn_fast.data.loading.random import key64
+from cpn_fast.data.loading.steps import Span, steps_per_epoch
+from cpn_fast.data.types import Record, Source
+from cpn_fast.device import set_tf32, tune_allocator
+from cpn_fast.files.errors import DataError
+from cpn_fast.runs.checkpoint import load_checkpoint
+from cpn_fast.runs.folder import RunFolder, check_same_settings
+from cpn_fast.runs.metrics_log import MetricsLog
+from cpn_fast.training.optimizer import create_optimizer
+from cpn_fast.training.task import ConfigT, Stage
+from cpn_fast.training.tensorboard import Board
+from cpn_fast.training.trainer import Network, Outputs, Schedule, Trainer
+
+log = logging.getLogger(__name__)
+
+
+def run_stage(config: ConfigT, kind: type[Stage[ConfigT]]) -> RunFolder:
+    """Train one run (the same in every process of a distributed one).
+
+    Args:
+        config: the settings, with nothing left to the recipe.
+        kind: which kind of training.
+
+    Returns:
+        The run folder, with final weights.
+
+    Raises:
+        DataError: if data, weights or settings do not fit, or the folder holds a run and `resume` is off.
+        NonFiniteError: if a loss or gradient was not finite.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the checkpoint is written.
+    """
+    tune_allocator()
+    set_tf32(config.tf32)
+    check_counts(config)
+    folder = RunFolder(config.output)
+    _check_folder(folder, config)
+    fabric = create_fabric(config, kind.partial_gradients(config))
+    fabric.launch()
+    _check_devices(fabric, config)
+    stage = kind(config, fabric)
+    _start_folder(fabric, folder, stage)
+
+    per_epoch = steps_per_epoch(stage.num_records, config.batch_size)
+    total = per_epoch * (config.epochs or 1)
+    schedule = Schedule(per_epoch, total, min(total, config.max_steps or total))
+    network = create_network(stage)
+    start_step = _restore(folder, fabric, network) if config.resume else 0
+    if start_step > schedule.last_step:
+        raise DataError(f"{folder.path}: step {start_step} is done already, past --max-steps {schedule.last_step}")
+    outputs = _open_outputs(folder, stage, schedule, start_step)
+    trainer = Trainer(stage, network, schedule, outputs)
+    span = Span(start_step, schedule.last_step, fabric.global_rank, fabric.world_size)
+    try:
+        finished = trainer.fit(stage.stream(network.net, span), start_step)
+    finally:
+        if outputs.metrics is not None:
+            outputs.metrics.close()
+        if outputs.board is not None:
+            outputs.board.close()
+    if not finished:
+        log.warning("stopped; the checkpoint in %s goes on with --resume", folder.path)
+        raise KeyboardInterrupt
+    if fabric.is_global_zero:
+        folder.save_model(network.net, schedule.last_step)
+    fabric.barrier()
+    return folder
+
+
+def check_counts(config: LoopConfig) -> None:
+    """Raise DataError for a setting of the loop that counts something and is too small."""
+    least = {
+        "batch_size": 1,
+        "epochs": 1,
+        "max_steps": 1,
+        "checkpoint_every": 1,
+        "log_every": 1,
+        "devices": 1,
+        "workers": 0,
+    }
+    for name, low in least.items():
+        value = getattr(config, name)
+        if value is not None and value < low:
+            raise DataError(f"--{name.replace('_', '-')} {value}: expected at least {low}")
+
+
+def _check_folder(folder: RunFolder, config: LoopConfig) -> None:
+    if config.resume:
+        check_same_settings(folder.config_of(type(config)), config, folder.path)
+    elif folder.exists():
+        raise DataError(
+            f"{folder.path}: holds a run already; go on with --resume, give another --output, or delete the folder"
+        )
+
+
+def create_fabric(config: LoopConfig, partial_gradients: bool = False) -> Fabric:
+    """Fabric for the settings; under torchrun the launcher's number of processes counts, not `config.devices`.
+
+    Args:
+        config: the settings.
+        partial_gradients: a step may leave parameters without gradient; DDP then looks for them in every step.
+    """
+    devices = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
+    world = int(os.environ.get("WORLD_SIZE", devices))
+    strategy = DDPStrategy(find_unused_parameters=partial_gradients) if world > 1 else "auto"
+    return Fabric(
+        accelerator=config.accelerator,
+        devices=devices,
+        num_nodes=max(1, world // devices),
+        strategy=strategy,
+        precision=config.precision,
+    )
+
+
+def _check_devices(fabric: Fabric, config: LoopConfig) -> None:
+    if config.batch_size % fabric.world_size:
+        raise DataError(
+            f"--batch-size {config.batch_size} counts images over all {fabric.world_size} processes; expected a "
+            f"multiple of {fabric.world_size}"
+        )
+
+
+def labelled_records(source: Source, split: str) -> list[Record]:
+    """The split's records with labels; the others are counted in a warning.
+
+    Raises:
+        DataError: if none has labels.
+    """
+    every = source.records(split)
+    records = [record for record in every if record.labels is not None]
+    if not records:
+        raise DataError(f"{source.spec}: split {split!r} has {len(every)} images and none has labels; expected some")
+    if len(records) < len(every):
+        log.warning("%d of %d images of split %r have no labels and are left out", len(every) - len(records),
+                    len(every), split)  # fmt: skip
+    return records
+
+
+def _start_folder(fabric: Fabric, folder: RunFolder, stage: Stage[Any]) -> None:
+    """Write config.json, once every process has looked at the folder."""
+    fabric.barrier()
+    config: LoopConfig = stage.config
+    if fabric.is_global_zero:
+        if config.resume and tuple(folder.classes) != tuple(stage.classes):
+            raise DataError(
+                f"{folder.path}: the run's classes are {', '.join(folder.classes)}; {config.data} has "
+                f"{', '.join(stage.classes)}; resume with the data the run began with"
+            )
+        folder.remove_unfinished()
+        folder.create(dataclasses.replace(config, resume=False), stage.classes, stage.backend)
+    fabric.barrier()
+
+
+def create_network(stage: Stage[Any]) -> Network:
+    """Network, losses and optimizer, initialised from the seed, compiled if asked, wrapped by Fabric."""
+    config, fabric = stage.config, stage.fabric
+    torch.manual_seed(key64(config.seed, 0, "", "initial weights") & (2**63 - 1))
+    net = stage.create_net()
+    module: Any = stage.create_module(net)
+    if config.channels_last:
+        module = module.to(memory_format=torch.channels_last)
+    module = fabric.to_device(module)
+    optimizer = create_optimizer(net, config)
+    if config.compile:
+        # Dropout then draws eager's random bits, so that --compile changes no result beyond rounding.
+        import torch._inductor.config as inductor
+
+        inductor.fallback_random = True
+        module = torch.compile(module, fullgraph=True, dynamic=False)
+    wrapped, wrapped_optimizer = fabric.setup(module, optimizer, move_to_device=False, _reapply_compile=False)
+    return Network(net, wrapped, wrapped_optimizer)
+
+
+def _restore(folder: RunFolder, fabric: Fabric, network: Network) -> int:
+    """Load the last checkpoint and drop later records; 0 where the run was killed before its first checkpoint."""
+    if not folder.checkpoint_path.is_file():
+        step = 0
+    else:
+        state = load_checkpoint(folder.checkpoint_path)
+        network.net.load_state_dict(state["model"])
+        network.bare_optimizer.load_state_dict(state["optimizer"])
+        fabric.strategy.precision.load_state_dict(state["scaler"])
+        step = state["step"]
+    if fabric.is_global_zero:
+        folder.truncate_records(step)
+    return step
+
+
+def _open_outputs(folder: RunFolder, stage: Stage[Any], schedule: Schedule, start_step: int) -> Outputs:
+    config, first = stage.config, stage.fabric.is_global_zero
+    progress = TrainProgress(
+        schedule.last_step, start_step, config.batch_size, config.log_every, enabled=first, losses=stage.losses
+    )
+    if not first:
+        return Outputs(folder, progress)
+    board = Board(folder.tensorboard_path, stage.classes, start_step)
+    return Outputs(folder, progress, MetricsLog(folder.metrics_path), board, stage.evaluator())

@@ -1,0 +1,105 @@
+"""What one kind of training (CAM networks, AffinityNet, segmentation) adds to the loop that all of them share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cpn_fast.config.training import LoopConfig
+from cpn_fast.data.loading.steps import Span
+from cpn_fast.training.tensorboard import MapStatistics
+
+ConfigT = TypeVar("ConfigT", bound=LoopConfig)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One point of the curves.
+
+    Attributes:
+        values: figures by name, and `images`, their number; None where a figure cannot be had.
+        pictures: uint8 [H, W, 3] by sample id.
+    """
+
+    values: dict[str, Any]
+    pictures: dict[str, NDArray[np.uint8]]
+
+
+class Evaluator(Protocol):
+    """Scores a network while it trains."""
+
+    def evaluate(self, net: Any, device: torch.device) -> Evaluation:
+        """Score the network, leaving its training mode as it was."""
+
+
+class StepBatch(Protocol):
+    """What the loop knows of a batch."""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The sample ids."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move every tensor to `device` without waiting for it."""
+
+
+class Stage(ABC, Generic[ConfigT]):
+    """One kind of training. Made once the processes are launched; opens the data.
+
+    Attributes:
+        config: with nothing left to the recipe.
+        classes: the K foreground class names.
+        num_records: images of the split.
+        losses: names of the loss and its parts, as `module` gives them.
+        headline: figures of an `Evaluation` that are shown in the terminal, in 0..1.
+        statistics: counts the maps of each step where there are such.
+        backend: what made the patches, where there are such.
+    """
+
+    losses: ClassVar[tuple[str, ...]]
+    headline: ClassVar[tuple[str, ...]]
+    classes: tuple[str, ...]
+    num_records: int
+    statistics: MapStatistics | None = None
+    backend: str | None = None
+
+    def __init__(self, config: ConfigT, fabric: Fabric) -> None:
+        self.config, self.fabric = config, fabric
+
+    @classmethod
+    def partial_gradients(cls, config: ConfigT) -> bool:
+        """Whether a step may leave parameters without gradient; data-parallel training must then look for them."""
+        del config
+        return False
+
+    @abstractmethod
+    def create_net(self) -> nn.Module:
+        """The bare network, whose weights are saved, initialised from torch's generator; submodule `backbone`."""
+
+    @abstractmethod
+    def create_module(self, net: nn.Module) -> nn.Module:
+        """What is called in a step: the network and its losses. Gives a dict with `loss` and its detached parts."""
+
+    @abstractmethod
+    def stream(self, net: nn.Module, span: Span) -> Iterable[Any]:
+        """The batches (`StepBatch`) of a span of steps."""
+
+    @abstractmethod
+    def inputs(self, batch: Any, step: int, total_steps: int) -> tuple[Any, ...]:
+        """What the module takes of a batch on its device in step `step` (from 1)."""
+
+    @abstractmethod
+    def evaluator(self) -> Evaluator | None:
+        """Scores the network while it trains; None = not at all."""
+
+    def count(self, outputs: Mapping[str, Tensor], batch: Any) -> None:
+        """Give what a step's module returned to the statistics."""
+        del outputs, batch

@@ -1,0 +1,273 @@
+"""The training loop: one step for every method, checkpoints, records, and stopping without losing anything."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cpn_fast.console.progress import TrainProgress
+from cpn_fast.data.loading.random import key64
+from cpn_fast.device import peak_memory_mib
+from cpn_fast.runs.checkpoint import save_checkpoint
+from cpn_fast.runs.folder import RunFolder, config_to_dict
+from cpn_fast.runs.metrics_log import MetricsLog
+from cpn_fast.training.monitor import StepMonitor, StepValues
+from cpn_fast.training.optimizer import gate, poly_factor, set_learning_rate
+from cpn_fast.training.task import Evaluator, Stage, StepBatch
+from cpn_fast.training.tensorboard import Board, map_record
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How far a run goes.
+
+    Attributes:
+        steps_per_epoch: steps of one pass over the data.
+        total_steps: over which the learning rate falls to 0.
+        last_step: where the run stops, at most `total_steps`.
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+    last_step: int
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is trained.
+
+    Attributes:
+        net: the bare network, whose weights are saved.
+        module: network and losses as Fabric (and torch.compile) wrapped it.
+        optimizer: as Fabric wrapped it.
+    """
+
+    net: nn.Module
+    module: nn.Module
+    optimizer: Any
+
+    @property
+    def bare_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer below Fabric's wrapper."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+
+@dataclass
+class Outputs:
+    """Where a run reports to; everything but `curves` is None on all processes but the first."""
+
+    folder: RunFolder
+    progress: TrainProgress
+    metrics: MetricsLog | None = None
+    board: Board | None = None
+    curves: Evaluator | None = None
+
+
+@dataclass
+class StopRequest:
+    """Set by Ctrl-C or SIGTERM."""
+
+    signals: list[int] = field(default_factory=list)
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Take SIGINT and SIGTERM as a request; a second one ends the process as usual."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        kinds = (signal.SIGINT, signal.SIGTERM)
+        previous = {kind: signal.getsignal(kind) for kind in kinds}
+
+        def restore() -> None:
+            for kind, handler in previous.items():
+                signal.signal(kind, handler)
+
+        def request(number: int, _frame: object) -> None:
+            self.signals.append(number)
+            restore()
+
+        for kind in kinds:
+            signal.signal(kind, request)
+        try:
+            yield self
+        finally:
+            restore()
+
+    def __bool__(self) -> bool:
+        return bool(self.signals)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Reseed torch's generators for one step, so that dropout depends on (seed, step, rank) alone."""
+    torch.manual_seed(key64(seed, step, f"rank {rank}", "dropout") & (2**63 - 1))
+
+
+class Trainer:
+    """Runs the steps of one run.
+
+    Args:
+        stage: the kind of training, with its settings.
+        network: what is trained.
+        schedule: how far.
+        outputs: where to report.
+    """
+
+    def __init__(self, stage: Stage[Any], network: Network, schedule: Schedule, outputs: Outputs) -> None:
+        self.stage, self.config, self.fabric = stage, stage.config, stage.fabric
+        self.network, self.schedule, self.outputs = network, schedule, outputs
+        self.stop = StopRequest()
+        scaled = getattr(self.fabric.strategy.precision, "scaler", None) is not None  # 16-mixed on a GPU
+        self.monitor = StepMonitor(
+            [(name, p) for name, p in network.net.named_parameters() if p.requires_grad], check_gradients=not scaled
+        )
+        self._stopping = False
+        self._last_time = 0.0
+        self._seconds: dict[int, float] = {}
+
+    def fit(self, stream: Iterable[StepBatch], start_step: int) -> bool:
+        """Train to the last step, or until asked to stop; the checkpoint then holds the state reached.
+
+        Args:
+            stream: gives the batches of steps `start_step` .. `last_step - 1`.
+            start_step: steps done before.
+
+        Returns:
+            True if the last step was reached.
+
+        Raises:
+            NonFiniteError: if a loss or gradient was not finite.
+        """
+        step = start_step
+        self.network.module.train()
+        self._last_time = time.perf_counter()
+        with self.stop.listening(), self.outputs.progress:
+            for batch in stream:
+                step += 1
+                self.train_step(step, batch)
+                self._after_step(step)
+                if self._stopping:
+                    break
+            else:
+                self.save(step)
+                return True
+            self.save(step)
+        return step >= self.schedule.last_step
+
+    def train_step(self, step: int, batch: StepBatch) -> None:
+        """One optimizer step, number `step` (from 1); reads what the step before it measured. Waits for no device."""
+        config, network = self.config, self.network
+        rate = (config.lr or 0.0) * poly_factor(step - 1, self.schedule.total_steps, config.poly_power)
+        set_learning_rate(network.bare_optimizer, rate)
+        seed_step(config.seed, step, self.fabric.global_rank)
+        batch = batch.to(self.fabric.device)
+        outputs = network.module(*self.stage.inputs(batch, step, self.schedule.total_steps))
+        self.fabric.backward(outputs["loss"])
+
+        previous = self.monitor.take()
+        losses = {name: outputs[name] for name in self.stage.losses if name in outputs}
+        hold = self.monitor.observe(step, batch.ids, losses, bool(self.stop), self._statistics(step, outputs, batch))
+        gate(network.bare_optimizer, hold)
+        network.optimizer.step()
+        network.optimizer.zero_grad(set_to_none=True)
+        now = time.perf_counter()
+        self._seconds[step], self._last_time = now - self._last_time, now
+        if previous is not None:
+            self._record(self.monitor.report(previous))
+
+    def _statistics(self, step: int, outputs: dict[str, Tensor], batch: StepBatch) -> dict[str, Tensor]:
+        """Count the maps; every `log_every` steps give the sums to be read along."""
+        self.stage.count(outputs, batch)
+        statistics = self.stage.statistics
+        return statistics.take() if statistics is not None and step % self.config.log_every == 0 else {}
+
+    def _record(self, values: StepValues) -> None:
+        """Write what a step measured."""
+        self._stopping |= values.stop
+        step = values.step
+        seconds = self._seconds.pop(step)
+        rate = (self.config.lr or 0.0) * poly_factor(step - 1, self.schedule.total_steps, self.config.poly_power)
+        record = {
+            "kind": "step",
+            "step": step,
+            "epoch": (step - 1) // self.schedule.steps_per_epoch,
+            **values.losses,
+            "lr": rate,
+            "seconds": seconds,
+            "images_per_second": self.config.batch_size / seconds,
+            "peak_memory_mib": round(peak_memory_mib(self.fabric.device), 1),
+        }
+        outputs = self.outputs
+        if outputs.metrics is not None:
+            outputs.metrics.append(record)
+        if outputs.board is not None and step % self.config.log_every == 0:
+            outputs.board.step(record)
+        outputs.progress.step(record)
+        if values.extra:
+            maps = {"kind": "maps", "step": step, **{name: map_record(sums) for name, sums in values.extra.items()}}
+            if outputs.metrics is not None:
+                outputs.metrics.append(maps)
+            if outputs.board is not None:
+                outputs.board.maps(maps)
+
+    def drain(self) -> None:
+        """Wait for the last step's values and write them. Raises NonFiniteError as `train_step` does."""
+        pending = self.monitor.take()
+        if pending is not None:
+            self._record(self.monitor.report(pending))
+
+    def _after_step(self, step: int) -> None:
+        every = self.config.eval_every * self.schedule.steps_per_epoch
+        last = step == self.schedule.last_step
+        if self.config.eval_every > 0 and (step % every == 0 or last):
+            self._evaluate(step)
+        if step % self.config.checkpoint_every == 0 and not last:
+            self.save(step)
+
+    def _evaluate(self, step: int) -> None:
+        self.drain()
+        outputs = self.outputs
+        if outputs.curves is not None:
+            result = outputs.curves.evaluate(self.network.net, self.fabric.device)
+            epoch = round(step / self.schedule.steps_per_epoch, 4)
+            record = {"kind": "eval", "step": step, "epoch": epoch, **result.values}
+            if outputs.metrics is not None:
+                outputs.metrics.append(record)
+            if outputs.board is not None:
+                outputs.board.evaluation(record)
+                outputs.board.pictures(result.pictures, step)
+            shown = [name for name in self.stage.headline if record[name] is not None]
+            figures = ", ".join(f"{name} {100 * record[name]:.1f}" for name in shown)
+            outputs.progress.message(f"epoch {epoch:g}: {figures} ({record['images']} images)")
+        self.fabric.barrier()
+        self._last_time = time.perf_counter()
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint of step `step`, once every step up to it is known to be finite and is recorded."""
+        self.drain()
+        if self.outputs.metrics is not None:
+            self.outputs.metrics.sync()
+        if self.outputs.board is not None:
+            self.outputs.board.flush()
+        if self.fabric.is_global_zero:
+            state = {
+                "step": step,
+                "config": config_to_dict(self.config),
+                "classes": list(self.stage.classes),
+                "model": self.network.net.state_dict(),
+                "optimizer": self.network.bare_optimizer.state_dict(),
+                "scaler": self.fabric.strategy.precision.state_dict(),
+            }
+            save_checkpoint(self.outputs.folder.checkpoint_path, state)
+        self.fabric.barrier()
+        self._last_time = time.perf_counter()

@@ -1,0 +1,35 @@
+"""What the validations of all trainings share: resized samples, pictures side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cpn_fast.data.types import Sample
+
+PICTURES = 4
+
+
+PICTURE_SIDE = 320
+
+
+def resized(sample: Sample, long_side: int) -> Sample:
+    """Image and mask at another size, `long_side` in pixels; the mask by nearest neighbour."""
+    height, width = sample.image.shape[:2]
+    factor = long_side / max(height, width)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    image = cv2.resize(sample.image, size, interpolation=interpolation)
+    mask = sample.mask if sample.mask is None else cv2.resize(sample.mask, size, interpolation=cv2.INTER_NEAREST)
+    return Sample(sample.record, np.ascontiguousarray(image), sample.labels, mask)
+
+
+def side_by_side(tiles: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Pictures of one size in a row: uint8 [H, W, 3] each -> uint8 [h, n w, 3] with max(h, w) at most 320."""
+    height, width = tiles[0].shape[:2]
+    factor = min(1.0, PICTURE_SIDE / max(height, width))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return np.concatenate([cv2.resize(tile, size, interpolation=cv2.INTER_AREA) for tile in tiles], axis=1)

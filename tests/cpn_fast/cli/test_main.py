@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cpn_fast.cli import main as cli
+from cpn_fast.files.errors import DataError
+
+ARGUMENTS = {
+    "train": ["--data", "demo:", "--output", "runs/x", "--method", "cpn", "--patch", "grid", "--crop", "96"],
+    "label": ["runs/x", "--data", "demo:", "--output", "masks", "--split", "val"],
+    "affinity": ["masks", "--output", "runs/aff", "--crop", "96", "--backbone", "mobilenet_v2"],
+    "postprocess": ["masks", "--crf", "--output", "refined", "--preset", "segmentation", "--iterations", "5"],
+    "evaluate": ["runs/x", "--data", "demo:", "--split", "val", "--scales", "0.5", "1"],
+    "segment train": ["--data", "demo:", "--masks", "masks", "--output", "runs/seg", "--crop", "96"],
+    "segment predict": ["runs/seg", "--data", "demo:", "--split", "val", "--output", "predicted", "--crf"],
+    "segment evaluate": ["runs/seg", "--data", "demo:", "--split", "val", "--crf", "--scales", "1"],
+    "run": ["--data", "demo:", "--output", "runs/y", "--train", "--epochs 2 --lr 0.1", "--refine", "walk"],
+    "convert": ["masks", "--format", "coco", "--output", "masks.json", "--instances", "components"],
+    "export": ["runs/x", "--output", "model.onnx", "--scales", "0.5", "1", "--flip"],
+    "reproduce": ["table1", "--data", "demo:", "--output", "runs/x", "--seeds", "1", "2", "--crop", "96"],
+    "report": ["runs/x", "--images", "3"],
+    "demo": ["--seeds", "2"],
+    "check-data": ["demo:"],
+}
+
+
+def test_every_command_has_arguments_here() -> None:
+    assert set(ARGUMENTS) == set(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", sorted(ARGUMENTS))
+def test_arguments_become_the_commands_config(name: str) -> None:
+    config = cli.parse(name, ARGUMENTS[name])
+    assert type(config).__name__ == cli.COMMANDS[name].config
+
+
+def test_arguments_reach_their_fields() -> None:
+    assert cli.parse("evaluate", ARGUMENTS["evaluate"]).scales == (0.5, 1.0)
+    assert cli.parse("evaluate", ["a", "b", "c", "--data", "demo:"]).others == (Path("b"), Path("c"))
+    assert cli.parse("affinity", ARGUMENTS["affinity"]).augment.crop == 96
+    assert cli.parse("train", ARGUMENTS["train"]).augment.crop == 96
+    assert cli.parse("demo", ARGUMENTS["demo"]).seeds == 2
+
+
+def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from cpn_fast.cli.main import main; status = main(['--help']); "
+        "heavy = [m for m in ('torch', 'numpy', 'tyro', 'onnxruntime') if m in sys.modules]; "
+        "sys.exit(f'loaded {heavy}' if heavy else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    for name, command in cli.COMMANDS.items():
+        assert f"  {name} " in done.stdout and command.summary in done.stdout
+
+
+def test_no_command_shows_usage_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "usage: cpn COMMAND" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["segment"], 2), (["segment", "--help"], 0)])
+def test_group_of_commands_shows_its_own(arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == status
+    shown = capsys.readouterr().out
+    assert "usage: cpn segment COMMAND" in shown and "segment predict" in shown and "check-data" not in shown
+
+
+def test_unknown_command_of_a_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["segment", "tarin", "--output", "x"]) == 2
+    error = capsys.readouterr().err
+    assert "unknown command 'segment tarin'" in error and "segment train" in error
+
+
+def test_option_after_a_group_is_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["segment", "--data", "x"]) == 2
+    assert "unknown command 'segment --data'" in capsys.readouterr().err
+
+
+def test_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["tarin"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "'tarin'" in error and "train" in error and "check-data" in error
+
+
+def test_wrong_option_exits_2() -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["report", "runs/x", "--imagse", "3"])
+    assert stopped.value.code == 2
+
+
+def test_data_error_is_one_line_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(tmp_path / "no run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert "no run" in error and "config.json" in error
+
+
+def test_message_over_several_lines_becomes_one(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise DataError("first\n  second")
+
+    assert cli.guarded(fail) == 2
+    assert capsys.readouterr().err == "error: first second\n"
+
+
+def test_interrupt_exits_130() -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    assert cli.guarded(interrupt) == 130
+
+
+def test_missing_optional_package_says_what_to_install(capsys: pytest.CaptureFixture[str]) -> None:
+    def use_torch() -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    assert cli.guarded(use_torch) == 2
+    error = capsys.readouterr().err
+    assert "'torch'" in error and "cpn-fast[train]" in error
+
+
+@pytest.mark.parametrize(
+    "error", [ModuleNotFoundError("No module named 'cpn_fast.x'", name="cpn_fast.x"), ZeroDivisionError("a fault")]
+)
+def test_faults_of_the_program_keep_their_traceback(error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        cli.guarded(fail)

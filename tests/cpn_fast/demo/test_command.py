@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cpn_fast.cli.main import command_line
+from cpn_fast.demo import command as demo
+from cpn_fast.demo.command import DemoConfig, agreement_of, run_demo
+from cpn_fast.demo.pretrain import PretrainSettings
+from cpn_fast.files.errors import DataError
+from cpn_fast.files.masks import write_mask
+
+
+def test_agreement_by_hand(tmp_path: Path) -> None:
+    first, second = np.zeros((2, 4), np.uint8), np.zeros((2, 4), np.uint8)
+    second[0, :3] = 1
+    for folder, mask in (("a", first), ("b", second)):
+        write_mask(tmp_path / folder / "one.png", mask)
+        write_mask(tmp_path / folder / "two.png", np.ones((1, 4), np.uint8))
+    assert agreement_of(tmp_path / "a", tmp_path / "b") == pytest.approx(9 / 12)
+
+
+def test_agreement_needs_the_same_masks(tmp_path: Path) -> None:
+    write_mask(tmp_path / "a" / "one.png", np.zeros((2, 2), np.uint8))
+    write_mask(tmp_path / "b" / "two.png", np.zeros((2, 2), np.uint8))
+    with pytest.raises(DataError, match="same masks"):
+        agreement_of(tmp_path / "a", tmp_path / "b")
+    write_mask(tmp_path / "c" / "one.png", np.zeros((2, 3), np.uint8))
+    with pytest.raises(DataError, match=r"one\.png"):
+        agreement_of(tmp_path / "a", tmp_path / "c")
+
+
+def test_a_folder_that_no_demo_wrote_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
+    with pytest.raises(DataError, match="no demo wrote it"):
+        run_demo(DemoConfig(output=tmp_path), command_line())
+    assert (tmp_path / "thesis.tex").read_text(encoding="utf-8") == "years of work"
+
+
+@pytest.mark.slow
+def test_pipeline_end_to_end(small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stage on a few images and steps; what it learns in them is worth nothing and is not looked at."""
+    monkeypatch.setattr(demo, "PRETRAIN", PretrainSettings(epochs=1, batch_size=8, crop=32))
+    monkeypatch.setattr(demo, "LEAST_ACCURACY", 0.0)
+    monkeypatch.setattr(demo, "SCALES", ("1",))
+    monkeypatch.setattr(
+        demo, "RECIPE", ("--backbone", "resnet38_tiny", "--batch-size", "4", "--crop", "64", "--workers", "0")
+    )
+    summary = run_demo(DemoConfig(output=tmp_path / "demo", data=f"demo:{small_demo}", max_steps=2), command_line())
+    content = json.loads(summary.read_text(encoding="utf-8"))
+    assert summary == tmp_path / "demo" / "summary.json"
+    for method in ("cam", "cpn"):
+        (miou,) = content[method]["miou"]
+        assert 0 < miou < 1
+        assert (tmp_path / "demo" / f"{method}-seed0" / "report.html").is_file()
+    assert content["onnx_agreement"] >= 0.999
+    assert {"pretrain", "train cam", "train cpn", "label", "export", "label onnx", "total"} <= set(content["seconds"])
+    assert len(list((tmp_path / "demo" / "masks-onnx" / "SegmentationClass").glob("*.png"))) == 6

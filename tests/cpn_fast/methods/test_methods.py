@@ -1,0 +1,163 @@
+"""Methods: losses against other libraries' and loop forms, gradients only where the paper lets them flow."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from cpn_fast.config.training import PRESETS, MethodOptions, TrainConfig, preset_defaults, replace_dotted
+from cpn_fast.methods import create_method
+from cpn_fast.methods.common import classification_loss, equivariant_cross_loss, min_pool_loss
+from cpn_fast.models import create_model
+from cpn_kernels.ops.cp_triplet import normalise_images
+
+
+def batch(size: int = 32, count: int = 2):
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randint(0, 256, (count, size, size, 3), generator=generator, dtype=torch.uint8)
+    rows = torch.arange(size).div(8, rounding_mode="floor")
+    patches = (rows[:, None] * (size // 8) + rows[None]).to(torch.int32).expand(count, size, size).contiguous()
+    labels = torch.tensor([[1.0, 0, 1], [0, 1, 0]])[:count]
+    return images, patches, torch.arange(count) + 17, labels
+
+
+def method_of(tmp_path, method="cpn", **options):
+    torch.manual_seed(0)
+    config = TrainConfig(
+        data="demo:",
+        output=tmp_path,
+        method=method,
+        backbone="resnet38_tiny",
+        options=MethodOptions(**{"dropout": 0.0, **options}),
+    )
+    net = create_model(config, 3)
+    net.backbone.eval()
+    return create_method(config, net)
+
+
+def test_classification_loss_is_multilabel_soft_margin_over_valid_views():
+    scores = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[1.0, 0, 0, 1], [0, 1, 0, 0]])
+    margin = torch.nn.MultiLabelSoftMarginLoss(reduction="none")
+    valid = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    first = (
+        margin(scores[0, :1], labels[:1]) + margin(scores[1, :1], labels[:1]) + margin(scores[2, :1], labels[:1])
+    ) / 3
+    second = (margin(scores[0, 1:], labels[1:]) + margin(scores[2, 1:], labels[1:])) / 2
+    expected = (first + second).item() / 2
+    assert classification_loss(scores, labels, valid).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_equivariant_cross_loss_by_hand():
+    # background and two classes over 5 positions: 15 elements, the hardest 20% are three; the second class never wins
+    maps = torch.tensor([[0.9, 0.8, 0.3, 0.2, 0.1], [0.1, 0.2, 0.7, 0.8, 0.9], [0.05, 0.1, 0.6, 0.5, 0.4]])[
+        None, :, None
+    ]
+    refined = torch.tensor([[0.9, 0.1, 0.3, 0.2, 0.1], [0.1, 0.9, 0.0, 0.8, 0.9], [0.0, 0.0, 0.1, 0.0, 0.0]])
+    # differences: background 0 .7 0 0 0; first class 0 .7 .7 0 0; second class (target 0) 0 0 .1 0 0
+    found = equivariant_cross_loss(maps, refined[None, :, None], torch.ones(1, 2), 0.2, "present")
+    assert found.item() == pytest.approx((0.7 + 0.7 + 0.7) / 3, abs=1e-6)
+    four = equivariant_cross_loss(maps, refined[None, :, None], torch.ones(1, 2), 4 / 15 + 1e-6, "present")
+    assert four.item() == pytest.approx((0.7 + 0.7 + 0.7 + 0.1) / 4, abs=1e-6)
+
+
+def test_min_pool_is_the_mean_of_the_lowest_quarter_of_class_maxima():
+    refined = torch.tensor([[[[4.0, 3, 2, 1], [8, 7, 6, 5]], [[9.0, 9, 9, 9], [9, 9, 9, 9]]]])
+    labels = torch.tensor([[1.0, 0.0]])  # the second class is absent
+    assert min_pool_loss(refined, labels).item() == pytest.approx((1 + 2) / 2)
+
+
+@pytest.mark.parametrize("method", ["cam", "seam", "seam_prcm", "cpn"])
+def test_the_loss_is_the_sum_of_its_parts_and_finite(tmp_path, method):
+    out = method_of(tmp_path, method)(*batch())
+    parts = [out[name] for name in ("cls", "tcp", "cpcr", "er", "ecr") if name in out]
+    assert torch.isfinite(out["loss"])
+    assert out["loss"].item() == pytest.approx(sum(p.item() for p in parts), rel=1e-5)
+    assert len(parts) == {"cam": 1, "seam": 3, "seam_prcm": 3, "cpn": 3}[method]
+
+
+@pytest.mark.parametrize("method", ["seam", "cpn"])
+def test_warm_up_is_a_plain_classifiers_step(tmp_path, method):
+    module = method_of(tmp_path, method).eval()  # no dropout
+    images, patches, keys, labels = batch()
+    out = module(images, patches, keys, labels, warm_up=True)
+    logits = module.net(normalise_images(images)).scores.double()
+    expected = -(labels * logits.sigmoid().log() + (1 - labels) * (-logits).sigmoid().log()).mean()
+    assert out["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert not {"tcp", "cpcr", "er", "ecr", "rcam"} & out.keys()
+    assert "rcam" in module(images, patches, keys, labels)
+
+
+def test_nothing_hidden_gives_no_complementary_pair_loss(tmp_path):
+    # p = 0 hides nothing: I_h = I, lambda = 1, and L_tcp compares a map with itself
+    out = method_of(tmp_path, "cpn", p_hidden=0.0)(*batch())
+    assert out["visible"].tolist() == [1.0, 1.0]
+    assert out["tcp"].item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_refined_terms_leave_backbone_and_classifier_alone(tmp_path):
+    module = method_of(tmp_path, "cpn", tcp=False)
+    out = module(*batch())
+    (out["loss"] - _classification_only(module)).backward()
+    assert module.net.f9.weight.grad.abs().sum() > 0
+    grad = module.net.classifier.weight.grad
+    assert grad is None or grad.abs().max() < 1e-6
+
+
+def _classification_only(module):
+    images, patches, keys, labels = batch()
+    options = dataclasses.replace(module.options, tcp=False, cpcr=False)
+    other = type(module)(module.net, options)
+    return other(images, patches, keys, labels)["loss"]
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_presets_are_data_that_the_config_accepts(tmp_path, preset):
+    config = replace_dotted(TrainConfig(data="demo:", output=tmp_path), preset_defaults(preset))
+    for dotted, value in PRESETS[preset].items():
+        found = config
+        for part in dotted.split("."):
+            found = getattr(found, part)
+        assert found == value
+    out = method_of(tmp_path, "cpn", **{k: v for k, v in dataclasses.asdict(config.options).items() if k != "dropout"})(
+        *batch()
+    )
+    assert torch.isfinite(out["loss"])
+
+
+def test_an_unknown_preset_is_named():
+    with pytest.raises(ValueError, match=r"unknown preset 'fast'.*paper"):
+        preset_defaults("fast")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"map_norm": "max"},
+        {"pair_norm": "shared"},
+        {"ohem": 1.0},
+        {"ohem_pool": "all"},
+        {"cpcr_target": "dense"},
+        {"cpcr_target": "released"},
+        {"refined_pair_gradient": True},
+        {"loss_resolution": "input"},
+        {"min_pool_weight": 1.0},
+        {"prcm": "softmax"},
+        {"tcp_target": "pair"},
+        {"affinity": "cosine"},
+        {"prcm": "released"},
+        {"pcm": False},
+    ],
+)
+def test_every_option_changes_the_loss_or_its_gradient(tmp_path, options):
+    plain, changed = method_of(tmp_path, "cpn"), method_of(tmp_path, "cpn", **options)
+    changed.load_state_dict(plain.state_dict(), strict=False)
+    results = []
+    for module in (plain, changed):
+        out = module(*batch())
+        out["loss"].backward()
+        grads = [
+            p.grad for n, p in module.named_parameters() if (p.grad is not None and "f9" in n) or "classifier" in n
+        ]
+        results.append((out["loss"].item(), sum(g.abs().sum().item() for g in grads)))
+    assert results[0] != pytest.approx(results[1], rel=1e-7)

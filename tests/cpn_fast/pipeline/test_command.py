@@ -1,0 +1,350 @@
+"""The pipeline's bookkeeping, with commands that write what the real ones would, and once with the real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cpn_fast.cli import main as cli
+from cpn_fast.data.sources.open import open_source
+from cpn_fast.files.digest import weights_sha256
+from cpn_fast.files.errors import DataError
+from cpn_fast.files.manifest import Manifest
+from cpn_fast.files.masks import write_mask
+from cpn_fast.pipeline import command
+from cpn_fast.pipeline.command import run_pipeline
+from cpn_fast.pipeline.plan import PipelineConfig, plan
+from cpn_fast.pipeline.runner import Outcome, Runner, run_process
+from cpn_fast.pipeline.state import content_digest
+
+NO_OPTIONS = ("--resume",)
+
+
+class Commands:
+    """Stands in for the commands: writes their outputs, and remembers how it was called."""
+
+    def __init__(self, source: str) -> None:
+        self.source = open_source(source)
+        self.calls: list[str] = []
+        self.resumed: list[str] = []
+        self.statuses: dict[str, int] = {}
+        self.failing_image: str | None = None
+
+    def __call__(self, argv: Sequence[str], keep_open: int) -> Outcome:
+        name = " ".join(argv[:2]) if argv[0] == "segment" else argv[0]
+        self.calls.append(name)
+        if "--resume" in argv:
+            self.resumed.append(name)
+        output = Path(argv[argv.index("--output") + 1]) if "--output" in argv else None
+        if name in ("train", "affinity", "segment train"):
+            assert output is not None
+            output.mkdir(parents=True, exist_ok=True)
+            (output / "config.json").write_text("{}")
+            if self.statuses.get(name, 0) == 0:
+                (output / "model.safetensors").write_text(" ".join(word for word in argv if word != "--resume"))
+        elif name in ("label", "postprocess"):
+            assert output is not None
+            self._masks(output, " ".join(argv))
+        elif name in ("evaluate", "segment evaluate"):
+            target = Path(argv[1] if name == "evaluate" else argv[2])
+            scores = {"miou": 0.5, "background": 0.75, "foreground": 0.25, "per_class": {}}
+            (target / "metrics.json").write_text(json.dumps(scores))
+        elif self.statuses.get(name, 0) == 0:
+            assert output is not None
+            output.write_text(" ".join(argv))
+        return Outcome(self.statuses.get(name, 0), 2.0, 100.0)
+
+    def _masks(self, output: Path, settings: str) -> None:
+        with Manifest(output / "manifest.jsonl") as manifest:
+            for record in self.source.records("train"):
+                failed = record.id == self.failing_image
+                manifest.append({"id": record.id, "status": "error" if failed else "ok", "error": "it is torn"})
+                if not failed:
+                    write_mask(output / "SegmentationClass" / f"{record.id}.png", np.zeros((4, 4), np.uint8))
+        (output / "SoftMaps").mkdir(exist_ok=True)
+        (output / "SoftMaps" / "all.npz").write_text(settings)
+
+
+def run_all(config: PipelineConfig, runner: Runner) -> Path:
+    return run_pipeline(config, cli.command_line(), runner)
+
+
+def real_command(argv: Sequence[str], keep_open: int) -> Outcome:
+    """The command itself in this process; but for exports, which take long and are tested on their own."""
+    if argv[0] == "export":
+        Path(argv[argv.index("--output") + 1]).write_bytes(b"onnx")
+        return Outcome(0, 1.0, 1.0)
+    return Outcome(cli.main(list(argv)), 1.0, 1.0)
+
+
+@pytest.fixture
+def commands(small_demo: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    monkeypatch.setattr(command, "write_page", lambda config, source, results: config.output / "report.html")
+    return Commands(f"demo:{small_demo}")
+
+
+def pipeline(small_demo: Path, output: Path, **changes: object) -> PipelineConfig:
+    fields: dict[str, object] = {"refine": "crf", "backbone": "resnet38_tiny", **changes}
+    return PipelineConfig(data=f"demo:{small_demo}", output=output, **fields)  # type: ignore[arg-type]
+
+
+ALL = [
+    *("train", "evaluate", "label", "evaluate", "export", "postprocess", "evaluate"),
+    *("segment train", "segment evaluate", "export"),
+]
+
+
+def test_every_stage_runs_once_in_order(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
+    run_all(pipeline(small_demo, tmp_path), commands)
+    assert commands.calls == ALL
+    run_all(pipeline(small_demo, tmp_path), commands)
+    assert commands.calls == ALL
+    state = json.loads((tmp_path / "state" / "train.json").read_text())["stage"]
+    assert (state["seconds"], state["peak_memory_mib"], state["attempts"]) == (2.0, 100.0, 1)
+
+
+def test_the_walk_needs_its_network(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
+    run_all(pipeline(small_demo, tmp_path, refine="walk+crf", segment=False), commands)
+    assert commands.calls == [*ALL[:5], "affinity", "postprocess", "evaluate"]
+
+
+def test_options_of_a_stage_run_it_and_what_depends_on_it(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
+    run_all(pipeline(small_demo, tmp_path), commands)
+    commands.calls.clear()
+    run_all(pipeline(small_demo, tmp_path, label="--max-side 512"), commands)
+    # All that reads the masks runs again; the segmentation model does not, since the refined ones came out equal.
+    assert commands.calls == ["label", "evaluate", "postprocess", "evaluate"]
+    assert (tmp_path / "replaced" / "masks" / "SegmentationClass").is_dir()
+    commands.calls.clear()
+    run_all(pipeline(small_demo, tmp_path, label="--max-side 512 --workers 1"), commands)
+    assert commands.calls == []  # the number of workers changes no mask
+
+
+def test_other_settings_of_the_training_run_everything(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
+    run_all(pipeline(small_demo, tmp_path), commands)
+    commands.calls.clear()
+    run_all(pipeline(small_demo, tmp_path, train="--lr 0.02"), commands)
+    assert commands.calls[:3] == ["train", "evaluate", "label"]
+    assert commands.resumed == []
+    assert (tmp_path / "replaced" / "train" / "model.safetensors").is_file()
+
+
+def test_a_shortened_stage_runs_again_without_the_limit(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
+    run_all(pipeline(small_demo, tmp_path, train="--max-steps 2"), commands)
+    commands.calls.clear()
+    run_all(pipeline(small_demo, tmp_path), commands)
+    assert commands.calls[0] == "train"
+
+
+def test_weights_are_known_by_their_content(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
+    weights, elsewhere = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    weights.write_bytes(b"one")
+    run_all(pipeline(small_demo, tmp_path / "run", weights=weights), commands)
+    commands.calls.clear()
+    weights.rename(elsewhere)
+    run_all(pipeline(small_demo, tmp_path / "run", weights=elsewhere), commands)
+    assert commands.calls == []
+    elsewhere.write_bytes(b"two")
+    weights_sha256.cache_clear()  # as a new process has it
+    run_all(pipeline(small_demo, tmp_path / "run", weights=elsewhere), commands)
+    assert commands.calls[:2] == ["train", "evaluate"]
+    elsewhere.unlink()
+    weights_sha256.cache_clear()
+    with pytest.raises(DataError, match=r"b\.safetensors: cannot be read .* expected backbone weights"):
+        run_all(pipeline(small_demo, tmp_path / "run", weights=elsewhere), commands)
+
+
+def test_the_folder_may_be_moved(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
+    run_all(pipeline(small_demo, tmp_path / "a"), commands)
+    commands.calls.clear()
+    (tmp_path / "a").rename(tmp_path / "b")
+    run_all(pipeline(small_demo, tmp_path / "b"), commands)
+    assert commands.calls == []
+
+
+def test_a_mask_that_is_gone_is_made_again(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
+    run_all(pipeline(small_demo, tmp_path), commands)
+    commands.calls.clear()
+    next((tmp_path / "masks" / "SegmentationClass").glob("*.png")).unlink()
+    run_all(pipeline(small_demo, tmp_path), commands)
+    assert commands.calls == ["label"]  # which gave the same masks, so nothing else has to run
+    assert not (tmp_path / "replaced").exists()
+
+
+def test_a_stop_goes_on_from_there(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
+    commands.statuses["train"] = 130
+    with pytest.raises(KeyboardInterrupt):
+        run_all(pipeline(small_demo, tmp_path), commands)
+    assert commands.calls == ["train"]
+    commands.statuses.clear()
+    run_all(pipeline(small_demo, tmp_path), commands)
+    assert commands.resumed == ["train"]
+    assert commands.calls == ["train", *ALL]
+    state = json.loads((tmp_path / "state" / "train.json").read_text())["stage"]
+    assert (state["seconds"], state["attempts"]) == (4.0, 2)
+
+
+@pytest.mark.parametrize(("status", "message"), [(2, "status 2"), (-9, "signal 9.*memory")])
+def test_a_failing_stage_is_named(
+    status: int, message: str, small_demo: Path, tmp_path: Path, commands: Commands
+) -> None:
+    commands.statuses["segment train"] = status
+    with pytest.raises(DataError, match=f"'segment'.*{message}.*same command"):
+        run_all(pipeline(small_demo, tmp_path), commands)
+    assert "segment evaluate" not in commands.calls
+
+
+def test_failed_images_stop_the_pipeline(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
+    commands.failing_image = commands.source.records("train")[3].id
+    with pytest.raises(DataError, match=r"'label': 1 of 12 images failed, the first: it is torn"):
+        run_all(pipeline(small_demo, tmp_path), commands)
+    commands.failing_image = None
+    commands.calls.clear()
+    run_all(pipeline(small_demo, tmp_path), commands)
+    assert commands.calls == ALL[2:]
+
+
+def test_a_stage_that_writes_nothing_is_noticed(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
+    def silent(argv: Sequence[str], keep_open: int) -> Outcome:
+        return Outcome(0, 1.0, 1.0)
+
+    with pytest.raises(DataError, match=r"without writing .*train/model\.safetensors"):
+        run_all(pipeline(small_demo, tmp_path), silent)
+
+
+def test_a_foreign_folder_is_left_alone(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match="did not make it"):
+        run_all(pipeline(small_demo, tmp_path), commands)
+    assert (tmp_path / "train" / "thesis.tex").is_file()
+    assert commands.calls == []
+
+
+def test_two_calls_in_one_folder(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
+    with command._only_one(tmp_path), pytest.raises(DataError, match="still works here"):
+        run_all(pipeline(small_demo, tmp_path), commands)
+    run_all(pipeline(small_demo, tmp_path), commands)
+
+
+def test_a_state_of_another_version(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
+    run_all(pipeline(small_demo, tmp_path), commands)
+    (tmp_path / "state" / "label.json").write_text('{"format": 99}')
+    with pytest.raises(DataError, match=r"label\.json: key format: found 99, expected 1"):
+        run_all(pipeline(small_demo, tmp_path), commands)
+    (tmp_path / "state" / "label.json").write_text("{")
+    with pytest.raises(DataError, match=r"label\.json: not what `cpn run` wrote"):
+        run_all(pipeline(small_demo, tmp_path), commands)
+
+
+def test_images_that_come_or_go_change_the_inputs(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, record in enumerate(commands.source.records("train")[:3]):
+        os.link(record.image_path, folder / f"{number}.jpg")
+    (folder / "labels.csv").write_text("image,labels,split\n0.jpg,a,train\n1.jpg,b,train\n")
+    config = PipelineConfig(data=f"folder:{folder}", output=tmp_path / "run", segment=False, refine="none")
+    fake = Commands(f"folder:{folder}")
+    run_all(config, fake)
+    assert fake.calls == ["train", "label", "export"]  # no ground truth, so nothing to score
+    (folder / "labels.csv").write_text("image,labels,split\n0.jpg,a,train\n1.jpg,b,train\n2.jpg,b,train\n")
+    fake = Commands(f"folder:{folder}")
+    run_all(config, fake)
+    assert fake.calls == ["train", "label"]  # the weights came out equal here, so there is nothing new to export
+    (folder / "1.jpg").unlink()
+    with pytest.raises(DataError, match=r"1\.jpg"):
+        run_all(config, fake)
+
+
+def test_options_that_do_not_exist_are_refused_before_anything_runs(
+    small_demo: Path, tmp_path: Path, commands: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run_all(pipeline(small_demo, tmp_path, segmentation="--no-such-option 3"), commands)
+    assert "no-such-option" in capsys.readouterr().err
+    with pytest.raises(DataError, match="--train"):
+        plan(pipeline(small_demo, tmp_path, train="--lr '0.1"), None, True)
+    assert commands.calls == []
+
+
+def test_content_digest_sees_names_and_bytes(tmp_path: Path) -> None:
+    folder = tmp_path / "masks"
+    assert content_digest((folder,)) is None
+    write_mask(folder / "a.png", np.zeros((2, 2), np.uint8))
+    first = content_digest((folder,))
+    (folder / "notes.txt").write_text("not a mask")
+    assert content_digest((folder,)) == first
+    (folder / "a.png").rename(folder / "b.png")
+    second = content_digest((folder,))
+    write_mask(folder / "b.png", np.ones((2, 2), np.uint8))
+    assert len({first, second, content_digest((folder,)), None}) == 4
+
+
+def test_a_process_is_measured(capfd: pytest.CaptureFixture[str]) -> None:
+    with open(os.devnull) as lock:
+        good = run_process(["--version"], lock.fileno())
+        bad = run_process(["no-such-command"], lock.fileno())
+    assert (good.status, bad.status) == (0, 2)
+    assert 0 < good.seconds < 60
+    assert 5 < good.peak_memory_mib < 2000
+    assert "cpn-fast" in capfd.readouterr().out
+
+
+SHORT = "--batch-size 2 --max-steps 2 --epochs 1 --workers 0 --val-images 2"
+
+
+@pytest.mark.slow
+def test_every_stage_with_the_real_commands(small_demo: Path, tmp_path: Path) -> None:
+    """A few images and steps: what is learnt in them is worth nothing and is not looked at."""
+    config = PipelineConfig(
+        data=f"demo:{small_demo}",
+        output=tmp_path / "run",
+        backbone="resnet38_tiny",
+        crop=64,
+        scales=(1.0,),
+        refine="walk+crf",
+        train=f"{SHORT} --patch grid",
+        affinity=f"{SHORT} --beta 0.3",  # the best score of a network that has learnt nothing may be 0
+        postprocess="--beta 0.3",
+        segmentation=SHORT,
+        evaluate="--scales 1 --no-flip",
+    )
+    page = run_all(config, real_command)
+    text = page.read_text(encoding="utf-8")
+    for part in ("score refined masks", "segment evaluate", "segmentation of ", "refined mask of ", "ground truth of "):
+        assert part in text
+    out = tmp_path / "run"
+    for folder in ("masks", "masks-refined"):
+        assert len(list((out / folder / "SegmentationClass").glob("*.png"))) == 12
+    for name in ("train", "masks", "masks-refined", "segment"):
+        assert 0 <= json.loads((out / name / "metrics.json").read_text())["miou"] <= 1
+
+
+@pytest.mark.slow
+def test_a_killed_training_keeps_its_checkpoint_and_goes_on(small_demo: Path, tmp_path: Path) -> None:
+    words = ["run", "--data", f"demo:{small_demo}", "--output", str(tmp_path), "--no-segment", "--refine", "none"]
+    words += ["--backbone", "resnet38_tiny", "--crop", "64", "--method", "cam"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cpn_fast.cli", *words, "--train", "--epochs 500 --batch-size 2 --eval-every 0"],
+        stderr=subprocess.DEVNULL,
+    )
+    records = tmp_path / "train" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (records.is_file() and records.read_text().count("\n") > 3):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    assert (tmp_path / "train" / "checkpoints" / "last.ckpt").is_file()
+    assert json.loads((tmp_path / "state" / "train.json").read_text())["stage"]["outputs"] is None
+    with command._only_one(tmp_path):  # nothing works there any more
+        pass

@@ -1,0 +1,47 @@
+"""The tests in here run Triton kernels: on a GPU where there is one, else in Triton's interpreter.
+
+The interpreter is chosen as kernels are defined, so it needs a process of its own: `test_interpreted.py` one folder up
+starts it, on every machine. Collected in an ordinary process, the same tests are GPU tests.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark this folder's tests `gpu` unless the interpreter runs them."""
+    for item in items:
+        if not INTERPRETED and Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where the kernels run."""
+    return torch.device("cpu" if INTERPRETED else "cuda")
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    """Fill fresh memory with NaN, or the largest integer: what a kernel leaves unwritten shows."""
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def kernels_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The public functions take the kernels, also for the interpreter's CPU tensors."""
+    if INTERPRETED:
+        for operator in ("pixel_correlation", "cp_triplet", "cp_loss", "random_walk", "dense_crf"):
+            monkeypatch.setattr(f"cpn_kernels.ops.{operator}.takes_kernel", lambda *tensors: True, raising=False)
