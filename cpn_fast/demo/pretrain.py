@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -49,6 +50,7 @@ class PretrainSettings:
         batch_size: objects per step.
         lr: peak learning rate of AdamW under a one-cycle schedule.
         crop: side of the training crop in pixels, at most 80.
+        max_steps: stop after so many steps; None = all.
     """
 
     backbone: BackboneName = "resnet38_tiny"
@@ -56,6 +58,7 @@ class PretrainSettings:
     batch_size: int = 16
     lr: float = 3e-3
     crop: int = 64
+    max_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,18 +115,22 @@ def pretrain_backbone(
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=steps, pct_start=0.2)
     started = time.perf_counter()
+    left = steps if settings.max_steps is None else min(steps, settings.max_steps)
     for epoch in range(settings.epochs):
-        losses = []
-        for images, labels in _batches(train, settings, seed, epoch):
+        losses: list[Tensor] = []
+        for images, labels in islice(_batches(train, settings, seed, epoch), left):
             loss = F.cross_entropy(model(images.to(device)), labels.to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
             losses.append(loss.detach())
+        left -= len(losses)
         seconds = time.perf_counter() - started
         mean = float(torch.stack(losses).mean())
         log.info("pretraining: epoch %d/%d, loss %.3f, %.0f s", epoch + 1, settings.epochs, mean, seconds)
+        if left == 0:
+            break
     output_path.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.backbone.state_dict().items()}
     with atomic_path(output_path) as temporary:

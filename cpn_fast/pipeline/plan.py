@@ -138,17 +138,18 @@ def settings_of(parsed: Any, output: Path) -> dict[str, Any]:
 
     Args:
         parsed: the command's config.
-        output: the pipeline's folder; paths in it are given relative to it, so that it may be moved.
+        output: the pipeline's folder; paths in it are given relative to it, so that it may be moved. Not so the
+            weights: their content decides, so that file is still to be opened.
 
     Returns:
         JSON-able values by dotted name.
     """
 
-    def moved(value: Any) -> Any:
-        inside = isinstance(value, str) and Path(value).is_relative_to(output)
+    def moved(name: str, value: Any) -> Any:
+        inside = name != "weights" and isinstance(value, str) and Path(value).is_relative_to(output)
         return str(Path(value).relative_to(output)) if inside else value
 
-    return {name: moved(value) for name, value in flat(config_to_dict(parsed)).items() if name not in FREE}
+    return {name: moved(name, value) for name, value in flat(config_to_dict(parsed)).items() if name not in FREE}
 
 
 def plan(config: PipelineConfig, eval_split: str | None, truth: bool) -> list[Stage]:

@@ -163,6 +163,16 @@ def test_weights_are_known_by_their_content(small_demo: Path, tmp_path: Path, co
         run_all(pipeline(small_demo, tmp_path / "run", weights=elsewhere), commands)
 
 
+def test_weights_may_lie_in_the_folder_itself(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    (first / "backbone.safetensors").write_bytes(b"pretrained")
+    run_all(pipeline(small_demo, first, weights=first / "backbone.safetensors"), commands)
+    first.rename(second)
+    run_all(pipeline(small_demo, second, weights=second / "backbone.safetensors"), commands)
+    assert commands.calls == ALL
+
+
 def test_the_folder_may_be_moved(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
     run_all(pipeline(small_demo, tmp_path / "a"), commands)
     commands.calls.clear()
