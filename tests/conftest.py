@@ -22,9 +22,24 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that no process is left with one at the end; skip `gpu` where torch sees none."""
+    """Files with slow tests first, so that no process is left with one at the end; skip what the machine cannot run."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+    _skip_without_data(items)
+    _skip_without_gpu(items)
+
+
+def _skip_without_data(items: list[pytest.Item]) -> None:
+    """Skip `data(PATH)` where the folder named by CPN_TEST_DATA does not hold PATH."""
+    folder = os.environ.get("CPN_TEST_DATA")
+    for item in items:
+        for mark in item.iter_markers("data"):
+            if folder is None or not (Path(folder) / mark.args[0]).exists():
+                item.add_marker(pytest.mark.skip(reason=f"needs {mark.args[0]}, looked for in $CPN_TEST_DATA"))
+
+
+def _skip_without_gpu(items: list[pytest.Item]) -> None:
+    """Skip `gpu` where torch sees none."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

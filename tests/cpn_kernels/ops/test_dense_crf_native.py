@@ -169,7 +169,7 @@ def peer_crf(image: Tensor, energy: np.ndarray, bilateral_sxy: float, iterations
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not COCO_MINI.is_dir(), reason="needs coco_mini found through CPN_TEST_DATA")
+@pytest.mark.data("coco_mini")
 @pytest.mark.parametrize("bilateral_sxy", [80.0, 32.0])
 def test_labels_are_those_of_pydensecrf(bilateral_sxy: float) -> None:
     utils = pytest.importorskip("pydensecrf.utils", reason="pydensecrf2 is not installed")

@@ -179,7 +179,7 @@ def test_the_measures_by_hand() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not COCO_MINI.is_dir(), reason="needs coco_mini, found through CPN_TEST_DATA")
+@pytest.mark.data("coco_mini")
 def test_quality_beside_the_published_packages() -> None:
     """On every 20th mask of coco_mini at 200 segments: no worse than skimage, and near fast-slic where it is there."""
     backends = ["native", "skimage"] + ["fast-slic"] * (importlib.util.find_spec("fast_slic") is not None)

@@ -176,7 +176,7 @@ def test_broken_image_names_the_file(voc: VocFolder) -> None:
         source.read(source.records("train")[0])
 
 
-@pytest.mark.skipif(not COCO_MINI.is_dir(), reason="needs coco_mini, found through CPN_TEST_DATA")
+@pytest.mark.data("coco_mini")
 def test_real_photographs() -> None:
     source = VocSource(COCO_MINI)
     train, val = source.records("train"), source.records("val")

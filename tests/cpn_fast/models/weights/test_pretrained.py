@@ -25,12 +25,10 @@ from cpn_fast.models.weights.pretrained import (
     read_weights,
 )
 
-SHARED = Path(os.environ.get("CPN_TEST_DATA", "no test data"))
-MOBILENET = SHARED / "weights" / "mobilenet_v2_imagenet.safetensors"
-COCO_MINI = SHARED / "coco_mini"
-needs_weights = pytest.mark.skipif(
-    not MOBILENET.is_file(), reason=f"needs {MOBILENET.name} found through CPN_TEST_DATA"
-)
+DATA = Path(os.environ.get("CPN_TEST_DATA", "no test data"))
+MOBILENET = DATA / "weights" / "mobilenet_v2_imagenet.safetensors"
+COCO_MINI = DATA / "coco_mini"
+needs_weights = pytest.mark.data("weights/mobilenet_v2_imagenet.safetensors")
 
 State = dict[str, Tensor]
 
@@ -311,7 +309,7 @@ def test_mobilenet_weights_in_another_backbone_are_refused() -> None:
 
 
 @needs_weights
-@pytest.mark.skipif(not COCO_MINI.is_dir(), reason="needs coco_mini found through CPN_TEST_DATA")
+@pytest.mark.data("coco_mini")
 def test_mobilenet_recognises_dogs_and_birds() -> None:
     """ImageNet's classes 151..268 are dogs, 7..24 and 80..100 and 127..146 birds; chance is one in ten."""
     backbone = create_backbone("mobilenet_v2").eval()

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from scipy import ndimage
+from skimage import data
 from torch import Tensor
 
 from cpn_kernels import native_library
@@ -19,7 +17,6 @@ from cpn_kernels.ops.dense_crf import dense_crf, reference
 from cpn_kernels.ops.dense_crf.limits import ROWS
 from cpn_kernels.ops.dense_crf.op import dense_crf_op
 
-COCO_MINI = Path(os.environ.get("CPN_TEST_DATA", "no test data")) / "coco_mini"
 KERNELS = ([3.0, 3.0], [80.0, 80.0, 13.0, 13.0, 13.0], 3.0, 10.0)
 
 pytestmark = pytest.mark.usefixtures("kernels_only")
@@ -210,12 +207,9 @@ def test_nothing_is_read_or_written_beyond_the_tensors(device: torch.device) -> 
     assert (target[: count * width] == 1 / width).all() and (target[count * width :] == 7).all()
 
 
-@pytest.mark.skipif(not COCO_MINI.is_dir(), reason="needs coco_mini found through CPN_TEST_DATA")
 @pytest.mark.skipif(not native_library.available(), reason=native_library.load()[1] or "there")
 def test_labels_of_a_photograph_are_those_of_the_native_form(device: torch.device) -> None:
-    name = sorted(path.stem for path in (COCO_MINI / "JPEGImages").glob("*.jpg"))[7]
-    with Image.open(COCO_MINI / "JPEGImages" / f"{name}.jpg") as opened:
-        image = torch.from_numpy(np.array(opened.convert("RGB"))[60:92, 80:120].copy())[None]
+    image = torch.from_numpy(data.chelsea()[60:92, 120:160].copy())[None]
     probabilities = scene(32, 40, 21)[1]
     native = dense_crf(image, probabilities, 2, backend="native")
     found = dense_crf(image.to(device), probabilities.to(device), 2).cpu()
