@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from cpn_fast.runs.folder import RunFolder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -65,6 +67,16 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def repository() -> Path:
     """The root of the working tree."""
     return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def released() -> dict[str, Tensor]:
+    """Losses, targets and gradients of the authors' own code, float64; `data/README.md` says what each key holds."""
+    import numpy as np
+    import torch
+
+    with np.load(REPOSITORY / "tests" / "data" / "released_losses.npz") as file:
+        return {name: torch.from_numpy(file[name]) for name in file.files}
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from cpn_kernels.ops.cp_loss import cp_loss, ohem_mean
+from cpn_kernels.cam_norm import normalise_cam
+from cpn_kernels.ops.cp_loss import CpLossOptions, cp_loss, ohem_mean, reference
 
 LABELS = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 0], [1, 1, 1, 1]])
 VISIBLE = torch.tensor([0.4, 0.75, 0.5], dtype=torch.float64)
+PAIR = CpLossOptions(tcp_target="pair")
 
 
 def raw_maps(seed: int, height: int = 4, width: int = 5) -> Tensor:
@@ -60,10 +62,10 @@ def loop_target(full: np.ndarray, part: np.ndarray, share: float, form: str) -> 
     for y, x in itertools.product(range(height), range(width)):
         o, p = full[:, y, x], part[:, y, x]
         if form == "released":
-            rest = [a - share * b for a, b in zip(o, p, strict=True)]
-            out[0, y, x] = 1 - max(rest)
+            scaled = [share * b for b in p]
+            rest = [(1 - max(o)) - (1 - max(scaled)), *(a - b for a, b in zip(o, scaled, strict=True))]
             best = rest.index(max(rest))
-            out[1 + best, y, x] = rest[best]
+            out[best, y, x] = rest[best]
             continue
         o, p = [1 - max(o), *o], [1 - max(p), *p]
         for c in range(classes + 1):
@@ -101,8 +103,10 @@ def loop_loss(
         total = 0.0
         for part, other, part_share in ((plain[1], refined[2], share), (plain[2], refined[1], 1 - share)):
             target = loop_target(plain[0], part, part_share, cpcr_target)
-            with_bg = np.concatenate([1 - other.max(0, keepdims=True), other])
-            total += loop_ohem(np.abs(target - (1 - part_share) * with_bg), pool, ohem)
+            found = (1 - part_share) * np.concatenate([1 - other.max(0, keepdims=True), other])
+            if cpcr_target == "released":
+                found[0] = 1 - found[1:].max(0)
+            total += loop_ohem(np.abs(target - found), pool, ohem)
         cpcr.append(total)
     return float(np.mean(tcp)), float(np.mean(cpcr))
 
@@ -121,7 +125,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(str(v) for v in o.values()))
 def test_against_loop(options: dict) -> None:
     cam, rcam = raw_maps(0), raw_maps(1)
-    ours = cp_loss(cam, rcam, LABELS, VISIBLE, **options)
+    ours = cp_loss(cam, rcam, LABELS, VISIBLE, CpLossOptions(**options))
     assert [float(x) for x in ours] == pytest.approx(loop_loss(cam, rcam, **options), abs=1e-13)
 
 
@@ -133,7 +137,7 @@ def test_hand_computed() -> None:
     cam = triplet((1.0, 0.6), (1.0, 0.0), (0.2, 1.0))
     rcam = triplet((1.0, 0.5), (1.0, 0.5), (0.5, 1.0))
     labels, visible = torch.ones(1, 1), torch.tensor([0.25], dtype=torch.float64)
-    tcp, cpcr = cp_loss(cam, rcam, labels, visible, map_norm="max", ohem=1.0)
+    tcp, cpcr = cp_loss(cam, rcam, labels, visible, CpLossOptions(map_norm="max", ohem=1.0))
     # pair (.25 + .75 * .2, .75) = (.4, .75) against (1, .6); refined pair (.625, .875) against (1, .5)
     assert float(tcp) == pytest.approx((0.6 + 0.15) / 2 + (0.375 + 0.375) / 2, abs=1e-4)
     # Y_o with background: ((0, .4), (1, .6)).
@@ -159,8 +163,8 @@ def test_full_view_gives_no_triplet_loss() -> None:
 def test_switches() -> None:
     cam, rcam = raw_maps(0), raw_maps(1)
     tcp, cpcr = cp_loss(cam, rcam, LABELS, VISIBLE)
-    assert [float(x) for x in cp_loss(cam, rcam, LABELS, VISIBLE, tcp=False)] == [0.0, float(cpcr)]
-    assert [float(x) for x in cp_loss(cam, rcam, LABELS, VISIBLE, cpcr=False)] == [float(tcp), 0.0]
+    assert [float(x) for x in cp_loss(cam, rcam, LABELS, VISIBLE, CpLossOptions(tcp=False))] == [0.0, float(cpcr)]
+    assert [float(x) for x in cp_loss(cam, rcam, LABELS, VISIBLE, CpLossOptions(cpcr=False))] == [float(tcp), 0.0]
     first = cp_loss(cam, None, LABELS, VISIBLE)
     assert 0 < float(first[0]) < float(tcp) and first[1] == 0
     second = cp_loss(rcam, None, LABELS, VISIBLE)[0]
@@ -204,7 +208,7 @@ def test_input_resolution_upsamples_the_raw_maps() -> None:
 
 def test_cam_learns_from_the_full_image_in_the_first_term_alone() -> None:
     cam, rcam = raw_maps(0).requires_grad_(), raw_maps(1)
-    tcp, cpcr = cp_loss(cam, rcam, LABELS, VISIBLE)
+    tcp, cpcr = cp_loss(cam, rcam, LABELS, VISIBLE, PAIR)
     assert not cpcr.requires_grad
     gradient = torch.autograd.grad(tcp, cam)[0]
     assert (gradient[3:] == 0).all()
@@ -214,32 +218,31 @@ def test_cam_learns_from_the_full_image_in_the_first_term_alone() -> None:
     assert (gradient[1, 1] != 0).any()
     rcam, small = raw_maps(1, 3, 3), raw_maps(0, 3, 3)
     full, pair = small[:3].requires_grad_(), small[3:]
-    assert torch.autograd.gradcheck(lambda o: cp_loss(torch.cat([o, pair]), rcam, LABELS, VISIBLE)[0], full)
+    assert torch.autograd.gradcheck(lambda o: cp_loss(torch.cat([o, pair]), rcam, LABELS, VISIBLE, PAIR)[0], full)
 
 
 def test_cam_learns_from_the_pair_where_the_full_image_is_the_target() -> None:
     cam, rcam = raw_maps(0).requires_grad_(), raw_maps(1)
-    tcp, cpcr = cp_loss(cam, rcam, LABELS, VISIBLE, tcp_target="image")
+    tcp, cpcr = cp_loss(cam, rcam, LABELS, VISIBLE)
     assert not cpcr.requires_grad
-    assert float(tcp) == pytest.approx(float(cp_loss(cam, rcam, LABELS, VISIBLE)[0]), abs=1e-12)
+    assert float(tcp) == pytest.approx(float(cp_loss(cam, rcam, LABELS, VISIBLE, PAIR)[0]), abs=1e-12)
     gradient = torch.autograd.grad(tcp, cam)[0]
     assert (gradient[:3] == 0).all() and (gradient[3:] != 0).any()
     rcam, small = raw_maps(1, 3, 3), raw_maps(0, 3, 3)
     full, pair = small[:3], small[3:].requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda p: cp_loss(torch.cat([full, p]), rcam, LABELS, VISIBLE, tcp_target="image")[0], pair
-    )
+    assert torch.autograd.gradcheck(lambda p: cp_loss(torch.cat([full, p]), rcam, LABELS, VISIBLE)[0], pair)
 
 
 def test_rcam_gradient_of_the_second_triplet_term() -> None:
     cam, rcam = raw_maps(0), raw_maps(1).requires_grad_()
-    gradient = torch.autograd.grad(cp_loss(cam, rcam, LABELS, VISIBLE)[0], rcam)[0]
+    gradient = torch.autograd.grad(cp_loss(cam, rcam, LABELS, VISIBLE, PAIR)[0], rcam)[0]
     assert (gradient[3:] == 0).all() and (gradient[1, 1] != 0).any()
     cam, small = raw_maps(0, 3, 3), raw_maps(1, 3, 3)
     full, pair = small[:3].requires_grad_(), small[3:]
-    assert torch.autograd.gradcheck(lambda o: cp_loss(cam, torch.cat([o, pair]), LABELS, VISIBLE)[0], full)
+    assert torch.autograd.gradcheck(lambda o: cp_loss(cam, torch.cat([o, pair]), LABELS, VISIBLE, PAIR)[0], full)
     assert torch.autograd.gradcheck(
-        lambda r: cp_loss(cam, r, LABELS, VISIBLE, refined_pair_gradient=True)[0], raw_maps(1, 3, 3).requires_grad_()
+        lambda r: cp_loss(cam, r, LABELS, VISIBLE, CpLossOptions(refined_pair_gradient=True))[0],
+        raw_maps(1, 3, 3).requires_grad_(),
     )
 
 
@@ -250,18 +253,18 @@ def test_rcam_gradient_of_the_second_triplet_term() -> None:
 )
 def test_rcam_gradient_of_the_cross_term(options: dict) -> None:
     cam, rcam = raw_maps(0, 3, 3), raw_maps(1, 3, 3).requires_grad_()
-    loss = cp_loss(cam, rcam, LABELS, VISIBLE, **options)[1]
+    loss = cp_loss(cam, rcam, LABELS, VISIBLE, CpLossOptions(**options))[1]
     gradient = torch.autograd.grad(loss, rcam)[0]
     assert (gradient[:3] == 0).all()  # the refined full image is in neither term
     assert all((gradient[3 + i] != 0).any() for i in range(6))
-    assert torch.autograd.gradcheck(lambda r: cp_loss(cam, r, LABELS, VISIBLE, **options)[1], rcam)
+    assert torch.autograd.gradcheck(lambda r: cp_loss(cam, r, LABELS, VISIBLE, CpLossOptions(**options))[1], rcam)
 
 
 def test_shared_norm_takes_the_full_maximum_as_a_constant() -> None:
     cam, rcam = raw_maps(0), raw_maps(1)
     rcam[:3] += 3  # the full image's maximum rules
     rcam.requires_grad_()
-    loss = cp_loss(cam, rcam, LABELS, VISIBLE, pair_norm="shared", refined_pair_gradient=True)[1]
+    loss = cp_loss(cam, rcam, LABELS, VISIBLE, CpLossOptions(pair_norm="shared", refined_pair_gradient=True))[1]
     assert (torch.autograd.grad(loss, rcam)[0][:3] == 0).all()
 
 
@@ -274,7 +277,7 @@ def test_constant_maps_are_finite(value: float, target: str) -> None:
     cam = torch.full((9, 4, 3, 3), value, requires_grad=True)
     rcam = torch.full((9, 4, 3, 3), value, requires_grad=True)
     for map_norm in ("minmax", "max"):
-        losses = cp_loss(cam, rcam, LABELS, VISIBLE, map_norm=map_norm, cpcr_target=target)
+        losses = cp_loss(cam, rcam, LABELS, VISIBLE, CpLossOptions(map_norm=map_norm, cpcr_target=target))
         gradients = torch.autograd.grad(sum(losses), (cam, rcam))
         assert all(torch.isfinite(x).all() for x in (*losses, *gradients))
         assert losses[0].abs() < 1e-6  # the pair adds up to the whole
@@ -340,10 +343,14 @@ def test_single_and_half_precision() -> None:
         assert float(c) == pytest.approx(float(a), rel=2e-2)
 
 
-@pytest.mark.parametrize("options", [{}, {"ohem_pool": "all", "cpcr_target": "released", "size": (9, 9)}], ids=str)
-def test_compiled_without_graph_breaks(options: dict) -> None:
+@pytest.mark.parametrize(
+    ("options", "size"), [({}, None), ({"ohem_pool": "all", "cpcr_target": "released"}, (9, 9))], ids=str
+)
+def test_compiled_without_graph_breaks(options: dict, size: tuple[int, int] | None) -> None:
+    chosen = CpLossOptions(**options)
+
     def loss(cam: Tensor, rcam: Tensor, labels: Tensor, visible: Tensor) -> Tensor:
-        tcp, cpcr = cp_loss(cam, rcam, labels, visible, **options)
+        tcp, cpcr = cp_loss(cam, rcam, labels, visible, chosen, size=size)
         return tcp + cpcr
 
     compiled = torch.compile(loss, fullgraph=True, backend="eager")
@@ -357,7 +364,7 @@ def test_nothing_is_read_on_the_host() -> None:
     # Meta tensors have no values: whatever looked at one would raise.
     cam, labels, visible = torch.empty(9, 4, 4, 5, device="meta"), torch.empty(3, 4, device="meta"), torch.empty(3)
     for options in OPTIONS:
-        tcp, cpcr = cp_loss(cam, cam, labels, visible.to("meta"), **options)
+        tcp, cpcr = cp_loss(cam, cam, labels, visible.to("meta"), CpLossOptions(**options))
         assert tcp.shape == cpcr.shape == () and cpcr.is_meta
 
 
@@ -367,10 +374,6 @@ def test_nothing_is_read_on_the_host() -> None:
         ({"cam_triplet": torch.zeros(8, 4, 4, 5)}, r"cam_triplet is \(8, 4, 4, 5\); expected \[9, 4, h, w\]"),
         ({"rcam_triplet": torch.zeros(9, 4, 4, 4)}, r"rcam_triplet is \(9, 4, 4, 4\); expected \(9, 4, 4, 5\)"),
         ({"visible": torch.ones(2)}, r"visible is \(2,\); expected \[3\]"),
-        ({"cpcr_target": "soft"}, "cpcr_target is 'soft'; expected one of winner, dense, released"),
-        ({"pair_norm": "both"}, "pair_norm is 'both'"),
-        ({"ohem_pool": "none"}, "ohem_pool is 'none'"),
-        ({"ohem": 0.0}, r"ohem is 0.0; expected a share in \(0, 1\]"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
@@ -383,3 +386,43 @@ def test_bad_input_is_named(change: dict, message: str) -> None:
     }
     with pytest.raises(ValueError, match=message):
         cp_loss(**(arguments | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cpcr_target": "soft"}, "cpcr_target is 'soft'; expected one of winner, dense, released"),
+        ({"map_norm": "l2"}, "map_norm is 'l2'; expected one of minmax, max"),
+        ({"tcp_target": "both"}, "tcp_target is 'both'"),
+        ({"pair_norm": "both"}, "pair_norm is 'both'"),
+        ({"ohem_pool": "none"}, "ohem_pool is 'none'"),
+        ({"ohem": 0.0}, r"ohem is 0.0; expected a share in \(0, 1\]"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_a_bad_option_is_named(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CpLossOptions(**change)
+
+
+# The authors' own code.
+
+RELEASED = CpLossOptions(tcp_target="pair", cpcr_target="released", ohem_pool="all", refined_pair_gradient=True)
+
+
+def test_released_losses_are_those_of_the_released_code(released: dict[str, Tensor]) -> None:
+    cam, rcam = released["cpn_cam"].clone().requires_grad_(), released["cpn_rcam"].clone().requires_grad_()
+    labels, visible = released["labels"], released["cpn_visible"]
+    tcp, cpcr = cp_loss(cam, rcam, labels, visible, RELEASED)
+    first = cp_loss(cam, None, labels, visible, RELEASED)[0]
+    assert float(first) == pytest.approx(float(released["cpn_tcp_cam"]), abs=1e-12)
+    assert float(tcp - first) == pytest.approx(float(released["cpn_tcp_rcam"]), abs=1e-12)
+    assert float(cpcr) == pytest.approx(float(released["cpn_cpcr"]), abs=1e-12)
+
+
+def test_released_targets_are_those_of_the_released_code(released: dict[str, Tensor]) -> None:
+    labels, share = released["labels"], released["cpn_visible"][:, None, None, None]
+    full, hidden, complement = (normalise_cam(maps, labels) for maps in released["cpn_cam"].chunk(3))
+    for part, part_share, name in ((hidden, share, "complement"), (complement, 1 - share, "hidden")):
+        found = reference.cross_target(full, part, part_share, "released")
+        torch.testing.assert_close(found, released[f"cpn_target_for_{name}"], rtol=0, atol=1e-12)

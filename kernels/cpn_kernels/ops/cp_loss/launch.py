@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ import triton
 from torch import Tensor
 
 from cpn_kernels.ops.cp_loss import triton_gradient, triton_kernel
+from cpn_kernels.ops.cp_loss.options import CpLossOptions
 
 INTERPRETED = triton.knobs.runtime.interpret
 
@@ -34,42 +34,31 @@ the assembler stops at 128 of them and spills the rest."""
 STATS: dict[str, Any] = UNFUSED | {"maxnreg": 255}
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of `cp_loss` that change a kernel; as there."""
+def norm_constants(options: CpLossOptions) -> dict[str, Any]:
+    """Constants of every kernel that normalises."""
+    return {"MINMAX": options.map_norm == "minmax", "SHARED": options.pair_norm == "shared"}
 
-    map_norm: str = "minmax"
-    pair_norm: str = "own"
-    tcp: bool = True
-    tcp_target: str = "pair"
-    cpcr: bool = True
-    ohem: float = 0.2
-    ohem_pool: str = "present"
-    cpcr_target: str = "winner"
-    refined_pair_gradient: bool = False
 
-    def norm(self) -> dict[str, Any]:
-        """Constants of every kernel that normalises."""
-        return {"MINMAX": self.map_norm == "minmax", "SHARED": self.pair_norm == "shared"}
+def pool_constants(options: CpLossOptions) -> dict[str, Any]:
+    """Constants of every kernel that compares views."""
+    return {"PRESENT": options.ohem_pool == "present", "TARGET": options.cpcr_target}
 
-    def pool(self) -> dict[str, Any]:
-        """Constants of every kernel that compares views."""
-        return {"PRESENT": self.ohem_pool == "present", "TARGET": self.cpcr_target}
 
-    def maps(self, refined: bool) -> tuple[int, ...]:
-        """Rows of stats that receive a gradient: the side of L_tcp that is no target, and with it the RCAM."""
-        cam = (0,) if self.tcp_target == "pair" else (1, 2)
-        return (*cam, 3, 4, 5) if refined else cam
+def receivers(options: CpLossOptions, refined: bool) -> tuple[int, ...]:
+    """Rows of stats that receive a gradient: the side of L_tcp that is no target, and with it the RCAM."""
+    cam = (0,) if options.tcp_target == "pair" else (1, 2)
+    return (*cam, 3, 4, 5) if refined else cam
 
-    def gradient(self, refined: bool) -> dict[str, Any]:
-        """Constants of the backward passes."""
-        return {
-            "RECEIVERS": self.maps(refined),
-            "COUNT": len(self.maps(refined)),
-            "TCP": self.tcp,
-            "CPCR": self.cpcr and refined,
-            "PAIR": self.refined_pair_gradient,
-        }
+
+def gradient_constants(options: CpLossOptions, refined: bool) -> dict[str, Any]:
+    """Constants of the backward passes."""
+    return {
+        "RECEIVERS": receivers(options, refined),
+        "COUNT": len(receivers(options, refined)),
+        "TCP": options.tcp,
+        "CPCR": options.cpcr and refined,
+        "PAIR": options.refined_pair_gradient,
+    }
 
 
 def padded(classes: int) -> int:
@@ -125,7 +114,7 @@ def forward(
     labels: Tensor,
     visible: Tensor,
     size: tuple[int, int] | None,
-    options: Options,
+    options: CpLossOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses [2] (L_tcp, L_cpcr), and what the gradient needs: stats [maps, B, K, 4], ranks [B, 2, 3]; float32."""
     call = _Call(cam, rcam, labels, visible, size)
@@ -146,7 +135,7 @@ def forward(
     triplet_sums = call.empty(call.batch, call.programs)
     if options.tcp:
         triton_kernel.triplet_kernel[(call.programs, call.batch)](
-            *inputs, triplet_sums, *call.tail, REFINED=call.refined, **options.norm(), **call.tile()
+            *inputs, triplet_sums, *call.tail, REFINED=call.refined, **norm_constants(options), **call.tile()
         )
     cpcr = options.cpcr and call.refined
     levels = triton_kernel.LEVELS.value if cpcr else 0
@@ -164,8 +153,8 @@ def forward(
             share_bits,
             *call.tail,
             LEVEL=level,
-            **options.norm(),
-            **options.pool(),
+            **norm_constants(options),
+            **pool_constants(options),
             **call.tile(),
         )
     losses, ranks = call.empty(call.batch, 3), call.zeros(call.batch, 2, 3)
@@ -202,7 +191,7 @@ def backward(
     stats: Tensor,
     ranks: Tensor,
     size: tuple[int, int] | None,
-    options: Options,
+    options: CpLossOptions,
 ) -> tuple[Tensor, Tensor]:
     """Gradients [3B, K, h, w] of cam and rcam (empty without rcam), float32.
 
@@ -218,8 +207,10 @@ def backward(
         options: as given.
     """
     call = _Call(cam, rcam, labels, visible, size)
-    maps = options.maps(call.refined)
-    constants = options.norm() | options.pool() | options.gradient(call.refined) | call.tile()
+    maps = receivers(options, call.refined)
+    constants = (
+        norm_constants(options) | pool_constants(options) | gradient_constants(options, call.refined) | call.tile()
+    )
     inputs = (call.cam, call.rcam, call.labels, call.visible, stats, ranks, upstream.float().contiguous())
     slopes = call.empty(call.programs, call.batch, len(maps), call.classes, 2)
     triton_gradient.slopes_kernel[(call.programs, call.batch)](*inputs, slopes, *call.tail, **constants)

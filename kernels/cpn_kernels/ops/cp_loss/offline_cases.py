@@ -8,6 +8,7 @@ import triton
 
 from cpn_kernels.offline import Case
 from cpn_kernels.ops.cp_loss import launch, triton_gradient, triton_kernel
+from cpn_kernels.ops.cp_loss.options import CpLossOptions
 
 _SHAPE = "cam_k rcam_k batch classes grid_h grid_w out_h out_w"
 _MAPS = dict.fromkeys(["cam", "rcam", "visible", "stats"], "*fp32") | {"labels": "*fp32"}
@@ -23,9 +24,9 @@ def _case(name: str, kernel: Any, types: dict[str, str], constants: dict[str, An
     return Case(f"cp_loss.{name}", kernel, types, constants, dict(options), common=common)
 
 
-def _sized(classes: int, upsample: bool, options: launch.Options, label: str) -> list[Case]:
+def _sized(classes: int, upsample: bool, options: CpLossOptions, label: str) -> list[Case]:
     tile = {"UPSAMPLE": upsample, "KP": launch.padded(classes), "SPAN": launch.span(classes)}
-    norm = options.norm()
+    norm = launch.norm_constants(options)
     inputs = _MAPS | _STRIDES
     found = [
         _case(
@@ -41,7 +42,7 @@ def _sized(classes: int, upsample: bool, options: launch.Options, label: str) ->
                 f"rank[{level}, {label}]",
                 triton_kernel.rank_kernel,
                 inputs | {"histograms": "*i32", "sums": "*fp32", "wanted": "i32", "fraction_bits": "i64"},
-                tile | norm | options.pool() | _STEP | {"LEVEL": level},
+                tile | norm | launch.pool_constants(options) | _STEP | {"LEVEL": level},
             )
         )
     backward = inputs | {"ranks": "*fp32", "upstream": "*fp32", "slopes": "*fp32"}
@@ -51,7 +52,7 @@ def _sized(classes: int, upsample: bool, options: launch.Options, label: str) ->
             f"slopes[{label}]",
             triton_gradient.slopes_kernel,
             backward,
-            tile | norm | options.pool() | options.gradient(True) | _STEP,
+            tile | norm | launch.pool_constants(options) | launch.gradient_constants(options, True) | _STEP,
         )
     )
     found.append(
@@ -59,7 +60,7 @@ def _sized(classes: int, upsample: bool, options: launch.Options, label: str) ->
             f"gradient[{label}]",
             triton_gradient.gradient_kernel,
             backward | written,
-            tile | norm | options.pool() | options.gradient(True) | _STEP,
+            tile | norm | launch.pool_constants(options) | launch.gradient_constants(options, True) | _STEP,
         )
     )
     return found
@@ -103,12 +104,12 @@ def offline_cases(capability: tuple[int, int]) -> list[Case]:
         )
     )
     default, released = (
-        launch.Options(tcp_target="image"),
-        launch.Options(cpcr_target="released", refined_pair_gradient=True),
+        CpLossOptions(),
+        CpLossOptions(tcp_target="pair", cpcr_target="released", ohem_pool="all", refined_pair_gradient=True),
     )
     for classes in (20, 80):
         for upsample in (False, True):
             found += _sized(classes, upsample, default, f"{classes} classes, {'input' if upsample else 'grid'}")
     found += _sized(20, True, released, "20 classes, input, released")
-    dense = launch.Options(map_norm="max", pair_norm="shared", ohem_pool="all", cpcr_target="dense")
+    dense = CpLossOptions(map_norm="max", pair_norm="shared", tcp_target="pair", ohem_pool="all", cpcr_target="dense")
     return found + _sized(20, False, dense, "20 classes, grid, dense, max, shared, all")

@@ -8,53 +8,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cpn_kernels.ops.cp_loss.options import OPERATOR_ARGUMENTS, CpLossOptions
+
+_INPUTS = "Tensor cam, Tensor? rcam, Tensor labels, Tensor visible"
+
 
 def _size(size: Sequence[int]) -> tuple[int, int] | None:
     return (size[0], size[1]) if size else None
 
 
-@torch.library.custom_op("cpn::cp_loss", mutates_args=())
+@torch.library.custom_op(
+    "cpn::cp_loss",
+    mutates_args=(),
+    schema=f"({_INPUTS}, int[] size, {OPERATOR_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+)
 def cp_loss_op(
-    cam: Tensor,
-    rcam: Tensor | None,
-    labels: Tensor,
-    visible: Tensor,
-    size: Sequence[int],
-    map_norm: str,
-    pair_norm: str,
-    tcp: bool,
-    tcp_target: str,
-    cpcr: bool,
-    ohem: float,
-    ohem_pool: str,
-    cpcr_target: str,
-    refined_pair_gradient: bool,
+    cam: Tensor, rcam: Tensor | None, labels: Tensor, visible: Tensor, size: Sequence[int], *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses [2], stats and ranks; `size` is empty for the grid itself."""
+    """Losses [2], stats and ranks; `size` is empty for the grid itself, `options` are those of `CpLossOptions`."""
     from cpn_kernels.ops.cp_loss import launch
 
-    options = launch.Options(
-        map_norm, pair_norm, tcp, tcp_target, cpcr, ohem, ohem_pool, cpcr_target, refined_pair_gradient
-    )
-    return launch.forward(cam, rcam, labels, visible, _size(size), options)
+    return launch.forward(cam, rcam, labels, visible, _size(size), CpLossOptions(*options))
 
 
 @cp_loss_op.register_fake
 def _(
-    cam: Tensor,
-    rcam: Tensor | None,
-    labels: Tensor,
-    visible: Tensor,
-    size: Sequence[int],
-    map_norm: str,
-    pair_norm: str,
-    tcp: bool,
-    tcp_target: str,
-    cpcr: bool,
-    ohem: float,
-    ohem_pool: str,
-    cpcr_target: str,
-    refined_pair_gradient: bool,
+    cam: Tensor, rcam: Tensor | None, labels: Tensor, visible: Tensor, size: Sequence[int], *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     images, classes = labels.shape
 
@@ -64,7 +43,14 @@ def _(
     return made(2), made(3 if rcam is None else 6, images, classes, 4), made(images, 2, 3)
 
 
-@torch.library.custom_op("cpn::cp_loss_gradient", mutates_args=())
+@torch.library.custom_op(
+    "cpn::cp_loss_gradient",
+    mutates_args=(),
+    schema=(
+        f"(Tensor upstream, {_INPUTS}, Tensor stats, Tensor ranks, int[] size, {OPERATOR_ARGUMENTS})"
+        " -> (Tensor, Tensor)"
+    ),
+)
 def cp_loss_gradient_op(
     upstream: Tensor,
     cam: Tensor,
@@ -74,23 +60,12 @@ def cp_loss_gradient_op(
     stats: Tensor,
     ranks: Tensor,
     size: Sequence[int],
-    map_norm: str,
-    pair_norm: str,
-    tcp: bool,
-    tcp_target: str,
-    cpcr: bool,
-    ohem: float,
-    ohem_pool: str,
-    cpcr_target: str,
-    refined_pair_gradient: bool,
+    *options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of cam and rcam (empty without rcam)."""
     from cpn_kernels.ops.cp_loss import launch
 
-    options = launch.Options(
-        map_norm, pair_norm, tcp, tcp_target, cpcr, ohem, ohem_pool, cpcr_target, refined_pair_gradient
-    )
-    return launch.backward(upstream, cam, rcam, labels, visible, stats, ranks, _size(size), options)
+    return launch.backward(upstream, cam, rcam, labels, visible, stats, ranks, _size(size), CpLossOptions(*options))
 
 
 @cp_loss_gradient_op.register_fake
@@ -103,15 +78,7 @@ def _(
     stats: Tensor,
     ranks: Tensor,
     size: Sequence[int],
-    map_norm: str,
-    pair_norm: str,
-    tcp: bool,
-    tcp_target: str,
-    cpcr: bool,
-    ohem: float,
-    ohem_pool: str,
-    cpcr_target: str,
-    refined_pair_gradient: bool,
+    *options: Any,
 ) -> tuple[Tensor, Tensor]:
     found = torch.empty(cam.shape, dtype=torch.float32, device=cam.device)
     return found, found.new_empty(0 if rcam is None else cam.shape)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cpn_kernels.cam_norm import MapNorm, channel_peak, normalise_cam, winner_mask, with_background
+from cpn_kernels.cam_norm import channel_peak, normalise_cam, winner_mask, with_background
+from cpn_kernels.cp_loss.options import CpLossOptions
 
 Triplet = tuple[Tensor, Tensor, Tensor]
 
@@ -48,18 +49,18 @@ def ohem_mean(errors: Tensor, pool_mask: Tensor | None, fraction: float) -> Tens
 
 
 def normalised_triplet(
-    raw_triplet: Tensor, labels: Tensor, map_norm: MapNorm, pair_norm: str, size: tuple[int, int] | None
+    raw_triplet: Tensor, labels: Tensor, options: CpLossOptions, size: tuple[int, int] | None
 ) -> Triplet:
     """Normalised foreground maps of I, I_h and I_hbar, each [B, K, H, W], in at least single precision."""
     raw_triplet = raw_triplet if raw_triplet.dtype == torch.float64 else raw_triplet.float()
     if size is not None:
         raw_triplet = F.interpolate(raw_triplet, size, mode="bilinear", align_corners=True)
     full, hidden, complement = raw_triplet.chunk(3)
-    floor = channel_peak(full.detach()) if pair_norm == "shared" else None
+    floor = channel_peak(full.detach()) if options.pair_norm == "shared" else None
     return (
-        normalise_cam(full, labels, map_norm),
-        normalise_cam(hidden, labels, map_norm, floor),
-        normalise_cam(complement, labels, map_norm, floor),
+        normalise_cam(full, labels, options.map_norm),
+        normalise_cam(hidden, labels, options.map_norm, floor),
+        normalise_cam(complement, labels, options.map_norm, floor),
     )
 
 
@@ -89,8 +90,9 @@ def cross_target(full: Tensor, part: Tensor, share: Tensor, target: str) -> Tens
     """
     full, part = full.detach(), part.detach()
     if target == "released":
-        scaled = with_background(full - share * part)
-        return scaled * winner_mask(scaled)
+        # Both backgrounds hold a 1 that cancels: the rest of the background is 0 or less wherever an object is left.
+        rest = with_background(full) - with_background(share * part)
+        return torch.where(rest < rest.amax(dim=1, keepdim=True), torch.zeros_like(rest), rest)
     full, part = with_background(full), with_background(part)
     if target == "dense":
         return full - share * part
@@ -99,40 +101,47 @@ def cross_target(full: Tensor, part: Tensor, share: Tensor, target: str) -> Tens
     return torch.minimum(rest.clamp(min=0), 1 - share)
 
 
+def scaled_with_background(maps: Tensor, share: Tensor, target: str) -> Tensor:
+    """The refined side of one term of eq. 15: foreground maps and background times the view's visible share.
+
+    With target "released" the background is that of the scaled maps, hence no smaller than 1 - share.
+
+    Args:
+        maps: refined foreground maps of a hidden view, [B, K, h, w].
+        share: visible share of that view, [B, 1, 1, 1].
+        target: "winner", "dense" or "released".
+
+    Returns:
+        [B, K + 1, h, w].
+    """
+    return with_background(share * maps) if target == "released" else share * with_background(maps)
+
+
 def cp_loss(
     cam_triplet: Tensor,
     rcam_triplet: Tensor | None,
     labels: Tensor,
     visible: Tensor,
-    *,
-    map_norm: MapNorm,
-    pair_norm: str,
-    tcp: bool,
-    tcp_target: str,
-    cpcr: bool,
-    ohem: float,
-    ohem_pool: str,
-    cpcr_target: str,
-    refined_pair_gradient: bool,
+    options: CpLossOptions,
     size: tuple[int, int] | None,
 ) -> tuple[Tensor, Tensor]:
     """(L_tcp, L_cpcr); see the public function."""
-    cam = normalised_triplet(cam_triplet, labels, map_norm, pair_norm, size)
+    cam = normalised_triplet(cam_triplet, labels, options, size)
     share = visible.to(cam[0].dtype)[:, None, None, None]
     zero = torch.zeros((), dtype=cam[0].dtype, device=cam_triplet.device)
-    tcp_loss = triplet_error(cam, share, tcp_target) if tcp else zero
+    tcp_loss = triplet_error(cam, share, options.tcp_target) if options.tcp else zero
     if rcam_triplet is None:
         return tcp_loss, zero
-    refined = normalised_triplet(rcam_triplet, labels, map_norm, pair_norm, size)
-    if tcp:
-        tcp_loss = tcp_loss + triplet_error(refined, share, "none" if refined_pair_gradient else "pair")
-    if not cpcr:
+    refined = normalised_triplet(rcam_triplet, labels, options, size)
+    if options.tcp:
+        tcp_loss = tcp_loss + triplet_error(refined, share, "none" if options.refined_pair_gradient else "pair")
+    if not options.cpcr:
         return tcp_loss, zero
-    pool = F.pad(labels, (1, 0), value=1) if ohem_pool == "present" else None
+    pool = F.pad(labels, (1, 0), value=1) if options.ohem_pool == "present" else None
     cpcr_loss = zero
     # Each hidden view's unrefined map explains its share of Y_o; the rest is the other view's to refine.
     for part, other, part_share in ((cam[1], refined[2], share), (cam[2], refined[1], 1 - share)):
-        target = cross_target(cam[0], part, part_share, cpcr_target)
-        errors = (target - (1 - part_share) * with_background(other)).abs()
-        cpcr_loss = cpcr_loss + ohem_mean(errors, pool, ohem)
+        target = cross_target(cam[0], part, part_share, options.cpcr_target)
+        found = scaled_with_background(other, 1 - part_share, options.cpcr_target)
+        cpcr_loss = cpcr_loss + ohem_mean((target - found).abs(), pool, options.ohem)
     return tcp_loss, cpcr_loss

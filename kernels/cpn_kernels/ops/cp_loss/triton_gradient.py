@@ -22,6 +22,7 @@ from cpn_kernels.ops.cp_loss.triton_tiles import (
     numerator,
     positions,
     raw_tile,
+    refined_background,
     source_cell,
     strongest,
 )
@@ -46,7 +47,7 @@ def _cross_gradient(maps, full, part, other, share, k, pool, inside, rank, scale
     rest, back = cross_target(maps, full, part, share, k, TARGET)
     best = strongest(maps, other, k)
     front_error = rest - (1 - share) * other
-    back_error = back - (1 - share) * (1 - best)
+    back_error = back - refined_background(best, 1 - share, TARGET)
     pooled = pool[:, None] & inside[None, :]
     front = tl.where(pooled, _selected(tl.abs(front_error), rank, scale), 0.0) * _sign(front_error)
     behind = tl.where(inside, _selected(tl.abs(back_error), rank, scale), 0.0) * _sign(back_error)

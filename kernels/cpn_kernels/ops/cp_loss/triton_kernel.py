@@ -21,6 +21,7 @@ from cpn_kernels.ops.cp_loss.triton_tiles import (
     labels_of,
     positions,
     raw_tile,
+    refined_background,
     strongest,
 )
 
@@ -251,7 +252,7 @@ def rank_kernel(
         )
         rest, back = cross_target(maps, full, part, share, k, TARGET)
         front = tl.abs(rest - (1 - share) * other)
-        back = tl.abs(back - (1 - share) * (1 - strongest(maps, other, k)))
+        back = tl.abs(back - refined_background(strongest(maps, other, k), 1 - share, TARGET))
         added, more = _rank(front, pool[:, None] & inside[None, :], prefix, LEVEL, KP * SPAN)
         counts += added
         above += more

@@ -136,21 +136,30 @@ def _winner(maps, value, k):
 def cross_target(maps, full, part, share, k, TARGET: tl.constexpr):
     """Foreground [KP, positions] and background [positions] of the target of one term of eq. 15."""
     if TARGET == "released":
-        rest = full - share * part
-        back = 1 - strongest(maps, rest, k)
-        rest = rest * _winner(maps, rest, k)
+        scaled = share * part
+        rest = full - scaled
+        back = (1 - strongest(maps, full, k)) - (1 - strongest(maps, scaled, k))
+        best = tl.maximum(strongest(maps, rest, k), back)
+        rest = tl.where(rest < best[None, :], 0.0, rest)  # comparisons that let a NaN through
+        back = tl.where(back < best, 0.0, back)
     else:
         back = 1 - strongest(maps, full, k) - share * (1 - strongest(maps, part, k))
         if TARGET == "winner":
             mask = _winner(maps, full, k)
             rest = mask * full - share * (mask * part)
-            rest = tl.where(rest < 0, 0.0, rest)  # comparisons that let a NaN through
+            rest = tl.where(rest < 0, 0.0, rest)
             rest = tl.where(rest > 1 - share, 1 - share, rest)
             back = tl.where(back < 0, 0.0, back)
             back = tl.where(back > 1 - share, 1 - share, back)
         else:
             rest = full - share * part
     return rest, back
+
+
+@triton.jit
+def refined_background(best, share, TARGET: tl.constexpr):
+    """Background of the refined side, whose strongest class is `best` and whose visible share is `share`."""
+    return 1 - share * best if TARGET == "released" else share * (1 - best)
 
 
 @triton.jit

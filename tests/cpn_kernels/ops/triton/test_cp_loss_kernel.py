@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
-from cpn_kernels.ops.cp_loss import cp_loss, reference
+from cpn_kernels.ops.cp_loss import CpLossOptions, cp_loss, reference
 from cpn_kernels.ops.cp_loss.op import cp_loss_op
 
-DEFAULT = {
-    "map_norm": "minmax",
-    "pair_norm": "own",
-    "tcp": True,
-    "tcp_target": "pair",
-    "cpcr": True,
-    "ohem": 0.2,
-    "ohem_pool": "present",
-    "cpcr_target": "winner",
-    "refined_pair_gradient": False,
-}
+DEFAULT = CpLossOptions(tcp_target="pair")
 LABELS = torch.tensor([[1, 0, 1], [0, 1, 0]])
 VISIBLE = torch.tensor([0.4, 0.75], dtype=torch.float64)
 WEIGHTS = (1.3, 0.7)
@@ -37,11 +29,15 @@ def raw_maps(seed: int, height: int = 4, width: int = 7) -> Tensor:
     return maps
 
 
-def law(cam: Tensor, rcam: Tensor | None, options: dict, size: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-    return reference.cp_loss(cam, rcam, LABELS, VISIBLE, size=size, **options)
+def law(
+    cam: Tensor, rcam: Tensor | None, options: CpLossOptions, size: tuple[int, int] | None
+) -> tuple[Tensor, Tensor]:
+    return reference.cp_loss(cam, rcam, LABELS, VISIBLE, options, size)
 
 
-def ours(cam: Tensor, rcam: Tensor | None, options: dict, size: tuple[int, int] | None, device: torch.device) -> Tensor:
+def ours(
+    cam: Tensor, rcam: Tensor | None, options: CpLossOptions, size: tuple[int, int] | None, device: torch.device
+) -> Tensor:
     return cp_loss_op(cam, rcam, LABELS.to(device), VISIBLE.float().to(device), list(size or ()), *options.values())[0]
 
 
@@ -49,7 +45,7 @@ def compare(
     cam: Tensor, rcam: Tensor | None, device: torch.device, size: tuple[int, int] | None = None, **changed: object
 ) -> None:
     """Both losses, and the gradients of a weighted sum of them relative to their largest element."""
-    options = DEFAULT | changed
+    options = dataclasses.replace(DEFAULT, **changed)
     exact = [x.clone().requires_grad_() for x in (cam, rcam) if x is not None]
     single = [x.float().to(device).requires_grad_() for x in (cam, rcam) if x is not None]
     expected = law(exact[0], exact[1] if rcam is not None else None, options, size)
@@ -119,7 +115,7 @@ def tied_maps(seed: int) -> Tensor:
 @pytest.mark.parametrize("ohem", [0.05, 0.2, 0.5])
 def test_ties_count_as_in_topk(ohem: float, device: torch.device) -> None:
     cam, rcam = tied_maps(0), tied_maps(1)
-    options = DEFAULT | {"ohem": ohem, "map_norm": "max"}
+    options = dataclasses.replace(DEFAULT, ohem=ohem, map_norm="max")
     expected = torch.stack(law(cam, rcam, options, None))
     found = ours(cam.float().to(device), rcam.float().to(device), options, None, device)
     torch.testing.assert_close(found.cpu().double(), expected, rtol=2e-6, atol=1e-6)
@@ -134,7 +130,7 @@ def test_ties_share_the_gradient(device: torch.device) -> None:
         return maps
 
     cam = torch.zeros(6, 3, 4, 4)
-    options = DEFAULT | {"map_norm": "max", "tcp": False, "ohem": 0.5}
+    options = dataclasses.replace(DEFAULT, map_norm="max", tcp=False, ohem=0.5)
     rcam = refined(0.5).float().to(device).requires_grad_()
     gradient = torch.autograd.grad(ours(cam.to(device), rcam, options, None, device)[1], rcam)[0].cpu().double()
     inner = gradient[2:].flatten(2)[:, :, 1:]
@@ -147,7 +143,7 @@ def test_ties_share_the_gradient(device: torch.device) -> None:
 @pytest.mark.parametrize("map_norm", ["minmax", "max"])
 def test_constant_maps(value: float, map_norm: str, device: torch.device) -> None:
     maps = torch.full((6, 3, 3, 3), value, device=device, requires_grad=True)
-    options = DEFAULT | {"map_norm": map_norm}
+    options = dataclasses.replace(DEFAULT, map_norm=map_norm)
     found = ours(maps, maps, options, None, device)
     constant = torch.full((6, 3, 3, 3), value, dtype=torch.float64)
     torch.testing.assert_close(
@@ -186,6 +182,26 @@ def test_opcheck(device: torch.device) -> None:
     cam, rcam = (raw_maps(s, 2, 3).float().to(device).requires_grad_() for s in (0, 1))
     arguments = (cam, rcam, LABELS.to(device), VISIBLE.float().to(device), [], *DEFAULT.values())
     torch.library.opcheck(cp_loss_op, arguments)
+
+
+def released_rest(cam: Tensor, rcam: Tensor, labels: Tensor) -> Tensor:
+    """Classification and min pooling of the released CPN step, which no kernel computes."""
+    cls = torch.nn.functional.multilabel_soft_margin_loss(cam.mean(dim=(2, 3)), labels.repeat(3, 1))
+    lowest = (rcam * labels.repeat(3, 1)[:, :, None, None]).amax(dim=1).flatten(1)
+    return cls + lowest.topk(lowest.shape[1] // 4, dim=1, largest=False).values.relu().mean()
+
+
+def test_released_step_is_that_of_the_released_code(released: dict[str, Tensor], device: torch.device) -> None:
+    options = CpLossOptions(tcp_target="pair", cpcr_target="released", ohem_pool="all", refined_pair_gradient=True)
+    maps = [released[name].float().to(device).requires_grad_() for name in ("cpn_cam", "cpn_rcam")]
+    labels, visible = released["labels"].to(device), released["cpn_visible"].float().to(device)
+    losses = cp_loss_op(*maps, labels, visible, [], *options.values())[0]
+    expected = torch.stack([released["cpn_tcp_cam"] + released["cpn_tcp_rcam"], released["cpn_cpcr"]])
+    torch.testing.assert_close(losses.detach().cpu().double(), expected, rtol=0, atol=1e-7)
+    total = losses.sum() + released_rest(*maps, labels.float())
+    torch.testing.assert_close(total.detach().cpu().double(), released["cpn_loss"], rtol=0, atol=2e-7)
+    for found, name in zip(torch.autograd.grad(total, maps), ("cpn_grad_cam", "cpn_grad_rcam"), strict=True):
+        torch.testing.assert_close(found.cpu().double(), released[name], rtol=0, atol=1e-8)
 
 
 @pytest.mark.usefixtures("kernels_only")
