@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.measuring import device_ms, seconds
 from benchmarks.peers import losses as peers
-from cpn_kernels.ops.cp_loss import cp_loss
+from cpn_kernels.ops.cp_loss import CpLossOptions, cp_loss
 
 CLASSES = 20
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -33,6 +33,10 @@ def problem(batch: int, side: int, device: str) -> tuple[Tensor, Tensor, Tensor,
     for image in range(batch):  # one to four classes, as photographs have
         labels[image, torch.randperm(CLASSES, generator=generator)[: 1 + image % 4]] = 1
     return maps(), maps(), labels.to(device), torch.linspace(0.3, 0.7, batch, device=device)
+
+
+def options(target: str) -> CpLossOptions:
+    return CpLossOptions(tcp_target=target)  # type: ignore[arg-type]
 
 
 def value_and_gradient(loss: Loss, cam: Tensor, rcam: Tensor) -> Result:
@@ -58,7 +62,7 @@ def forms(
     cam, rcam, labels, visible = problem(batch, side, device)
 
     def candidate(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        return cp_loss(a, b, labels, visible, tcp_target=target, size=size)  # type: ignore[arg-type]
+        return cp_loss(a, b, labels, visible, options(target), size=size)
 
     def peer(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return peers.cp_loss(a, b, labels, visible, target, size)
@@ -107,10 +111,7 @@ def compiled_reference(labels: Tensor, visible: Tensor, target: str, size: tuple
     from cpn_kernels.ops.cp_loss import reference
 
     def loss(cam: Tensor, rcam: Tensor) -> tuple[Tensor, Tensor]:
-        return reference.cp_loss(
-            cam, rcam, labels, visible, map_norm="minmax", pair_norm="own", tcp=True, tcp_target=target, cpcr=True,
-            ohem=0.2, ohem_pool="present", cpcr_target="winner", refined_pair_gradient=False, size=size,
-        )  # fmt: skip
+        return reference.cp_loss(cam, rcam, labels, visible, options(target), size)
 
     return torch.compile(loss, fullgraph=True, dynamic=False)
 

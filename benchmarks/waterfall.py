@@ -30,6 +30,7 @@ from cpn_fast.data.types import Batch, Record, Source
 from cpn_fast.device import peak_memory_mib, set_tf32, tune_allocator
 from cpn_fast.methods import create_method
 from cpn_fast.methods.common import classification_loss
+from cpn_fast.methods.cpn import cp_loss_options
 from cpn_fast.models import create_model
 from cpn_fast.models.cam import CamNet
 from cpn_fast.training.optimizer import create_optimizer, set_learning_rate
@@ -193,7 +194,7 @@ class Runner:
         valid = torch.ones(3, len(labels), device=labels.device)
         cls = classification_loss(out.scores.unflatten(0, (3, len(labels))), labels, valid)
         rcam = self.net.refine(out.cam, out.features, labels.repeat(3, 1))
-        tcp, cpcr = cp_loss(out.cam, rcam, labels, visible, tcp_target=options.tcp_target)
+        tcp, cpcr = cp_loss(out.cam, rcam, labels, visible, cp_loss_options(options))
         return cls + tcp + cpcr
 
     def step(self, batch: Batch) -> Tensor:

@@ -9,8 +9,23 @@ from cpn_fast.config.training import MethodOptions
 from cpn_fast.methods.common import classification_loss, classify_only, min_pool_loss, watch
 from cpn_fast.models.cam import CamNet
 from cpn_kernels.cam_norm import channel_peak
-from cpn_kernels.ops.cp_loss import cp_loss
+from cpn_kernels.ops.cp_loss import CpLossOptions, cp_loss
 from cpn_kernels.ops.cp_triplet import cp_triplet
+
+
+def cp_loss_options(options: MethodOptions) -> CpLossOptions:
+    """Those of a run's options that its complementary-pair losses read."""
+    return CpLossOptions(
+        map_norm=options.map_norm,
+        pair_norm=options.pair_norm,
+        tcp=options.tcp,
+        tcp_target=options.tcp_target,
+        cpcr=options.cpcr,
+        ohem=options.ohem,
+        ohem_pool=options.ohem_pool,
+        cpcr_target=options.cpcr_target,
+        refined_pair_gradient=options.refined_pair_gradient,
+    )
 
 
 class CpnMethod(nn.Module):
@@ -23,7 +38,7 @@ class CpnMethod(nn.Module):
 
     def __init__(self, net: CamNet, options: MethodOptions) -> None:
         super().__init__()
-        self.net, self.options = net, options
+        self.net, self.options, self.loss_options = net, options, cp_loss_options(options)
 
     def refined(self, cam: Tensor, features: Tensor, labels: Tensor) -> Tensor | None:
         """RCAM [3B, K, h, w] of the triplet, None without refinement heads."""
@@ -54,15 +69,7 @@ class CpnMethod(nn.Module):
             rcam,
             labels,
             visible,
-            map_norm=options.map_norm,
-            pair_norm=options.pair_norm,
-            tcp=options.tcp,
-            tcp_target=options.tcp_target,
-            cpcr=options.cpcr,
-            ohem=options.ohem,
-            ohem_pool=options.ohem_pool,
-            cpcr_target=options.cpcr_target,
-            refined_pair_gradient=options.refined_pair_gradient,
+            self.loss_options,
             size=(images.shape[1], images.shape[2]) if options.loss_resolution == "input" else None,
         )
         loss = cls + tcp + cpcr

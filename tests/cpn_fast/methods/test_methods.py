@@ -8,7 +8,9 @@ import torch
 from cpn_fast.config.training import PRESETS, MethodOptions, TrainConfig, preset_defaults, replace_dotted
 from cpn_fast.methods import create_method
 from cpn_fast.methods.common import classification_loss, equivariant_cross_loss, min_pool_loss
+from cpn_fast.methods.cpn import cp_loss_options
 from cpn_fast.models import create_model
+from cpn_kernels import CpLossOptions
 from cpn_kernels.ops.cp_triplet import normalise_images
 
 
@@ -123,6 +125,12 @@ def test_presets_are_data_that_the_config_accepts(tmp_path, preset):
         *batch()
     )
     assert torch.isfinite(out["loss"])
+
+
+def test_the_loss_operator_has_the_defaults_of_a_run():
+    assert CpLossOptions() == cp_loss_options(MethodOptions())
+    changed = cp_loss_options(MethodOptions(map_norm="max", ohem=0.5, cpcr_target="dense", refined_pair_gradient=True))
+    assert changed == CpLossOptions(map_norm="max", ohem=0.5, cpcr_target="dense", refined_pair_gradient=True)
 
 
 def test_an_unknown_preset_is_named():

@@ -225,7 +225,7 @@ def test_cam_learns_from_the_pair_where_the_full_image_is_the_target() -> None:
     cam, rcam = raw_maps(0).requires_grad_(), raw_maps(1)
     tcp, cpcr = cp_loss(cam, rcam, LABELS, VISIBLE)
     assert not cpcr.requires_grad
-    assert float(tcp) == pytest.approx(float(cp_loss(cam, rcam, LABELS, VISIBLE, PAIR)[0]), abs=1e-12)
+    assert tcp.item() == pytest.approx(cp_loss(cam, rcam, LABELS, VISIBLE, PAIR)[0].item(), abs=1e-12)
     gradient = torch.autograd.grad(tcp, cam)[0]
     assert (gradient[:3] == 0).all() and (gradient[3:] != 0).any()
     rcam, small = raw_maps(1, 3, 3), raw_maps(0, 3, 3)

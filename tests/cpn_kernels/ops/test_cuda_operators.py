@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cpn_kernels.backend import takes_kernel
-from cpn_kernels.ops.cp_loss import cp_loss
+from cpn_kernels.ops.cp_loss import CpLossOptions, cp_loss
 from cpn_kernels.ops.cp_loss import reference as loss_reference
 from cpn_kernels.ops.cp_triplet import cp_triplet
 from cpn_kernels.ops.cp_triplet import reference as triplet_reference
@@ -170,19 +170,17 @@ def test_dense_crf_past_two_to_the_31_elements() -> None:
 @pytest.mark.parametrize("classes", [20, 80])
 @pytest.mark.parametrize("size", [None, (448, 448)])
 @pytest.mark.parametrize("tcp_target", ["pair", "image"])
-def test_cp_loss_against_float64(classes: int, size: tuple[int, int] | None, tcp_target: str) -> None:
+def test_cp_loss_against_float64(
+    classes: int, size: tuple[int, int] | None, tcp_target: Literal["pair", "image"]
+) -> None:
     cam, rcam = draw(1, 12, classes, 56, 56), draw(2, 12, classes, 56, 56)
     labels = (torch.rand(4, classes, generator=torch.Generator().manual_seed(3)) < 0.2).float().cuda()
     visible = torch.tensor([0.3, 0.5, 0.6, 0.0]).cuda()
-    options: dict[str, Any] = {"cpcr_target": "winner", "ohem_pool": "present", "refined_pair_gradient": True}
-    options["tcp_target"] = tcp_target
+    options = CpLossOptions(tcp_target=tcp_target, refined_pair_gradient=True)
     exact = [x.double().requires_grad_() for x in (cam, rcam)]
-    law = loss_reference.cp_loss(
-        *exact, labels, visible.double(), map_norm="minmax", pair_norm="own", tcp=True, cpcr=True, ohem=0.2, size=size,
-        **options,
-    )  # fmt: skip
+    law = loss_reference.cp_loss(*exact, labels, visible.double(), options, size)
     leaves = [x.clone().requires_grad_() for x in (cam, rcam)]
-    losses = cp_loss(*leaves, labels, visible, size=size, **options)
+    losses = cp_loss(*leaves, labels, visible, options, size=size)
     for ours, theirs in zip(losses, law, strict=True):
         assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
     gradients = torch.autograd.grad(sum(losses), leaves)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cpn_kernels.cam_norm import channel_peak, normalise_cam, winner_mask, with_background
-from cpn_kernels.cp_loss.options import CpLossOptions
+from cpn_kernels.ops.cp_loss.options import CpLossOptions
 
 Triplet = tuple[Tensor, Tensor, Tensor]
 
