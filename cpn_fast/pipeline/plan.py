@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from cpn_fast.config.serialise import config_to_dict, flat
 from cpn_fast.config.training import BackboneName, MethodName
 from cpn_fast.files.errors import DataError
-from cpn_fast.runs.folder import FREE_ON_RESUME, config_to_dict, flat
+from cpn_fast.runs.folder import FREE_ON_RESUME
 
 Refinement = Literal["none", "crf", "walk", "walk+crf"]
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from cpn_fast.config.serialise import config_to_dict, flat
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import spread
 from cpn_fast.files.atomic import atomic_write_text
@@ -21,7 +22,7 @@ from cpn_fast.models.labeller import SCALES
 from cpn_fast.report import page
 from cpn_fast.report.charts import Series, bar_chart, line_chart
 from cpn_fast.report.pictures import Row, RowOptions, make_rows
-from cpn_fast.runs.folder import RunFolder, config_to_dict, flat
+from cpn_fast.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cpn_fast.config.serialise import config_to_dict, flat
 from cpn_fast.config.training import AFFINITY_RECIPES, SEGMENT_RECIPES, TrainConfig
 from cpn_fast.data.types import Source
 from cpn_fast.demo import command as demo
@@ -15,7 +16,6 @@ from cpn_fast.pipeline.plan import PipelineConfig
 from cpn_fast.report.command import read_scores
 from cpn_fast.reproduce.summary import Measurement
 from cpn_fast.reproduce.tables import CAM_MASKS, SEGMENTED, SEGMENTED_CRF, WALKED, Row
-from cpn_fast.runs.folder import config_to_dict, flat
 from cpn_fast.segment.evaluate import CRF, MULTI
 
 GIVEN = ("data", "output", "split", "backbone", "weights", "method", "preset", "seed", "resume", "augment.crop")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cpn_fast.cam.task import run_train
+from cpn_fast.config.serialise import config_to_dict, flat
 from cpn_fast.config.training import TrainConfig, replace_dotted, with_recipe
 from cpn_fast.data.loading.parallel import folder_lock
 from cpn_fast.data.sources.spread import records_of, spread_evenly
@@ -24,7 +25,7 @@ from cpn_fast.metrics.maps import MULTI
 from cpn_fast.reproduce.summary import Measurement
 from cpn_fast.reproduce.tables import ALL, Row
 from cpn_fast.runs.digest import weights_digest
-from cpn_fast.runs.folder import FREE_ON_RESUME, RunFolder, check_same_settings, config_to_dict, flat
+from cpn_fast.runs.folder import FREE_ON_RESUME, RunFolder, check_same_settings
 from cpn_fast.scoring.command import EvaluateConfig, run_evaluate
 from cpn_fast.training.monitor import NonFiniteError
 from cpn_kernels.ops.superpixels import resolve_backend

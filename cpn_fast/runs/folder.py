@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
+from cpn_fast.config.serialise import config_from_dict, config_to_dict, flat
 from cpn_fast.config.training import STAGES, AffinityConfig, C, LoopConfig, SegmentConfig, TrainConfig, with_recipe
 from cpn_fast.files.atomic import atomic_write_bytes, atomic_write_text
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.text import read_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,57 +38,6 @@ FREE_ON_RESUME = frozenset(
     + ("val_split", "patch.cache_dir")
 )
 """Settings that may change on resume: none of them touches what a step computes."""
-
-
-def config_to_dict(config: Any) -> dict[str, Any]:
-    """A config dataclass as JSON-ready values; paths become strings, tuples lists."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return plain(dataclasses.asdict(config))
-
-
-def config_from_dict(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """The inverse of `config_to_dict`; a field that `values` lacks takes its default.
-
-    Args:
-        kind: the dataclass.
-        values: what `config_to_dict` gave.
-        where: what to call the values in an error.
-
-    Raises:
-        DataError: for a key that is no field, e.g. one that another version wrote.
-    """
-    hints = get_type_hints(kind)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise DataError(f"{where}: unknown setting {', '.join(unknown)}; expected fields of {kind.__name__}")
-    return kind(**{name: _typed(hints[name], value, f"{where}: {name}") for name, value in values.items()})
-
-
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    if get_origin(hint) in (Union, UnionType):
-        if value is None:
-            return None
-        hint = next(option for option in get_args(hint) if option is not NoneType)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return config_from_dict(hint, value, where)
-    if get_origin(hint) is tuple:
-        return tuple(value)
-    return Path(value) if hint is Path else value
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted names."""
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return result
 
 
 def check_same_settings(stored: LoopConfig, given: LoopConfig, where: Path) -> None:
@@ -119,6 +69,27 @@ def _same_file(first: Any, second: Any) -> bool:
         return Path(first).samefile(second)
     except (OSError, ValueError):  # at least one of them names nothing that is there
         return False
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """What config.json holds.
+
+    Attributes:
+        config: settings of that kind of training, as `config_to_dict` gives them.
+        classes: the K foreground class names.
+        format: of this file.
+        stage: which kind of training, a key of `config.STAGES`; the first versions knew one only and did not say.
+        backend_version: superpixel backend and version that made the patches; None where there were none.
+        versions: of the packages that decide over results.
+    """
+
+    config: dict[str, Any]
+    classes: tuple[str, ...]
+    format: Literal[1] = 1
+    stage: Literal["train", "affinity", "segment"] = "train"
+    backend_version: str | None = None
+    versions: dict[str, Any] = field(default_factory=dict)
 
 
 def stage_name(kind: type[LoopConfig]) -> str:
@@ -158,32 +129,38 @@ class RunFolder:
         }
         atomic_write_text(self.config_path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
-    def _stored(self) -> dict[str, Any]:
+    def _stored(self) -> StoredRun:
+        if not self.config_path.is_file():
+            raise DataError(f"{self.path}: no run here (config.json not found); train one with `cpn train`")
+        text = read_text(self.config_path, "what `cpn train` wrote")
         try:
-            return json.loads(self.config_path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DataError(f"{self.path}: no run here (config.json is missing); train one with `cpn train`") from None
-        except ValueError as error:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{self.config_path}: not JSON ({error}); expected what `cpn train` wrote") from error
+        if isinstance(content, dict):
+            known = {f.name for f in fields(StoredRun)}
+            content = {key: value for key, value in content.items() if key in known}
+        stored = config_from_dict(StoredRun, content, str(self.config_path))
+        if not stored.classes or "" in stored.classes or len(set(stored.classes)) < len(stored.classes):
+            raise DataError(f"{self.config_path}: key classes: expected at least one name, each once, none empty")
+        return stored
 
     @property
     def stage(self) -> str:
         """Which kind of training it is, a key of `config.STAGES`. Raises DataError where there is no run."""
-        name = self._stored().get("stage", "train")
-        if name not in STAGES:
-            raise DataError(f"{self.config_path}: key stage: found {name!r}, expected one of {', '.join(STAGES)}")
-        return name
+        return self._stored().stage
 
     def config_of(self, kind: type[C]) -> C:
         """The run's settings. Raises DataError where there is no run, or one of another kind of training."""
-        stored, stage = self._stored(), self.stage
+        stored = self._stored()
+        stage = stored.stage
         if STAGES[stage] is not kind:
             taken = f" ({TAKEN_BY[stage]} it)" if stage in TAKEN_BY else ""
             raise DataError(
                 f"{self.path}: a run of kind {stage!r}{taken}, expected one of kind {stage_name(kind)!r}; give another "
                 "folder"
             )
-        return config_from_dict(kind, stored["config"], str(self.config_path))
+        return config_from_dict(kind, stored.config, str(self.config_path), "config.")
 
     @property
     def config(self) -> TrainConfig:
@@ -193,12 +170,12 @@ class RunFolder:
     @property
     def classes(self) -> tuple[str, ...]:
         """The K foreground class names. Raises DataError where there is no run."""
-        return tuple(self._stored()["classes"])
+        return self._stored().classes
 
     @property
     def backend_version(self) -> str | None:
         """Superpixel backend and version that made the patches, e.g. "native 1"; None where there were none."""
-        return self._stored().get("backend_version")
+        return self._stored().backend_version
 
     @property
     def beta(self) -> float:

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cpn_fast.config.serialise import config_to_dict
 from cpn_fast.console.progress import TrainProgress
 from cpn_fast.data.loading.random import key64
 from cpn_fast.device import peak_memory_mib
 from cpn_fast.runs.checkpoint import save_checkpoint
-from cpn_fast.runs.folder import RunFolder, config_to_dict
+from cpn_fast.runs.folder import RunFolder
 from cpn_fast.runs.metrics_log import MetricsLog
 from cpn_fast.training.monitor import StepMonitor, StepValues
 from cpn_fast.training.optimizer import gate, poly_factor, set_learning_rate

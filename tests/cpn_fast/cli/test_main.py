@@ -49,7 +49,7 @@ def test_arguments_reach_their_fields() -> None:
 def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
     code = (
         "import sys; from cpn_fast.cli.main import main; status = main(['--help']); "
-        "heavy = [m for m in ('torch', 'numpy', 'tyro', 'onnxruntime') if m in sys.modules]; "
+        "heavy = [m for m in ('torch', 'numpy', 'tyro', 'onnxruntime', 'pydantic') if m in sys.modules]; "
         "sys.exit(f'loaded {heavy}' if heavy else status)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

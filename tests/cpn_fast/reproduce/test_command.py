@@ -21,6 +21,7 @@ from scipy.stats import kendalltau
 
 from cpn_fast.cam.task import parse as parse_train
 from cpn_fast.cli import main as cli
+from cpn_fast.config.serialise import config_to_dict, flat
 from cpn_fast.config.training import PRESETS, TrainConfig, replace_dotted
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.files.digest import weights_sha256
@@ -33,7 +34,7 @@ from cpn_fast.reproduce.report import Report, csv_text, json_content, print_repo
 from cpn_fast.reproduce.runs import RunStore, Scoring, options_of
 from cpn_fast.reproduce.summary import Measurement, cell_of, order_of
 from cpn_fast.reproduce.tables import TABLES, Row, TableName
-from cpn_fast.runs.folder import RunFolder, config_to_dict, flat
+from cpn_fast.runs.folder import RunFolder
 from cpn_fast.training.monitor import NonFiniteError
 
 TINY = ("--crop", "64", "--augment.resize", "64", "96", "--batch-size", "4", "--workers", "0", "--eval-every", "0")

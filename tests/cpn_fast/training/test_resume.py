@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 from cpn_fast.cam.task import run_train
+from cpn_fast.config.serialise import config_to_dict
 from cpn_fast.config.training import AugmentOptions, MethodOptions, PatchOptions, TrainConfig
 from cpn_fast.data.types import Batch
 from cpn_fast.files.errors import DataError
 from cpn_fast.runs.checkpoint import load_checkpoint, state_sha256
-from cpn_fast.runs.folder import RunFolder, check_same_settings, config_to_dict
+from cpn_fast.runs.folder import RunFolder, check_same_settings
 from cpn_fast.training.trainer import Trainer
 
 STEPS, EVERY, KILLS = 12, 4, (2, 7, 11)
@@ -32,7 +33,7 @@ JOBS = textwrap.dedent("""
     from cpn_fast.cam import task as train
     from cpn_fast.training import trainer
     from cpn_fast.config.training import TrainConfig
-    from cpn_fast.runs.folder import config_from_dict
+    from cpn_fast.config.serialise import config_from_dict
 
     def run(values, kill_at):
         step = trainer.Trainer.train_step

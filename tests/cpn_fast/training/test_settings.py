@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from cpn_fast.cam.task import parse, run_train
+from cpn_fast.config.serialise import config_from_dict, config_to_dict, flat
 from cpn_fast.config.training import AugmentOptions, PatchOptions, TrainConfig
 from cpn_fast.device import tune_allocator
 from cpn_fast.files.errors import DataError
 from cpn_fast.runs.checkpoint import load_checkpoint, save_checkpoint, state_sha256
-from cpn_fast.runs.folder import DEFAULT_BETA, RunFolder, config_from_dict, config_to_dict, flat
+from cpn_fast.runs.folder import DEFAULT_BETA, RunFolder
 from cpn_fast.train import main
 
 BASE = ["--data", "voc:somewhere", "--output", "runs/x"]
@@ -93,7 +94,7 @@ def test_config_survives_json() -> None:
         patch=PatchOptions(cache_dir=Path("c")),
     )  # fmt: skip
     assert config_from_dict(TrainConfig, json.loads(json.dumps(config_to_dict(config))), "x") == config
-    with pytest.raises(DataError, match=r"here: options: unknown setting mapnorm"):
+    with pytest.raises(DataError, match=r"here: key options.mapnorm: unknown setting"):
         config_from_dict(TrainConfig, {"options": {"mapnorm": 1}}, "here")
     assert {name.partition(".")[0] for name in flat(config_to_dict(config))} == {f.name for f in fields(config)}
 

@@ -1,0 +1,144 @@
+"""config.json of a run: what an earlier version wrote opens, and what no version writes is named."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cpn_fast.cli import main as cli
+from cpn_fast.config.training import (
+    AffinityConfig,
+    AugmentOptions,
+    MethodOptions,
+    PatchOptions,
+    SegmentConfig,
+    TrainConfig,
+)
+from cpn_fast.files.errors import DataError
+from cpn_fast.runs.folder import RunFolder
+
+OLD = Path(__file__).parent / "written_by_0.1.0"
+
+
+def old_run(folder: Path, name: str) -> RunFolder:
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(OLD / f"{name}.json", folder / "config.json")
+    return RunFolder(folder)
+
+
+def test_a_cam_run_of_0_1_0_opens(tmp_path: Path) -> None:
+    run = old_run(tmp_path, "train")
+    assert (run.classes, run.backend_version) == (("cat", "dog"), "native 1")
+    assert run.config == TrainConfig(
+        data="voc:VOC2012", output=Path("runs/photos"), preset="paper", backbone="mobilenet_v2",
+        weights=Path("mobilenet_v2.safetensors"), lr=0.02, momentum=0.9, epochs=16, max_steps=900, workers=0,
+        precision="bf16-mixed", refine_lr_factor=10.0,
+        augment=AugmentOptions(crop=256, resize=(250, 430)), patch=PatchOptions(segments=120, grid_sides=(28, 56)),
+        options=MethodOptions(map_norm="max", cpcr_target="dense", ohem_pool="all", affinity="cosine",
+                              tcp_target="pair", prcm="softmax", warm_up=0.0),
+    )  # fmt: skip
+
+
+def test_runs_of_the_other_trainings_of_0_1_0_open(tmp_path: Path) -> None:
+    segment = old_run(tmp_path / "s", "segment").config_of(SegmentConfig)
+    assert segment == SegmentConfig(
+        data="voc:VOC2012", output=Path("runs/deeplab"), masks="runs/masks", backbone="resnet38_tiny", norms="frozen",
+        lr=0.01, momentum=0.9, epochs=20,
+    )  # fmt: skip
+    affinity = old_run(tmp_path / "a", "affinity").config_of(AffinityConfig)
+    assert affinity == AffinityConfig(
+        masks=Path("runs/masks"), output=Path("runs/affinity"), backbone="resnet38_tiny", beta=0.3, lr=0.01,
+        momentum=0.9, epochs=8,
+    )  # fmt: skip
+
+
+def changed(run: RunFolder, dotted: str, value: Any) -> None:
+    content = json.loads(run.config_path.read_text())
+    place = content
+    *parents, last = dotted.split(".")
+    for name in parents:
+        place = place[name]
+    place[last] = value
+    run.config_path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("config.batch_size", "eight", 'key config.batch_size: found "eight", expected a whole number'),
+        ("config.batch_size", True, "key config.batch_size: found true, expected a whole number"),
+        ("config.batch_size", 2.5, "key config.batch_size: found 2.5, expected a whole number"),
+        (
+            "config.method",
+            "nonsense",
+            "key config.method: found \"nonsense\", expected 'cam', 'seam', 'seam_prcm' or 'cpn'",
+        ),
+        ("config.options", 3, "key config.options: found 3, expected an object"),
+        (
+            "config.options.map_norm",
+            "sum",
+            "key config.options.map_norm: found \"sum\", expected 'minmax' or 'max'",
+        ),
+        ("config.options.mapnorm", "max", "key config.options.mapnorm: unknown setting"),
+        ("config.lr", float("nan"), "key config.lr: found NaN, expected a finite number"),
+        ("config.lr", "fast", 'key config.lr: found "fast", expected a number'),
+        ("config.weights", 4, "key config.weights: found 4, expected a text"),
+        ("config.channels_last", 1, "key config.channels_last: found 1, expected true or false"),
+        ("config.patch.grid_sides", 7, "key config.patch.grid_sides: found 7, expected a list"),
+        ("config.augment.resize", [1], "key config.augment.resize.1: not found"),
+        ("config.augment.jitter", [0, 0, "a", 0], 'key config.augment.jitter.2: found "a", expected a number'),
+        ("config", [1], "key config: found [1], expected an object"),
+        ("classes", ["cat", 7], "key classes.1: found 7, expected a text"),
+        ("classes", "cat", 'key classes: found "cat", expected a list'),
+        ("classes", ["cat", "cat"], "key classes: expected at least one name, each once"),
+        ("classes", [], "key classes: expected at least one name"),
+        ("stage", "dance", "key stage: found \"dance\", expected 'train', 'affinity' or 'segment'"),
+        ("stage", ["train"], 'key stage: found ["train"]'),
+        ("format", 99, "key format: found 99, expected 1"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key(key: str, value: Any, message: str, tmp_path: Path) -> None:
+    run = old_run(tmp_path, "train")
+    changed(run, key, value)
+    with pytest.raises(DataError, match=re.escape(f"{run.config_path}: {message}")) as error:
+        _ = run.config
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "found [], expected an object"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"classes": ["a"]}', "key config: not found"),
+        ('{"classes": ["a"], "config": {}}', "key config.data: not found; expected a value (1 more such faults)"),
+        ('{"seed": ' + "9" * 5000 + "}", "not JSON"),
+    ],
+)
+def test_a_file_that_is_no_runs(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(DataError, match=re.escape(message)):
+        _ = RunFolder(tmp_path).config
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b'{"classes": ["caf\xe9"]}')
+    with pytest.raises(DataError, match=r"config\.json, line 1: not UTF-8"):
+        _ = RunFolder(tmp_path).classes
+
+
+def test_commands_end_with_the_key_and_status_2(
+    make_run: Callable[..., RunFolder], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run")
+    changed(run, "config.batch_size", "eight")
+    assert cli.main(["label", str(run.path), "--data", "demo:", "--output", str(tmp_path / "masks")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and 'key config.batch_size: found "eight", expected a whole number' in error
