@@ -25,6 +25,7 @@ from cpn_fast.data.loading.parallel import available_cores, folder_lock
 from cpn_fast.device import threads_shared_by
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.json_file import read_json
 from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.mask_folder import soft_path
 from cpn_fast.files.max_side import reduce_image
@@ -72,12 +73,14 @@ class LabelStore:
     def frozen(self) -> list[dict[str, Any]]:
         """What `freeze` wrote. Raises DataError where it is not there."""
         path = self.path / INDEX_NAME
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{path}: cannot be read ({error}); the run cannot go on without it: start a new one"
-            ) from error
+        remedy = "the run cannot go on without it: start a new one"
+        entries = read_json(path, "the list of the labels that the run began with", remedy)
+        keys = ("id", "image", "input_sha256", "scores_sha256")
+        if not isinstance(entries, list) or not all(
+            isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in keys) for entry in entries
+        ):
+            raise DataError(f"{path}: expected a list of objects with {', '.join(keys)}; {remedy}")
+        return entries
 
     def check_unchanged(self, masks: Path) -> None:
         """Refuse labels that are not those that the run began with.
@@ -224,7 +227,7 @@ def _done(maker: Synthesiser, entry: Mapping[str, Any] | None) -> bool:
     if entry is None or entry.get("status") != "ok":
         return False
     current = file_digest(soft_path(maker.folder.path, entry["id"]))
-    return entry["input_sha256"] == current and entry["scores_sha256"] == maker.store.digest(entry["id"])
+    return entry.get("input_sha256") == current and entry.get("scores_sha256") == maker.store.digest(entry["id"])
 
 
 def _say_plan(console: Console, maker: Synthesiser, todo: Sequence[Mapping[str, Any]], skipped: int) -> None:

@@ -185,9 +185,9 @@ def _todo(
         if entry is None or entry["status"] != "ok" or not mask.is_file() or (config.soft_maps and not soft.is_file()):
             return False
         if record.labels is None or not config.use_labels:
-            return entry["labels_from"] == "scores"
+            return entry.get("labels_from") == "scores"
         present = [name for name, held in zip(classes, mapping.vector(record.labels), strict=True) if held]
-        return entry["labels_from"] == "image" and entry["labels"] == present
+        return entry.get("labels_from") == "image" and entry.get("labels") == present
 
     return [record for record in records if not done(record)]
 
@@ -248,7 +248,7 @@ def _write_sheet(config: LabelConfig, source: Source, records: Sequence[Record],
     """The contact sheet of the least confident masks of this split, those of earlier calls included."""
     known = {record.id: record for record in records}
     entries = [e for e in manifest.entries().values() if e["status"] == "ok" and e["id"] in known]
-    entries.sort(key=lambda entry: (entry["confidence"], entry["id"]))
+    entries.sort(key=lambda entry: (entry.get("confidence", 0.0), entry["id"]))
     items = []
     for entry in entries[: config.sheet]:
         try:
@@ -256,7 +256,7 @@ def _write_sheet(config: LabelConfig, source: Source, records: Sequence[Record],
             mask = read_mask(mask_path(config.output, entry["id"]))
         except DataError:
             continue  # gone since it was labelled; the sheet is a convenience
-        title = f"{entry['id']}\n{entry['confidence']:.2f}  {', '.join(entry['labels'])}"
+        title = f"{entry['id']}\n{entry.get('confidence', 0.0):.2f}  {', '.join(entry.get('labels') or ())}"
         items.append(SheetItem(image, mask, title))
     if not items:
         return None

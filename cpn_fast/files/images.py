@@ -22,6 +22,7 @@ from PIL import (
 )
 
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.regular import open_regular
 
 DEFAULT_MAX_PIXELS = 80_000_000
 """Largest image that is read, in pixels (240 MB as RGB); just below the size at which Pillow itself starts to warn."""
@@ -51,6 +52,7 @@ _ORIENTATIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPPING = frozenset({5, 6, 7, 8})
+_TIFF_SIZE_TAGS = (256, 257)
 
 
 def read_image(path: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
@@ -70,11 +72,9 @@ def read_image(path: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
         DataError: if the file is missing, empty, truncated, no image, of an unsupported mode or over `max_pixels`.
     """
     with open_image(path, max_pixels) as image:
-        orientation = _orientation(image)
+        turn = remaining_turn(image)
         rgb = _to_rgb(image, Path(path))
-        if orientation in _ORIENTATIONS:
-            rgb = rgb.transpose(_ORIENTATIONS[orientation])
-        return np.array(rgb, dtype=np.uint8)
+        return np.array(rgb if turn is None else rgb.transpose(turn), dtype=np.uint8)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -85,7 +85,19 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     with open_image(path, None) as image:
         width, height = image.size
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            # Newer versions of Pillow give the upright size here already; the tags say what is stored.
+            width, height = (int(image.tag_v2[tag]) for tag in _TIFF_SIZE_TAGS)
         return (height, width) if _orientation(image) in _SWAPPING else (width, height)
+
+
+def remaining_turn(image: Image.Image) -> Image.Transpose | None:
+    """Decode an opened image and say how it still has to be turned to be upright.
+
+    Pillow turns TIFF files itself as it decodes them, and no other format; their tag is gone afterwards.
+    """
+    image.load()
+    return _ORIENTATIONS.get(_orientation(image))
 
 
 def list_images(root: str | Path) -> list[Path]:
@@ -122,7 +134,7 @@ def open_image(path: str | Path, max_pixels: int | None = DEFAULT_MAX_PIXELS) ->
     """Open with Pillow and turn whatever goes wrong, also while decoding in the block, into a `DataError`."""
     path = Path(path)
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with open_regular(path) as file, Image.open(file, formats=_FORMATS) as image:
             if max_pixels is not None:
                 _check_pixels(image, path, max_pixels)
             yield image
@@ -138,8 +150,11 @@ def open_image(path: str | Path, max_pixels: int | None = DEFAULT_MAX_PIXELS) ->
         raise DataError(_unidentified(path)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{path}: {error}; make the image smaller") from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, MemoryError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, LookupError, TypeError, ArithmeticError,
+            AttributeError, NotImplementedError, RuntimeError, MemoryError) as error:  # fmt: skip
         # Pillow's decoders raise all of these for damaged files.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"{path}: cannot read it ({error.strerror}); expected an image") from None
         raise DataError(
             f"{path}: cannot decode the image ({error}); the file is damaged or truncated, fetch it again or remove it"
         ) from error
@@ -158,7 +173,7 @@ def _unidentified(path: Path) -> str:
     size = path.stat().st_size
     if size == 0:
         return f"{path}: the file is empty (0 bytes); expected an image, fetch it again or remove it"
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(16)
     return (
         f"{path}: not an image: it starts with {start!r} and none of {', '.join(_FORMATS)} begins so; "

@@ -8,10 +8,12 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import check_class_count
+from cpn_fast.files.names import class_fault, path_fault, quoted
 from cpn_fast.files.text import read_text
 
 _COLUMNS = ("image", "labels", "split", "mask")
@@ -58,7 +60,7 @@ class LabelTable:
         for row in self.rows:
             self._by_name.setdefault(_key(row.image), row)
 
-    @property
+    @cached_property
     def has_splits(self) -> bool:
         """Whether the file has a split column."""
         return any(row.split is not None for row in self.rows)
@@ -110,7 +112,8 @@ def read_label_table(path: str | Path, classes: Sequence[str] | None = None) -> 
     path = Path(path)
     lines = list(_lines(path))
     if classes is None:
-        named = {name for _, cells in lines for name in _names(cells["labels"])} - {_BACKGROUND}
+        found = {name for _, cells in lines for name in _names(cells["labels"])} - {_BACKGROUND}
+        named = {name for name in found if not class_fault(name)}
         classes = tuple(sorted(named))
     check_class_count(classes, str(path))
     index = {unicodedata.normalize("NFC", name): number for number, name in enumerate(classes)}
@@ -157,20 +160,24 @@ def _check_header(header: list[str], path: Path) -> None:
     if missing or twice:
         found = f"no column {' and '.join(missing)}" if missing else f"column {twice[0]} twice"
         raise DataError(
-            f"{path}, line 1: {found} in the header {','.join(header)!r}; expected image,labels[,split][,mask], "
+            f"{path}, line 1: {found} in the header {quoted(','.join(header), 200)}; expected image,labels[,split][,mask], "
             "separated by commas"
         )
 
 
 def _row(line: int, cells: dict[str, str], index: dict[str, int]) -> tuple[str, LabelRow | None]:
     """The row, or what is wrong with it."""
-    image = cells["image"].replace("\\", "/").removeprefix("./")
+    image, mask = (cells.get(name, "").replace("\\", "/").removeprefix("./") for name in ("image", "mask"))
     names = _names(cells["labels"])
     unknown = [name for name in names if name not in index and name != _BACKGROUND]
     if not image:
         return "no image name in the first cell; write the file's path relative to the folder", None
-    if image.startswith("/") or ".." in PurePosixPath(image).parts:
-        return f"image {image!r} is outside the folder; write its path relative to the folder", None
+    for column, name in (("image", image), ("mask", mask)):
+        if name and (fault := path_fault(name)):
+            return f"{column} {quoted(name)} {fault}; write its path relative to the folder", None
+    for name in names:
+        if fault := class_fault(name):
+            return f"label {quoted(name)} {fault}; separate labels by `;` and check the quotes", None
     if unknown:
         near = get_close_matches(unknown[0], index, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "correct it, or add it to the list of classes"
@@ -178,8 +185,10 @@ def _row(line: int, cells: dict[str, str], index: dict[str, int]) -> tuple[str, 
         return f"unknown class {unknown[0]!r}; known are {known}; {hint}", None
     if "split" in cells and not cells["split"]:
         return "the split cell is empty; write train, val, ... or leave the column out of the file", None
+    if "split" in cells and (fault := class_fault(cells["split"])):
+        return f"split {quoted(cells['split'])} {fault}; write train, val, ...", None
     labels = tuple(sorted({index[name] for name in names if name != _BACKGROUND})) if names else None
-    return "", LabelRow(image, labels, line, cells.get("split"), cells.get("mask") or None)
+    return "", LabelRow(image, labels, line, cells.get("split"), mask or None)
 
 
 def _names(cell: str) -> list[str]:

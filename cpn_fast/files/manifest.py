@@ -8,11 +8,33 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.names import path_fault, quoted
+from cpn_fast.files.regular import read_regular
 
 _log = logging.getLogger(__name__)
+
+_NUMBER = (int, float)
+_TYPES: dict[str, tuple[type, ...]] = {
+    "status": (str,),
+    "image": (str,),
+    "mask": (str,),
+    "error": (str,),
+    "width": (int,),
+    "height": (int,),
+    "labels": (list, NoneType),
+    "predicted": (list, NoneType),
+    "labels_from": (str, NoneType),
+    "foreground": _NUMBER,
+    "confidence": _NUMBER,
+    "changed": _NUMBER,
+    "input_sha256": (str, NoneType),
+    "scores_sha256": (str, NoneType),
+}
+"""The types that an entry's values have where they are there."""
 
 
 class Manifest:
@@ -48,22 +70,36 @@ class Manifest:
             os.fsync(descriptor)
 
     def entries(self) -> dict[str, dict[str, Any]]:
-        """The last entry of every id, in the order of first appearance; a line torn by a crash is passed over."""
+        """The last entry of every id, in the order of first appearance.
+
+        A line torn by a crash, or with a value that no writer gives, is skipped with a warning. An entry has `id`, which
+        names a file below a folder, and `status`; its other values are of the right type where they are there.
+
+        Raises:
+            DataError: if the file is there and cannot be read.
+        """
         try:
-            lines = self.path.read_bytes().split(b"\n")
+            lines = read_regular(self.path).split(b"\n")
         except FileNotFoundError:
             return {}
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot read it ({error.strerror}); expected a manifest") from None
         entries: dict[str, dict[str, Any]] = {}
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 entry = json.loads(line.decode("utf-8"))
-                entries[entry["id"]] = entry
-            except (ValueError, KeyError, TypeError):
+                fault = _entry_fault(entry)
+            except (ValueError, RecursionError):
+                fault = "no JSON"
+            if fault:
                 _log.warning(
-                    "%s, line %d: not a manifest entry, passed over (its image is done again)", self.path, number
-                )
+                    "%s, line %d: not a manifest entry (%s), skipped (its image is done again)",
+                    self.path, number, fault,
+                )  # fmt: skip
+            else:
+                entries[entry["id"]] = entry
         return entries
 
     def done(self) -> set[str]:
@@ -91,3 +127,21 @@ class Manifest:
             if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
                 os.write(self._descriptor, b"\n")  # ends a torn line, so that the next entry is not glued to it
         return self._descriptor
+
+
+def _entry_fault(entry: Any) -> str:
+    """What is wrong with a line's value; "" where it is an entry."""
+    if not isinstance(entry, dict):
+        return f"no object but {type(entry).__name__}"
+    if fault := path_fault(entry.get("id")):
+        return f"its id {fault}"
+    for key, kinds in _TYPES.items():
+        value = entry.get(key)
+        if key not in entry:
+            if key == "status":
+                return "no status"
+        elif not isinstance(value, kinds) or isinstance(value, bool):
+            return f"{key} is {quoted(value)}"
+        elif isinstance(value, list) and not all(isinstance(item, str) for item in value):
+            return f"{key} holds other things than names"
+    return ""

@@ -12,7 +12,8 @@ from PIL import Image
 
 from cpn_fast.files.atomic import atomic_write_bytes, atomic_write_text
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.images import DEFAULT_MAX_PIXELS, open_image
+from cpn_fast.files.images import DEFAULT_MAX_PIXELS, open_image, remaining_turn
+from cpn_fast.files.stored_values import stored_values
 from cpn_fast.files.text import read_lines
 
 VOID = 255
@@ -39,10 +40,10 @@ def voc_palette() -> np.ndarray:
 
 
 def read_mask(path: str | Path, num_classes: int | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
-    """Read a mask's values (not its colours).
+    """Read a mask's values (not its colours), upright: the numbers that the file holds, whatever its bits per pixel.
 
     Args:
-        path: palette or 8-bit grey image.
+        path: palette or grey image.
         num_classes: number K of foreground classes; values other than 0..K and 255 are an error. None: no check.
         max_pixels: largest width x height that is decoded.
 
@@ -54,12 +55,15 @@ def read_mask(path: str | Path, num_classes: int | None = None, max_pixels: int 
     """
     path = Path(path)
     with open_image(path, max_pixels) as image:
-        if image.mode not in ("P", "L", "1"):
+        mask = stored_values(image, str(path))
+        if mask is None:
             raise DataError(
                 f"{path}: a mask of mode {image.mode!r}; expected a palette or 8-bit grey PNG whose values are class "
                 "indices (0 background, 255 void); convert colours to indices"
             )
-        mask = np.array(image, dtype=np.uint8)
+        turn = remaining_turn(image)
+        if turn is not None:
+            mask = np.array(Image.fromarray(mask).transpose(turn))
     if num_classes is not None:
         check_mask_values(mask, num_classes, str(path))
     return mask

@@ -10,6 +10,7 @@ from typing import Any
 
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.json_file import read_json
 
 SETTINGS_NAME = "settings.json"
 MANIFEST_NAME = "manifest.jsonl"
@@ -21,12 +22,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         DataError: if it cannot be read or is no JSON object.
     """
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: not JSON ({error}); use --overwrite to make everything in its folder again"
-        ) from error
+    stored = read_json(path, "settings", "use --overwrite to make everything in its folder again")
     if not isinstance(stored, dict):
         raise DataError(f"{path}: found {type(stored).__name__}, expected a JSON object; use --overwrite to begin anew")
     return stored

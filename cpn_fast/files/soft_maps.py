@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cpn_fast.files.arrays import ArraySpec, damage_as, read_npz
 from cpn_fast.files.atomic import atomic_write_bytes
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.images import DEFAULT_MAX_PIXELS
+from cpn_fast.files.masks import MAX_CLASSES
 from cpn_fast.files.max_side import enlarge
+
+MAX_VALUES = 2**28
+"""Most values P * h * w of one image's maps: 1 GiB as float32."""
+
+_SPECS = {
+    "classes": ArraySpec("ui", 1, MAX_CLASSES),
+    "maps": ArraySpec("u", 3, MAX_VALUES),
+    "size": ArraySpec("ui", 1, 2),
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,18 @@ class SoftMaps:
 
 
 def write_soft_maps(path: str | Path, soft: SoftMaps) -> None:
-    """Write the maps in one step, values rounded to 1/255."""
+    """Write the maps in one step, values rounded to 1/255.
+
+    Raises:
+        DataError: for maps with a value that is not in 0..1 (NaN, say), or of more than `MAX_VALUES` values.
+    """
+    if soft.maps.size and not (soft.maps.min() >= 0 and soft.maps.max() <= 1):  # false for NaN, too
+        raise DataError(
+            f"{path}: class maps with values from {soft.maps.min()} to {soft.maps.max()}; expected 0..1: did the "
+            "training of the network diverge?"
+        )
+    if soft.maps.size > MAX_VALUES:
+        raise DataError(f"{path}: {soft.maps.size:,} values, at most {MAX_VALUES:,} are kept; lower --max-side")
     data = io.BytesIO()
     quantised = np.rint(soft.maps * 255).astype(np.uint8)
     np.savez_compressed(data, classes=soft.classes, maps=quantised, size=np.array(soft.size, dtype=np.int32))
@@ -43,21 +65,38 @@ def write_soft_maps(path: str | Path, soft: SoftMaps) -> None:
 
 
 def read_soft_maps(path: str | Path) -> SoftMaps:
-    """Read what `write_soft_maps` wrote.
+    """Read what `write_soft_maps` wrote; memory is bounded by `MAX_VALUES`, whatever the file says of itself.
 
     Raises:
-        DataError: if the file is missing, damaged or something else.
+        DataError: if the file is missing, damaged or something else, or its arrays do not fit each other.
     """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            classes, maps, size = arrays["classes"], arrays["maps"], arrays["size"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path}: cannot read class maps ({error}); expected what `cpn label --soft-maps` wrote: label it again"
-        ) from error
-    if classes.ndim != 1 or maps.ndim != 3 or len(classes) != len(maps) or maps.dtype != np.uint8 or size.shape != (2,):
-        raise DataError(
-            f"{path}: found maps {maps.dtype} {list(maps.shape)} of {classes.size} classes; expected uint8 [P, h, w] "
-            "of P classes: label the image again"
+    with damage_as(
+        DataError,
+        f"{path}: cannot read class maps ({{reason}}); expected what `cpn label --soft-maps` wrote: label it again",
+    ):
+        arrays = read_npz(path, _SPECS)
+    classes, maps, size = arrays["classes"], arrays["maps"], arrays["size"].tolist()
+    wrong = _misfit(classes, maps, size)
+    if wrong:
+        raise DataError(f"{path}: {wrong}: label the image again")
+    return SoftMaps(classes.astype(np.uint8), maps.astype(np.float32) / 255, (size[0], size[1]))
+
+
+def _misfit(classes: NDArray[np.integer], maps: NDArray[np.integer], size: list[int]) -> str:
+    """What is wrong with the three arrays; "" where they fit."""
+    if maps.dtype != np.uint8 or len(classes) != len(maps) or len(size) != 2:
+        return (
+            f"found maps {maps.dtype} {list(maps.shape)} of {classes.size} classes; expected uint8 [P, h, w] of P "
+            "classes and the size of an image"
         )
-    return SoftMaps(classes, maps.astype(np.float32) / 255, (int(size[0]), int(size[1])))
+    values = classes.astype(np.int64)
+    if len(values) and (values.min() < 1 or values.max() > MAX_CLASSES or (np.diff(values) <= 0).any()):
+        return f"maps of the classes {values[:10].tolist()}; expected different ones in 1..{MAX_CLASSES}, ascending"
+    height, width = size
+    if min(size) < 1 or height * width > DEFAULT_MAX_PIXELS:
+        return f"for an image of {width} x {height} pixels; expected 1 to {DEFAULT_MAX_PIXELS:,} pixels"
+    if maps.size and not (0 < maps.shape[1] <= height and 0 < maps.shape[2] <= width):
+        return f"maps of {maps.shape[2]} x {maps.shape[1]} pixels for an image of {width} x {height}"
+    if len(maps) and not maps.size:
+        return f"maps of {maps.shape[2]} x {maps.shape[1]} pixels"
+    return ""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.regular import read_regular
 
 
 def read_text(path: Path, what: str) -> str:
     """A UTF-8 text file (with or without byte order mark). Raises DataError that says what was expected."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_regular(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected {what}") from None
     except UnicodeDecodeError as error:

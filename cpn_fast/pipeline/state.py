@@ -12,7 +12,9 @@ from typing import Any
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.json_file import read_json
 from cpn_fast.files.output_folder import explained_writes
+from cpn_fast.files.regular import read_regular
 from cpn_fast.pipeline.plan import Stage
 
 FORMAT = 1
@@ -63,7 +65,7 @@ def content_digest(paths: Sequence[Path]) -> str | None:
             return None
         for file in files:
             digest.update(file.relative_to(path.parent).as_posix().encode() + b"\0")
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+            digest.update(hashlib.sha256(read_regular(file)).digest())
     return digest.hexdigest()
 
 
@@ -93,14 +95,14 @@ def read_state(path: Path) -> StageState | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, "the state of a stage", "delete it to run that stage again")
         if content["format"] != FORMAT:
             raise DataError(
                 f"{path}: key format: found {content['format']!r}, expected {FORMAT}: the folder is of another version "
                 "of cpn-fast; give another --output"
             )
         return StageState(**content["stage"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise DataError(f"{path}: not what `cpn run` wrote ({error!r}); delete it to run that stage again") from error
 
 

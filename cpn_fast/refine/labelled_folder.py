@@ -19,6 +19,7 @@ from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.mask_folder import SOFT_FOLDER, soft_path
 from cpn_fast.files.masks import read_labelmap
 from cpn_fast.files.output_folder import MANIFEST_NAME, SETTINGS_NAME, read_settings
+from cpn_fast.files.regular import is_regular, open_regular
 from cpn_fast.files.soft_maps import SoftMaps, read_soft_maps
 
 
@@ -97,7 +98,7 @@ class LabelledFolder:
     def read_image(self, entry: Mapping[str, Any]) -> NDArray[np.uint8]:
         """The image, uint8 [H, W, 3]. Raises DataError where it is gone or cannot be read."""
         path = self.image_path(entry)
-        if not path.is_file():
+        if not is_regular(path):
             raise DataError(
                 f"{path}: the image of {entry['id']} is not there (it was when it was labelled); put it back, call "
                 "from the folder where it was labelled, or give --data SOURCE, where it is found by its id"
@@ -111,7 +112,7 @@ class LabelledFolder:
             DataError: where they are missing (`otherwise` ends the advice), damaged, or hold another class than 1..K.
         """
         path = soft_path(self.path, image_id)
-        if not path.is_file():
+        if not is_regular(path):
             raise DataError(f"{path}: not there; label again with --soft-maps{otherwise}")
         soft = read_soft_maps(path)
         wrong = [int(value) for value in soft.classes if not 1 <= value <= len(self.classes)]
@@ -141,8 +142,9 @@ def check_power(name: str, value: float) -> float:
 def file_digest(path: Path) -> str | None:
     """SHA-256 of a file as hexadecimal; None where it cannot be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, DataError):
         return None
 
 

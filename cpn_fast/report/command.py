@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import spread
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.json_file import read_json
 from cpn_fast.models.labeller import SCALES
 from cpn_fast.report import page
 from cpn_fast.report.charts import Series, bar_chart, line_chart
@@ -97,10 +97,7 @@ def read_scores(path: Path) -> dict[str, Any]:
     """What `cpn evaluate` wrote, empty where it never ran. Raises DataError for a file that is not its JSON."""
     if not path.is_file():
         return {}
-    try:
-        scores = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); run `cpn evaluate` again") from error
+    scores = read_json(path, "what `cpn evaluate` wrote", "run it again")
     if not isinstance(scores, dict):
         raise DataError(f"{path}: found a {type(scores).__name__}, expected an object; run `cpn evaluate` again")
     return scores

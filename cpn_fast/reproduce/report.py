@@ -17,6 +17,7 @@ from rich.table import Table as RichTable
 
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.json_file import read_json
 from cpn_fast.files.output_folder import explained_writes
 from cpn_fast.reproduce.machine import machine
 from cpn_fast.reproduce.plot import draw
@@ -230,8 +231,8 @@ def check_settings(folder: Path, name: TableName, settings: Mapping[str, Any]) -
     if not path.exists():
         return
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError) as error:
+        stored = dict(read_json(path, "what `cpn reproduce` wrote")["settings"])
+    except (DataError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: {error!r}; expected what `cpn reproduce` wrote: delete it, it is made again"
         ) from error

@@ -20,6 +20,7 @@ from cpn_fast.data.superpixels.backend import hides_superpixels, version_of
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.digest import weights_sha256
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.json_file import read_json
 from cpn_fast.files.output_folder import explained_writes
 from cpn_fast.metrics.maps import MULTI
 from cpn_fast.reproduce.summary import Measurement
@@ -239,10 +240,7 @@ def training_cost(run: RunFolder) -> dict[str, Any]:
 def _stored_scores(run: RunFolder) -> dict[str, Any]:
     if not run.scores_path.is_file():
         return {}
-    try:
-        return json.loads(run.scores_path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{run.scores_path}: not JSON ({error}); delete it, it is then made again") from error
+    return read_json(run.scores_path, "what `cpn evaluate` wrote", "delete it, it is then made again")
 
 
 def records_digest(source: Source, split: str) -> str:

@@ -12,6 +12,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.mask_folder import MASK_FOLDER, mask_path
 from cpn_fast.files.output_folder import MANIFEST_NAME, explained_writes
+from cpn_fast.files.regular import read_regular
 
 FOLDER = "results/VOC2012/Segmentation/comp5_test_cls"
 
@@ -49,4 +50,4 @@ def write_voc_zip(path: Path, output: Path, ids: Sequence[str]) -> None:
         zipfile.ZipFile(temporary, "x", zipfile.ZIP_STORED) as archive,  # PNGs are compressed already
     ):
         for name in ids:
-            archive.writestr(zipfile.ZipInfo(f"{FOLDER}/{name}.png"), mask_path(output, name).read_bytes())
+            archive.writestr(zipfile.ZipInfo(f"{FOLDER}/{name}.png"), read_regular(mask_path(output, name)))

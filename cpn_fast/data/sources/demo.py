@@ -21,6 +21,7 @@ from cpn_fast.data.sources.demo_scenes import CLASSES, Scene, SceneObject, paint
 from cpn_fast.data.sources.voc import VocSource
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS
+from cpn_fast.files.json_file import read_json
 from cpn_fast.files.masks import voc_palette
 
 logger = logging.getLogger(__name__)
@@ -95,13 +96,13 @@ def _is_missing(root: Path, settings: dict[str, int]) -> bool:
 
 def _read_marker(root: Path) -> dict[str, int]:
     try:
-        found = json.loads((root / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = dict(read_json(root / MARKER, "a generated demo set"))
+    except (DataError, TypeError, ValueError) as error:
         raise DataError(
             f"{root}: expected a generated demo set or an empty folder, found no readable {MARKER}; "
             "name another folder (demo:PATH), nothing was changed"
         ) from error
-    return dict(found)
+    return found
 
 
 def _write_set(root: Path, settings: dict[str, int], processes: int | None) -> None:

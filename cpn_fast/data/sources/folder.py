@@ -11,6 +11,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS, list_images
 from cpn_fast.files.labels_csv import LabelRow, read_label_table
 from cpn_fast.files.masks import read_classes
+from cpn_fast.files.regular import is_regular
 
 ALL = "all"
 """The split of all images, labelled or not. Every folder has it."""
@@ -139,13 +140,13 @@ class FolderSource(FileSource):
         if canonical(inside) in images:
             return canonical(inside)
         path = self._image_root / inside
-        if key not in images and path.is_file() and not path.is_relative_to(self.root / "masks"):
+        if key not in images and is_regular(path) and not path.is_relative_to(self.root / "masks"):
             images[key] = path  # its suffix is no image's; its content decides
             return key
         return None
 
     def _row_problem(self, row: LabelRow) -> str:
-        if row.mask and not (self.root / row.mask).is_file():
+        if row.mask and not is_regular(self.root / row.mask):
             return f"mask {row.mask!r} is not in {self.root}; correct its name or empty the cell"
         if row.split == ALL:
             return f"split {ALL!r} is the name for all images; call this one train, val, test, ..."
@@ -158,7 +159,7 @@ class FolderSource(FileSource):
     def _record(self, image: Path, row: LabelRow | None) -> Record:
         name = self._id(image)
         mask = self.root / (row.mask if row and row.mask else f"masks/{name}.png")
-        return Record(name, image, row.labels if row else None, mask if mask.is_file() else None)
+        return Record(name, image, row.labels if row else None, mask if is_regular(mask) else None)
 
     def _id(self, image: Path) -> str:
         return _without_suffix(image.relative_to(self._image_root).as_posix())

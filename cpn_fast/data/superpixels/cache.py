@@ -7,8 +7,6 @@ import logging
 import math
 import os
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -30,7 +28,10 @@ from cpn_fast.data.superpixels.maps import (
     write_maps,
 )
 from cpn_fast.data.types import Record, Source
+from cpn_fast.files.arrays import DAMAGE, ArraySpec, npz_shape, read_npz
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.images import DEFAULT_MAX_PIXELS
+from cpn_fast.files.regular import read_regular
 from cpn_kernels.ops.superpixels import backend_version, reference, resolve_backend
 
 logger = logging.getLogger(__name__)
@@ -41,9 +42,12 @@ FORMAT = 1
 CHUNK = 512
 """Images that are read ahead at most where a device makes the maps."""
 
-
-DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
-"""What reading a missing, cut or altered npz file raises."""
+_MAP = ArraySpec("ui", 2, DEFAULT_MAX_PIXELS)
+_ABOUT = {
+    "shares": ArraySpec("f", 1, LEVELS),
+    "asked": ArraySpec("ui", 1, LEVELS),
+    "actual": ArraySpec("ui", 1, LEVELS),
+}
 
 
 @dataclass(frozen=True)
@@ -160,8 +164,7 @@ class SuperpixelCache:
         entry = self._entry(record)
         level = self.level(record, share_seen)
         try:
-            with np.load(entry.path, allow_pickle=False) as stored:
-                return np.asarray(stored[f"level{level}"])
+            return read_npz(entry.path, {f"level{level}": _MAP})[f"level{level}"]
         except DAMAGE as error:
             raise _unreadable(entry.path, error) from error
 
@@ -174,8 +177,7 @@ class SuperpixelCache:
         """All maps of a prepared record, coarse to fine, all of one size. Raises as `get` does."""
         entry = self._entry(record)
         try:
-            with np.load(entry.path, allow_pickle=False) as stored:
-                return [np.asarray(stored[f"level{level}"]) for level in range(LEVELS)]
+            return list(read_npz(entry.path, {f"level{level}": _MAP for level in range(LEVELS)}).values())
         except DAMAGE as error:
             raise _unreadable(entry.path, error) from error
 
@@ -183,9 +185,7 @@ class SuperpixelCache:
         """Height and width of the maps of a prepared record, in pixels, read alone. Raises as `get` does."""
         entry = self._entry(record)
         try:
-            with zipfile.ZipFile(entry.path) as stored, stored.open("level0.npy") as file:
-                np.lib.format.read_magic(file)
-                height, width = np.lib.format.read_array_header_1_0(file)[0]
+            height, width = npz_shape(entry.path, "level0")
         except DAMAGE as error:
             raise _unreadable(entry.path, error) from error
         return height, width
@@ -212,7 +212,7 @@ def _find(
 ) -> tuple[str, Entry | Picture]:
     """The record's id with its entry, or with the picture where there are no maps yet."""
     try:
-        content = record.image_path.read_bytes()
+        content = read_regular(record.image_path)
     except OSError as error:
         raise DataError(f"{record.image_path}: cannot be read ({error.strerror})") from error
     salt = _parameter_digest(patch, augment)
@@ -248,10 +248,11 @@ def _adapter_source() -> bytes:
 def _read_entry(path: Path) -> Entry | None:
     """The entry of a file that is whole; None where there is none or it is damaged (it is then computed again)."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            if any(f"level{level}" not in stored for level in range(LEVELS)):
-                return None
-            shares, asked, actual = (stored[name].tolist() for name in ("shares", "asked", "actual"))
+        for level in range(LEVELS):
+            npz_shape(path, f"level{level}")
+        shares, asked, actual = (array.tolist() for array in read_npz(path, _ABOUT).values())
+        if not len(shares) == len(asked) == len(actual) == LEVELS:
+            raise ValueError(f"not of {LEVELS} levels")
     except FileNotFoundError:
         return None
     except DAMAGE as error:
