@@ -82,9 +82,7 @@ def _read(archive: zipfile.ZipFile, name: str, spec: ArraySpec) -> NDArray[Any]:
         size = prod(shape) * dtype.itemsize
         data = file.read(size + 1)  # decompresses no more than this
         if len(data) != size:
-            raise ValueError(
-                f"{found}, {size} bytes, but {len(data)}{' or more' if len(data) > size else ''} are there"
-            )
+            raise ValueError(f"{found}, {size} bytes, but {'more' if len(data) > size else len(data)} are there")
         return np.frombuffer(data, dtype).reshape(shape).copy()
 
 

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.regular import open_regular
 
 
 @cache
@@ -17,7 +18,7 @@ def weights_sha256(path: Path) -> str:
         DataError: if it cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(

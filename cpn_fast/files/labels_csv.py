@@ -160,8 +160,8 @@ def _check_header(header: list[str], path: Path) -> None:
     if missing or twice:
         found = f"no column {' and '.join(missing)}" if missing else f"column {twice[0]} twice"
         raise DataError(
-            f"{path}, line 1: {found} in the header {quoted(','.join(header), 200)}; expected image,labels[,split][,mask], "
-            "separated by commas"
+            f"{path}, line 1: {found} in the header {quoted(','.join(header), 200)}; expected "
+            "image,labels[,split][,mask], separated by commas"
         )
 
 

@@ -72,8 +72,8 @@ class Manifest:
     def entries(self) -> dict[str, dict[str, Any]]:
         """The last entry of every id, in the order of first appearance.
 
-        A line torn by a crash, or with a value that no writer gives, is skipped with a warning. An entry has `id`, which
-        names a file below a folder, and `status`; its other values are of the right type where they are there.
+        A line torn by a crash, or with a value that no writer gives, is skipped with a warning. An entry has `id`,
+        which names a file below a folder, and `status`; its other values are of the right type where they are there.
 
         Raises:
             DataError: if the file is there and cannot be read.

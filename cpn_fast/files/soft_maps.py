@@ -79,7 +79,8 @@ def read_soft_maps(path: str | Path) -> SoftMaps:
     wrong = _misfit(classes, maps, size)
     if wrong:
         raise DataError(f"{path}: {wrong}: label the image again")
-    return SoftMaps(classes.astype(np.uint8), maps.astype(np.float32) / 255, (size[0], size[1]))
+    values = maps.astype(np.float32) / np.float32(255)
+    return SoftMaps(classes.astype(np.uint8), values, (size[0], size[1]))
 
 
 def _misfit(classes: NDArray[np.integer], maps: NDArray[np.integer], size: list[int]) -> str:

@@ -48,7 +48,8 @@ def stored_values(image: Image.Image, where: str) -> NDArray[np.uint8] | None:
 
 def _undo(image: Image.Image, where: str) -> Any:
     """What takes the decoded array back to the stored numbers; looks at the decoder's arguments, gone after loading."""
-    arguments = image.tile[0][3] if image.tile else ""
+    tiles: list[Any] = getattr(image, "tile", [])
+    arguments = tiles[0][3] if tiles else ""
     raw = arguments if isinstance(arguments, str) else arguments[0]
     if image.format in ("BMP", "DIB"):
         _check_bmp(image, where)
@@ -68,11 +69,11 @@ def _undo(image: Image.Image, where: str) -> Any:
     return undo
 
 
-def _check_bmp(image: Image.Image, where: str) -> None:
+def _check_bmp(image: Any, where: str) -> None:
     """Refuse what Pillow decodes wrongly: a grey palette of 16 colours, whose half bytes it takes for bytes."""
     if image.mode not in ("1", "L") or image.tile[0][0] != "raw":
         return
-    file: Any = image.fp
+    file = image.fp
     place = file.tell()
     file.seek(_BMP_BITS_OFFSET)
     bits = int.from_bytes(file.read(2), "little")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,8 +44,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise DataError(f"{path}: not a readable checkpoint ({error}); delete it to start the run anew") from error
+    except Exception as error:  # a damaged pickle raises nearly anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path}: not a readable checkpoint ({reason}); delete it to start the run anew") from error
     missing = [key for key in KEYS if not isinstance(state, dict) or key not in state]
     if missing or state["format"] != FORMAT:
         found = f"lacks {', '.join(missing)}" if missing else f"has format {state['format']}"

@@ -14,7 +14,9 @@ from cpn_fast.config.serialise import config_from_dict, config_to_dict, flat
 from cpn_fast.config.training import STAGES, AffinityConfig, C, LoopConfig, SegmentConfig, TrainConfig, with_recipe
 from cpn_fast.files.atomic import atomic_write_bytes, atomic_write_text
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.text import read_text
+from cpn_fast.files.json_file import read_json
+from cpn_fast.files.names import class_fault, quoted
+from cpn_fast.files.regular import read_regular
 
 if TYPE_CHECKING:
     from torch import nn
@@ -130,19 +132,17 @@ class RunFolder:
         atomic_write_text(self.config_path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def _stored(self) -> StoredRun:
-        if not self.config_path.is_file():
+        if not self.config_path.exists():
             raise DataError(f"{self.path}: no run here (config.json not found); train one with `cpn train`")
-        text = read_text(self.config_path, "what `cpn train` wrote")
-        try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{self.config_path}: not JSON ({error}); expected what `cpn train` wrote") from error
+        content = read_json(self.config_path, "what `cpn train` wrote", "restore the file, or train again")
         if isinstance(content, dict):
             known = {f.name for f in fields(StoredRun)}
             content = {key: value for key, value in content.items() if key in known}
         stored = config_from_dict(StoredRun, content, str(self.config_path))
         if not stored.classes or "" in stored.classes or len(set(stored.classes)) < len(stored.classes):
             raise DataError(f"{self.config_path}: key classes: expected at least one name, each once, none empty")
+        if wrong := next((fault for fault in map(class_fault, stored.classes) if fault), ""):
+            raise DataError(f"{self.config_path}: key classes: a name {wrong}")
         return stored
 
     @property
@@ -182,12 +182,14 @@ class RunFolder:
         """The best background score that `cpn evaluate` found (metrics.json), else `DEFAULT_BETA`."""
         if not self.scores_path.is_file():
             return DEFAULT_BETA
-        try:
-            return float(json.loads(self.scores_path.read_text(encoding="utf-8"))["beta"])
-        except (ValueError, KeyError, TypeError) as error:
+        scores = read_json(self.scores_path, "what `cpn evaluate` wrote", "run it again")
+        beta = scores.get("beta") if isinstance(scores, dict) else None
+        if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 <= beta <= 1:
             raise DataError(
-                f"{self.scores_path}: key beta: {error!r}; expected a number in 0..1: run `cpn evaluate` again"
-            ) from error
+                f"{self.scores_path}: key beta: found {quoted(beta)}, expected a number in 0..1: run `cpn evaluate` "
+                "again"
+            )
+        return float(beta)
 
     def save_model(self, net: nn.Module, step: int) -> None:
         """Write the weights to model.safetensors, with classes, step and version as metadata."""
@@ -246,19 +248,20 @@ class RunFolder:
             raise DataError(f"{self.path}: the run has no weights yet; expected model.safetensors: let it train on")
 
     def _load_weights(self, net: nn.Module) -> None:
-        from safetensors.torch import load_file
-
+        from cpn_fast.models.weights.pretrained import check_finite, read_safetensors
         from cpn_fast.runs.checkpoint import load_checkpoint
 
         if self.model_path.is_file():
-            source, weights = self.model_path, load_file(self.model_path)
+            source = self.model_path
+            weights = read_safetensors(source, "train the run to its end again with --resume, which writes it anew")
         else:
             source, weights = self.checkpoint_path, load_checkpoint(self.checkpoint_path)["model"]
         try:
             net.load_state_dict(weights)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())
             raise DataError(f"{source}: does not fit the settings in {self.config_path}: {reason}") from error
+        check_finite(weights, source)
 
     def records(self, kind: str | None = None) -> list[dict[str, Any]]:
         """The records of metrics.jsonl, of one kind ("step", "eval", "maps") or all; a torn last line is left out."""
@@ -266,7 +269,9 @@ class RunFolder:
         return [record for record in found if kind is None or record["kind"] == kind]
 
     def _lines(self) -> list[str]:
-        return self.metrics_path.read_text(encoding="utf-8").splitlines() if self.metrics_path.is_file() else []
+        if not self.metrics_path.is_file():
+            return []
+        return read_regular(self.metrics_path).decode("utf-8", "replace").split("\n")
 
     def truncate_records(self, step: int) -> None:
         """Drop the records of steps after `step`, which a resumed run will write again."""
@@ -284,9 +289,10 @@ class RunFolder:
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and "kind" in record and "step" in record else None
+    whole = isinstance(record, dict) and "kind" in record and isinstance(record.get("step"), int)
+    return record if whole else None
 
 
 def versions() -> dict[str, str]:

@@ -27,6 +27,7 @@ from cpn_fast.files.images import DEFAULT_MAX_PIXELS, read_image
 from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.masks import write_labelmap, write_mask
 from cpn_fast.files.max_side import enlarge, reduce_image
+from cpn_fast.files.regular import open_regular
 from cpn_fast.files.shard import take_shard
 
 MASK_FOLDER = "SegmentationClass"
@@ -139,7 +140,7 @@ def _max_side(config: LabelOnnxConfig, labeller: OnnxLabeller) -> int:
 
 def _fingerprint(config: LabelOnnxConfig, labeller: OnnxLabeller) -> str:
     """What a mask depends on beside its image: the model's content and max_side."""
-    with config.model.open("rb") as file:
+    with open_regular(config.model) as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
     return f"{content[:16]}-{_max_side(config, labeller)}"
 

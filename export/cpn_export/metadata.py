@@ -93,7 +93,7 @@ class ModelInfo:
                 continue  # a file from before there were others
             try:
                 values[field.name] = json.loads(metadata[PREFIX + field.name])
-            except (KeyError, json.JSONDecodeError) as error:
+            except (KeyError, ValueError, RecursionError) as error:
                 found = metadata.get(PREFIX + field.name)
                 raise DataError(
                     f"{source}: metadata key {PREFIX}{field.name} is {found!r}, expected JSON; export the run again"

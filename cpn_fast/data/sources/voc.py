@@ -13,7 +13,8 @@ from cpn_fast.data.types import Record
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES
 from cpn_fast.files.masks import read_classes
-from cpn_fast.files.text import read_lines, read_text
+from cpn_fast.files.regular import read_regular
+from cpn_fast.files.text import read_lines
 
 VOC_CLASSES = (
     "aeroplane",
@@ -133,10 +134,17 @@ class VocSource(FileSource):
 
     def _labels(self, path: Path, problems: list[Problem]) -> tuple[int, ...]:
         try:
-            tree = ElementTree.fromstring(path.read_bytes())
+            tree = ElementTree.fromstring(read_regular(path))
         except ElementTree.ParseError as error:
             line, column = error.position
-            problems.append(Problem(path, f"not well-formed XML at column {column} ({error}); correct it", line))
+            hint = "correct it, or name its encoding in the first line where that is not UTF-8"
+            problems.append(Problem(path, f"not well-formed XML at column {column} ({error}); {hint}", line))
+            return ()
+        except DataError as error:
+            problems.append(Problem(path, str(error).removeprefix(f"{path}: ")))
+            return ()
+        except (LookupError, ValueError) as error:
+            problems.append(Problem(path, f"its encoding cannot be read ({error}); save it as UTF-8", 1))
             return ()
         except OSError as error:
             problems.append(Problem(path, f"cannot read it ({error.strerror})"))
@@ -192,5 +200,10 @@ def _index(folder: Path, suffixes: Iterable[str], problems: list[Problem]) -> di
 
 
 def _line_of(path: Path, name: str) -> int | None:
-    lines = read_text(path, "an annotation").splitlines()
-    return next((number for number, line in enumerate(lines, start=1) if f">{name}<" in line.replace(" ", "")), None)
+    """The line of a class name in an annotation, whose encoding may be any; None where it is not found as it is."""
+    lines = read_regular(path).splitlines()
+    encoded = [f">{name}<".replace(" ", "").encode(encoding, "replace") for encoding in ("utf-8", "latin-1")]
+    found = (
+        number for number, line in enumerate(lines, start=1) for text in encoded if text in line.replace(b" ", b"")
+    )
+    return next(found, None)

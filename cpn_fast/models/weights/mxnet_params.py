@@ -103,7 +103,8 @@ def _read_array(reader: _Reader, index: int) -> np.ndarray:
     if not 0 <= dimensions <= MAX_DIMENSIONS:
         raise reader.error(f"{what} has {dimensions} dimensions, expected 0 to {MAX_DIMENSIONS}")
     shape = reader.numbers(f"{dimensions}{'q' if version in (V1, V2, V3) else 'I'}", f"the shape of {what}")
-    if any(side < 0 for side in shape):
+    # 0 x 2^62 takes no byte of the file, and no array library can hold it.
+    if any(side < 0 for side in shape) or (0 in shape and prod(filter(None, shape)) > reader.content.size):
         raise reader.error(f"{what} has shape {shape}")
     if not shape and version != V3:
         # MXNet's "none": nothing follows. Only NumPy arrays (V3) have scalars

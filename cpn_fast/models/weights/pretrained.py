@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.regular import open_regular
 from cpn_fast.models.backbones import Backbone
 from cpn_fast.models.weights.mxnet_params import read_params, resnet38_key
 
@@ -51,13 +52,33 @@ def read_weights(path: str | Path) -> State:
     if path.suffix == ".params":
         return _read_params(path)
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise DataError(f"{path}: not a readable safetensors file ({error}); fetch or save it again") from error
+        return read_safetensors(path)
     if path.suffix in (".pth", ".pt", ".ckpt"):
         return _read_pth(path)
     raise DataError(f"{path}: unknown weights format {path.suffix!r}; expected .params, .pth or .safetensors")
+
+
+def read_safetensors(path: Path, remedy: str = "fetch or save it again") -> State:
+    """The tensors of a safetensors file, on the CPU. Raises DataError, which ends with `remedy`, for a damaged one."""
+    try:
+        with open_regular(path):
+            return load_file(path)
+    except DataError:
+        raise
+    except Exception as error:  # of a damaged header nearly anything
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: not a readable safetensors file ({reason}); {remedy}") from error
+
+
+def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise DataError, naming the first of them, if tensors hold NaN or infinity."""
+    wrong = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise DataError(
+            f"{path}: {wrong[0]}{more} of {len(state)} tensors hold NaN or infinity: the training that wrote them "
+            "diverged, or the file is damaged; train again with a lower --lr, or give other weights"
+        )
 
 
 def _read_params(path: Path) -> State:
@@ -113,7 +134,9 @@ def load_backbone_weights(backbone: Backbone, path: str | Path) -> tuple[str, ..
     skipped = tuple(key for key in state if key.startswith(IMAGENET_HEADS) or key.endswith("num_batches_tracked"))
     if named := [key for key in skipped if not key.endswith("num_batches_tracked")]:
         logger.info("%s: passed over %d keys: %s", path, len(named), ", ".join(named))
-    _load_exactly(backbone, {key: value for key, value in state.items() if key not in skipped}, path)
+    kept = {key: value for key, value in state.items() if key not in skipped}
+    check_finite(kept, path)
+    _load_exactly(backbone, kept, path)
     return heads + skipped
 
 

@@ -94,6 +94,34 @@ def test_manifest_survives_a_torn_line(tmp_path: Path, caplog: pytest.LogCapture
     assert Manifest(path).done() == {"a"}
 
 
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("[1]", "no object but list"),
+        ('{"status": "ok"}', "its id is no text but NoneType"),
+        ('{"id": 3, "status": "ok"}', "its id is no text but int"),
+        ('{"id": "../b", "status": "ok"}', "its id is outside the folder"),
+        ('{"id": "b"}', "no status"),
+        ('{"id": "b", "status": null}', "status is None"),
+        ('{"id": "b", "status": "ok", "image": 7}', "image is 7"),
+        ('{"id": "b", "status": "ok", "width": "7"}', "width is '7'"),
+        ('{"id": "b", "status": "ok", "height": true}', "height is True"),
+        ('{"id": "b", "status": "ok", "labels": "cat"}', "labels is 'cat'"),
+        ('{"id": "b", "status": "ok", "labels": [1]}', "labels holds other things than names"),
+        ('{"id": "b", "status": "ok", "confidence": "high"}', "confidence is 'high'"),
+        ("[" * 100_000, "no JSON"),
+        ('{"id": "b", "status": "ok", "width": ' + "9" * 5000 + "}", "no JSON"),
+    ],
+)
+def test_a_line_with_missing_or_wrong_values_is_skipped_with_its_fault(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, line: str, fault: str
+) -> None:
+    good = '{"id": "a", "status": "ok", "labels": null, "confidence": 1, "anything": [{}]}'
+    (tmp_path / "m.jsonl").write_text(f"{line}\n{good}\n")
+    assert list(Manifest(tmp_path / "m.jsonl").entries()) == ["a"]
+    assert f"m.jsonl, line 1: not a manifest entry ({fault}), skipped" in caplog.text
+
+
 def test_manifest_requires_id_and_status(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="needs a string status"):
         Manifest(tmp_path / "m").append({"id": "a"})

@@ -10,6 +10,7 @@ from PIL import Image
 
 from cpn_fast.data.sources.folder import FolderSource, hash_split
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.labels_csv import LabelRow
 from cpn_fast.files.masks import write_mask
 
 
@@ -156,3 +157,25 @@ def test_split_named_all_is_refused(tmp_path: Path) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no images"):
         FolderSource(tmp_path)
+
+
+def test_time_grows_with_the_number_of_images_and_not_with_its_square(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a split column; counted in looks at a row, which a slow machine does not change."""
+    count = 300
+    rows = "".join(f"{number}.png,x\n" for number in range(count))
+    folder(tmp_path, [], f"image,labels\n{rows}")
+    for number in range(count):
+        (tmp_path / f"{number}.png").touch()
+    looks = 0
+    plain = LabelRow.__getattribute__
+
+    def counted(row: LabelRow, name: str) -> object:
+        nonlocal looks
+        looks += 1
+        return plain(row, name)
+
+    monkeypatch.setattr(LabelRow, "__getattribute__", counted)
+    assert len(FolderSource(tmp_path).records("all")) == count
+    assert looks < 60 * count

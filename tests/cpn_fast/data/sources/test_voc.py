@@ -113,6 +113,39 @@ def test_every_problem_has_its_file_and_line(voc: VocFolder) -> None:
         source.records("train")
 
 
+def test_annotations_in_other_encodings(voc: VocFolder) -> None:
+    (voc.root / "classes.txt").write_text("löwe\nsofa\n", encoding="utf-8")
+    text = annotation("löwe")
+    for name, content in (
+        ("utf16", text.encode("utf-16")),
+        ("declared", b'<?xml version="1.0" encoding="ISO-8859-1"?>' + text.encode("latin-1")),
+        ("undeclared", text.encode("latin-1")),
+        ("unknown", b'<?xml version="1.0" encoding="klingon"?>' + text.encode("latin-1")),
+        ("other class", b'<?xml version="1.0" encoding="latin-1"?>\n' + annotation("tür").encode("latin-1")),
+        ("deep", b"<a>" * 200_000),
+    ):
+        voc.image(name)
+        (voc.root / "Annotations" / f"{name}.xml").write_bytes(content)
+    voc.image("fifo", xml=False)
+    os.mkfifo(voc.root / "Annotations" / "fifo.xml")
+    voc.split("train", "utf16", "declared", "undeclared", "unknown", "other class", "deep", "fifo")
+    scan = VocSource(voc.root).scan("train")
+    assert [record.labels for record in scan.records[:2]] == [(0,), (0,)]
+    problems = [str(problem).removeprefix(str(voc.root / "Annotations") + "/") for problem in scan.problems]
+    for found, expected in zip(
+        problems,
+        (
+            r"undeclared.xml, line 4: not well-formed XML .*name its encoding in the first line where that is not UTF",
+            r"unknown.xml, line 1: its encoding cannot be read \(unknown encoding: klingon\); save it as UTF-8",
+            r"other class.xml, line 5: object 1: unknown class 'tür'",
+            r"deep.xml, line 1: not well-formed XML",
+            r"fifo.xml: a FIFO",
+        ),
+        strict=True,
+    ):
+        assert re.match(expected, found), found
+
+
 def test_train_aug_from_its_list_in_the_two_path_form(voc: VocFolder) -> None:
     voc.image("2007_000032", "dog")
     voc.image("b c", "cat")

@@ -97,6 +97,7 @@ GOOD = file_of(f"{V2} {DEVICE} {F32} {ONE_TO_SIX}")
         (file_of("c8fa93f9 ffffffff"), r"array 0 has -1 dimensions"),
         (file_of("c8fa93f9 01000000 ffffffffffffffff"), r"array 0 has shape \(-1,\)"),
         (file_of(f"c8fa93f9 01000000 ffffffffffffff7f {DEVICE} {F32}"), r"the data of array 0 needs 36893\d+ bytes"),
+        (file_of(f"c8fa93f9 02000000 {'00' * 8} {'00' * 7}40 {DEVICE} {F32}"), r"array 0 has shape \(0, 46116860184"),
         (GOOD[:-6], r"a name needs 5 bytes|the length of a name needs 8 bytes"),
         (GOOD + b"x", r"1 bytes follow the last name"),
         (file_of(f"{OLDEST} {DEVICE} {F32} {ONE_TO_SIX}", name_count=0), r"1 arrays have 0 names"),
