@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import matmul_tflops, peak_tflops, seconds
-from cpn_fast.config.training import BackboneName, TrainConfig, with_recipe
+from cpn_fast.config.recipes import with_recipe
+from cpn_fast.config.training import BackboneName, TrainConfig
 from cpn_fast.device import set_tf32
 from cpn_fast.methods import create_method
 from cpn_fast.models import create_model

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cpn_fast.affinity.task import LABELS, AffinityStage
-from cpn_fast.config.training import AffinityConfig, with_recipe
+from cpn_fast.config.recipes import with_recipe
+from cpn_fast.config.training import AffinityConfig
 from cpn_fast.files.errors import DataError
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.training.options import long_forms, resumed_settings, value_of

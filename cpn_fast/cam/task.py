@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from cpn_fast.cam.batches import BatchStream, mean_colour
 from cpn_fast.cam.validation import Curves, create_curves
-from cpn_fast.config.training import TrainConfig, preset_defaults, replace_dotted, with_recipe
+from cpn_fast.config.presets import preset_defaults
+from cpn_fast.config.recipes import with_recipe
+from cpn_fast.config.training import TrainConfig, replace_dotted
 from cpn_fast.data.loading.steps import Span
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.superpixels.backend import settle_backend, share_backend

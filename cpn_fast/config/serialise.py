@@ -62,9 +62,10 @@ def config_from_dict(kind: type[T], values: Any, where: str, prefix: str = "") -
     """
     from pydantic import ValidationError
 
+    dataclass: Any = kind
     try:
         # As JSON text, since pydantic then takes a list for a tuple and a text for a path, but nothing looser.
-        return _reader(kind).validate_json(json.dumps([values]))[0]
+        return _reader(dataclass).validate_json(json.dumps([values]))[0]
     except ValidationError as error:
         raise DataError(f"{where}: {_explained(error.errors(include_url=False), prefix)}") from None
 

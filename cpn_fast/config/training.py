@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -192,11 +192,6 @@ class LoopConfig:
     augment: AugmentOptions = field(default_factory=AugmentOptions)
 
     @property
-    def recipe(self) -> Mapping[str, Any]:
-        """Fields to take where the command line names none (is None)."""
-        return RECIPES[self.backbone]
-
-    @property
     def lr_factors(self) -> Mapping[str, float]:
         """Learning rate of each role of a parameter ("backbone", "head"), times the base rate."""
         return {"backbone": 1.0, "head": self.head_lr_factor}
@@ -249,11 +244,6 @@ class SegmentConfig(LoopConfig):
     batch_size: int = 10
     augment: SegmentAugment = field(default_factory=SegmentAugment)
 
-    @property
-    def recipe(self) -> Mapping[str, Any]:
-        """Fields to take where the command line names none (is None)."""
-        return SEGMENT_RECIPES[self.backbone]
-
 
 @dataclass(frozen=True, kw_only=True)
 class AffinityConfig(LoopConfig):
@@ -282,71 +272,9 @@ class AffinityConfig(LoopConfig):
     low_share: float = 2 / 3
     high_share: float = 4.0
 
-    @property
-    def recipe(self) -> Mapping[str, Any]:
-        """Fields to take where the command line names none (is None)."""
-        return AFFINITY_RECIPES[self.backbone]
-
 
 STAGES: dict[str, type[LoopConfig]] = {"train": TrainConfig, "affinity": AffinityConfig, "segment": SegmentConfig}
 """Kind of training -> its settings; a run's config.json says which."""
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "paper": {
-        "options.map_norm": "max",
-        "options.cpcr_target": "dense",
-        "options.ohem_pool": "all",
-        "options.affinity": "cosine",
-        "options.tcp_target": "pair",
-        "options.prcm": "softmax",
-        "options.warm_up": 0.0,
-        "refine_lr_factor": 10.0,
-        "momentum": 0.9,
-        "patch.segments": 200,
-    },
-    "released": {
-        "options.map_norm": "minmax",
-        "options.cpcr_target": "released",
-        "options.ohem_pool": "all",
-        "options.refined_pair_gradient": True,
-        "options.prcm": "released",
-        "options.tcp_target": "pair",
-        "options.warm_up": 0.0,
-        "options.affinity": "cosine",
-        "refine_lr_factor": 10.0,
-        "options.min_pool_weight": 1.0,
-        "options.loss_resolution": "input",
-        "patch.segments": 300,
-        "momentum": 5e-4,
-    },
-}
-"""Method presets as data: dotted field of TrainConfig -> value."""
-
-RECIPES: dict[str, dict[str, Any]] = {
-    "resnet38": {"lr": 0.01, "momentum": 0.9, "epochs": 8},
-    "resnet50": {"lr": 0.01, "momentum": 0.9, "epochs": 8},
-    "mobilenet_v2": {"lr": 0.003, "momentum": 0.9, "epochs": 16},
-    "mobilenet_v2_stride8": {"lr": 0.003, "momentum": 0.9, "epochs": 16},
-    "resnet38_tiny": {"lr": 0.01, "momentum": 0.9, "epochs": 20},
-}
-"""Learning rate, momentum and epochs of a CAM network per backbone, used where the command line names none."""
-
-SEGMENT_RECIPES: dict[str, dict[str, Any]] = {
-    "resnet38": {"lr": 0.001, "momentum": 0.9, "epochs": 19},
-    "resnet50": {"lr": 0.001, "momentum": 0.9, "epochs": 19},
-    "mobilenet_v2": {"lr": 0.001, "momentum": 0.9, "epochs": 20},
-    "mobilenet_v2_stride8": {"lr": 0.001, "momentum": 0.9, "epochs": 20},
-    "resnet38_tiny": {"lr": 0.01, "momentum": 0.9, "epochs": 20},
-}
-"""The same of a segmentation network; the paper's 20,000 steps of 10 of VOC's 10,582 images are 19 epochs.
-MobileNetV2's rate is the best of 0.0004, 0.001, 0.003 and 0.01 on coco_mini's true masks (9.4, 10.7, 6.4, 3.8% mIoU on
-val after 8 epochs of 192 px crops)."""
-
-AFFINITY_RECIPES: dict[str, dict[str, Any]] = {
-    backbone: {"lr": 0.01, "momentum": 0.9, "epochs": 8} for backbone in get_args(BackboneName)
-}
-"""The same for AffinityNet, on every backbone the paper's."""
 
 C = TypeVar("C", bound=LoopConfig)
 
@@ -366,15 +294,3 @@ def replace_dotted(config: C, values: Mapping[str, Any]) -> C:
         changes: dict[str, Any] = {head: value}
         config = dataclasses.replace(config, **changes)
     return config
-
-
-def preset_defaults(preset: str) -> dict[str, Any]:
-    """Dotted fields that a preset sets. Raises ValueError for an unknown preset."""
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
-    return dict(PRESETS[preset])
-
-
-def with_recipe(config: C) -> C:
-    """Fill what is None (lr, momentum, epochs) from the recipe."""
-    return replace_dotted(config, {k: v for k, v in config.recipe.items() if getattr(config, k) is None})

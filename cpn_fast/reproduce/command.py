@@ -16,7 +16,8 @@ import tyro
 from rich.console import Console
 
 from cpn_fast.cam import task as train
-from cpn_fast.config.training import TrainConfig, replace_dotted, with_recipe
+from cpn_fast.config.recipes import with_recipe
+from cpn_fast.config.training import TrainConfig, replace_dotted
 from cpn_fast.console.commands import CommandLine
 from cpn_fast.data.loading.parallel import folder_lock
 from cpn_fast.data.sources.open import open_source

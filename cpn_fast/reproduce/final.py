@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cpn_fast.config.recipes import AFFINITY_RECIPES, SEGMENT_RECIPES
 from cpn_fast.config.serialise import config_to_dict, flat
-from cpn_fast.config.training import AFFINITY_RECIPES, SEGMENT_RECIPES, TrainConfig
+from cpn_fast.config.training import TrainConfig
 from cpn_fast.data.types import Source
 from cpn_fast.demo import command as demo
 from cpn_fast.files.errors import DataError
@@ -82,8 +83,8 @@ def pipeline_of(
     walk = list(demo.AFFINITY) if of_demo else []
     segment = list(demo.SEGMENTATION) if of_demo else []
     epochs = {
-        "affinity": demo.epochs_of(demo.AFFINITY) if of_demo else AFFINITY_RECIPES[base.backbone]["epochs"],
-        "segment": demo.epochs_of(demo.SEGMENTATION) if of_demo else SEGMENT_RECIPES[base.backbone]["epochs"],
+        "affinity": demo.epochs_of(demo.AFFINITY) if of_demo else AFFINITY_RECIPES[base.backbone].epochs,
+        "segment": demo.epochs_of(demo.SEGMENTATION) if of_demo else SEGMENT_RECIPES[base.backbone].epochs,
     }
     scoring = demo.SEGMENTATION_SCORING if of_demo else ("--crf",)
     return PipelineConfig(

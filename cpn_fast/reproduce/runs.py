@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cpn_fast.cam.task import run_train
+from cpn_fast.config.recipes import with_recipe
 from cpn_fast.config.serialise import config_to_dict, flat
-from cpn_fast.config.training import TrainConfig, replace_dotted, with_recipe
+from cpn_fast.config.training import TrainConfig, replace_dotted
 from cpn_fast.data.loading.parallel import folder_lock
 from cpn_fast.data.sources.spread import records_of, spread_evenly
 from cpn_fast.data.superpixels.backend import hides_superpixels, version_of

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
-from cpn_fast.config.training import PRESETS, MethodOptions, TrainConfig
+from cpn_fast.config.presets import PRESETS
+from cpn_fast.config.training import MethodOptions, TrainConfig
 from cpn_fast.metrics.maps import scale_name
 from cpn_kernels.ops.superpixels import Backend
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from cpn_fast.config.training import SegmentConfig, with_recipe
+from cpn_fast.config.recipes import with_recipe
+from cpn_fast.config.training import SegmentConfig
 from cpn_fast.data.loading.steps import Span, steps_per_epoch
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.types import Record

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from cpn_fast.config.training import PRESETS, MethodOptions, TrainConfig, preset_defaults, replace_dotted
+from cpn_fast.config.presets import PRESETS, preset_defaults
+from cpn_fast.config.training import MethodOptions, TrainConfig, replace_dotted
 from cpn_fast.methods import create_method
 from cpn_fast.methods.common import classification_loss, equivariant_cross_loss, min_pool_loss
 from cpn_fast.methods.cpn import cp_loss_options

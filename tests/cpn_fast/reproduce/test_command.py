@@ -21,8 +21,9 @@ from scipy.stats import kendalltau
 
 from cpn_fast.cam.task import parse as parse_train
 from cpn_fast.cli import main as cli
+from cpn_fast.config.presets import PRESETS
 from cpn_fast.config.serialise import config_to_dict, flat
-from cpn_fast.config.training import PRESETS, TrainConfig, replace_dotted
+from cpn_fast.config.training import TrainConfig, replace_dotted
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.files.digest import weights_sha256
 from cpn_fast.files.errors import DataError

@@ -11,7 +11,9 @@ import pytest
 
 from cpn_fast.cam import task as train
 from cpn_fast.cli import main as cli
-from cpn_fast.config.training import PRESETS, TrainConfig, replace_dotted, with_recipe
+from cpn_fast.config.presets import PRESETS
+from cpn_fast.config.recipes import with_recipe
+from cpn_fast.config.training import TrainConfig, replace_dotted
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.files.errors import DataError
 from cpn_fast.pipeline.plan import PipelineConfig, plan

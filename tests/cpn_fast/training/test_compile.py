@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from cpn_fast.cam.task import run_train
-from cpn_fast.config.training import PRESETS, AugmentOptions, MethodOptions, PatchOptions, TrainConfig, replace_dotted
+from cpn_fast.config.presets import PRESETS
+from cpn_fast.config.training import AugmentOptions, MethodOptions, PatchOptions, TrainConfig, replace_dotted
 from cpn_fast.methods import create_method
 from cpn_fast.models import build, create_model
 from cpn_fast.models.backbones import Backbone

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from cpn_fast.cam.task import parse, run_train
-from cpn_fast.config.training import PRESETS, AugmentOptions, MethodOptions, PatchOptions, TrainConfig
+from cpn_fast.config.presets import PRESETS
+from cpn_fast.config.training import AugmentOptions, MethodOptions, PatchOptions, TrainConfig
 from cpn_fast.data.superpixels.backend import settle_backend, share_backend
 from cpn_fast.files.errors import DataError
 from cpn_fast.runs.folder import RunFolder
