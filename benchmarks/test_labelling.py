@@ -11,9 +11,10 @@ import torch
 from benchmarks.untrained import calibrate
 from cpn_export.runtime import OnnxLabeller
 from cpn_export.to_onnx import ExportConfig, run_export
+from cpn_fast.config.scales import CAM_SCALES
 from cpn_fast.config.training import TrainConfig
 from cpn_fast.models import create_model
-from cpn_fast.models.labeller import SCALES, Labeller
+from cpn_fast.models.labeller import Labeller
 from cpn_fast.runs.folder import RunFolder
 
 CLASSES, BATCH, BETA = 20, 2, 0.1
@@ -42,7 +43,7 @@ def test_onnx_against_eager(tmp_path: Path, against: Callable[..., float]) -> No
     model = run_export(ExportConfig(run.path, tmp_path / "model.onnx", beta=BETA))
     exported = OnnxLabeller(model, "cpu", torch.get_num_threads())
     net = run.load_model().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    eager = Labeller(net, SCALES, True, BETA)
+    eager = Labeller(net, CAM_SCALES, True, BETA)
     labels = np.zeros((BATCH, CLASSES), np.float32)
     labels[:, [0, 3]] = 1
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cpn_fast.affinity.batches import AffinityBatch, AffinityStream
 from cpn_fast.affinity.labels import LabelStore, synthesise
+from cpn_fast.affinity.options import LABELS
 from cpn_fast.affinity.validation import WalkCurves, create_walk_curves
 from cpn_fast.config.training import AffinityConfig
 from cpn_fast.data.loading.steps import Span
@@ -21,9 +22,6 @@ from cpn_fast.refine.labelled_folder import images_of
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.training.task import Stage
 from cpn_kernels.ops.cp_triplet import normalise_images
-
-LABELS = "labels"
-"""Folder in a run that holds what it learns from."""
 
 
 class AffinityObjective(nn.Module):

@@ -25,7 +25,8 @@ from cpn_fast.models.affinity_labels import alpha_of_beta
 from cpn_fast.models.affinity_net import AffinityNet
 from cpn_fast.refine.crf import Background, background_scores
 from cpn_fast.refine.labelled_folder import LabelledFolder
-from cpn_fast.refine.random_walk import POWER, STEPS, WalkStep, resized_maps
+from cpn_fast.refine.options import WALK_POWER, WALK_STEPS
+from cpn_fast.refine.random_walk import WalkStep, resized_maps
 from cpn_fast.training.task import Evaluation
 from cpn_fast.training.validation import PICTURES, resized, side_by_side
 
@@ -71,7 +72,7 @@ class WalkCurves:
         """
         del device  # the network's own
         was_training = [module for module in net.modules() if module.training]
-        step = WalkStep(net.eval(), "", STEPS, POWER, 1.0)
+        step = WalkStep(net.eval(), "", WALK_STEPS, WALK_POWER, 1.0)
         shape = (self._num_classes + 1, self._num_classes + 2)
         confusion = {name: np.zeros(shape, dtype=np.int64) for name in ("maps", "walk")}
         pictures = {}

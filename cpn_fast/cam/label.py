@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import tyro
 from rich.console import Console
 
 from cpn_fast.cam.inference import Prediction, map_of, open_labeller, predictions
 from cpn_fast.cam.mask_writer import MaskWriter
+from cpn_fast.cam.options import LabelConfig
 from cpn_fast.console.terminal import duration, item_progress
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import records_of
@@ -33,60 +33,10 @@ from cpn_fast.inference.image_size import warn_of_size
 from cpn_fast.inference.options import check_counts
 from cpn_fast.inference.reader import Failure, InferenceOptions
 from cpn_fast.metrics.maps import MapName
-from cpn_fast.models.labeller import SCALES
 from cpn_fast.runs.digest import weights_digest
 from cpn_fast.runs.folder import RunFolder
 
 SHEET_NAME = "contact_sheet.png"
-
-
-@dataclass(frozen=True)
-class LabelConfig:
-    """Write pseudo masks with a trained run.
-
-    Attributes:
-        run: run folder of the trained network.
-        data: source of the images, e.g. `voc:PATH`, `folder:PATH`, `coco:PATH`, `demo:` or a bare path.
-        output: folder for SegmentationClass/ID.png, labelmap.txt, manifest.jsonl and the contact sheet.
-        split: split to label; None = train where the source has it, else all its images.
-        scales: the image is run at each of these scales and the maps are summed.
-        flip: also run the mirrored image.
-        beta: background score of the mask, 0..1; None = the best that `cpn evaluate` found for the run, else 0.25.
-        void_band: pixels whose best foreground score lies within become void (255).
-        maps: which maps make the mask; auto = RCAM where the run has refinement, else CAM.
-        max_side: longer images are reduced to this long side in pixels first, and the mask enlarged back.
-        threshold: class probability above which a class stands in for missing image labels (the best one always does).
-        use_labels: False ignores image labels.
-        soft_maps: also write the class maps, compact, to SoftMaps/ID.npz.
-        shard: `i/n` labels the i-th of n parts.
-        overwrite: label everything again, also with other settings.
-        batch_size: images of equal size that go through the network together.
-        workers: threads that read images, and as many that write masks.
-        device: where the network runs; auto = a GPU where there is one.
-        compile: torch.compile the network, for all image sizes at once; the first images then take longer.
-        sheet: number of least confident masks on the contact sheet; 0 = none.
-    """
-
-    run: Annotated[Path, tyro.conf.Positional]
-    data: str
-    output: Path
-    split: str | None = None
-    scales: tuple[float, ...] = SCALES
-    flip: bool = True
-    beta: float | None = None
-    void_band: tuple[float, float] | None = None
-    maps: Literal["auto", "rcam", "cam"] = "auto"
-    max_side: int = 1024
-    threshold: float = 0.5
-    use_labels: bool = True
-    soft_maps: bool = False
-    shard: str | None = None
-    overwrite: bool = False
-    batch_size: int = 1
-    workers: int = 2
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: bool = False
-    sheet: int = 24
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from cpn_fast.cam.batches import BatchStream, mean_colour
 from cpn_fast.cam.validation import Curves, create_curves
-from cpn_fast.config.presets import preset_defaults
 from cpn_fast.config.recipes import with_recipe
-from cpn_fast.config.training import TrainConfig, replace_dotted
+from cpn_fast.config.training import TrainConfig
 from cpn_fast.data.loading.steps import Span
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.superpixels.backend import settle_backend, share_backend
@@ -21,42 +20,9 @@ from cpn_fast.methods import create_method
 from cpn_fast.models import create_model
 from cpn_fast.models.cam import CamNet
 from cpn_fast.runs.folder import RunFolder
-from cpn_fast.training.options import long_forms, resumed_settings, value_of
 from cpn_fast.training.run import labelled_records, run_stage
 from cpn_fast.training.task import Stage
 from cpn_fast.training.tensorboard import MapStatistics
-
-SHORT = {"--patch": "--patch.kind", "--superpixels": "--patch.superpixels", "--crop": "--augment.crop"}
-"""Short forms on the command line of settings that lie deeper."""
-
-
-def parse(argv: Sequence[str]) -> TrainConfig:
-    """Settings from the command line: the preset's, then the options given; on --resume the run's own, then those.
-
-    Args:
-        argv: arguments without the program's name.
-
-    Raises:
-        SystemExit: with code 2 for arguments that don't fit, 0 after --help.
-        DataError: where --resume finds no run.
-    """
-    import tyro
-
-    given = long_forms(argv, SHORT)
-    default = resumed_settings(given, TrainConfig)
-    if default is None:
-        blank = TrainConfig(data=tyro.MISSING, output=tyro.MISSING)
-        preset = value_of(given, "--preset") or blank.preset
-        try:
-            default = replace_dotted(blank, preset_defaults(preset))
-        except ValueError as error:
-            raise DataError(f"--preset: {error}") from error
-    description = (
-        "Train CAM, SEAM or CPN from image labels. --patch, --superpixels and --crop are short for --patch.kind, "
-        "--patch.superpixels and --augment.crop. "
-        "--preset sets the defaults shown here, other options override it; --resume takes the run's own settings."
-    )
-    return tyro.cli(TrainConfig, args=given, default=default, prog="cpn train", description=description)
 
 
 def run_train(config: TrainConfig) -> RunFolder:

@@ -17,18 +17,19 @@ from cpn_fast.console.exit_status import EXIT_ERROR, fail, guarded
 class Command:
     """One subcommand: where its config dataclass and its function live.
 
+    Everything is named as `module:name`. What options are made of is free of torch and other heavy libraries, so that
+    `--help` is there at once; the function's module is imported only when the command runs.
+
     Attributes:
         summary: one line for `cpn --help`.
-        module: imported only when the command is called.
-        config: name of the frozen dataclass from which the options are built.
-        run: name of the function that takes that config.
-        parse: name of the module's own parser (list of str -> config), for a command whose defaults depend on its
-            other options; None = the options are the dataclass.
+        config: the frozen dataclass from which the options are built.
+        run: the function that takes that config.
+        parse: a parser of the command's own (list of str -> config), for one whose defaults depend on its other
+            options; None = the options are the dataclass.
         calls_others: the function also takes the command line, as a `CommandLine`.
     """
 
     summary: str
-    module: str
     config: str
     run: str
     parse: str | None = None
@@ -37,57 +38,81 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "train": Command(
-        "train CAM, SEAM or CPN from image labels", "cpn_fast.cam.task", "TrainConfig", "run_train", "parse"
+        "train CAM, SEAM or CPN from image labels",
+        "cpn_fast.config.training:TrainConfig",
+        "cpn_fast.cam.task:run_train",
+        "cpn_fast.cam.options:parse",
     ),
-    "label": Command("write pseudo masks with a trained run", "cpn_fast.cam.label", "LabelConfig", "run_label"),
+    "label": Command(
+        "write pseudo masks with a trained run", "cpn_fast.cam.options:LabelConfig", "cpn_fast.cam.label:run_label"
+    ),
     "affinity": Command(
-        "train AffinityNet on a labelling", "cpn_fast.affinity.command", "AffinityConfig", "run_affinity", "parse"
+        "train AffinityNet on a labelling",
+        "cpn_fast.config.training:AffinityConfig",
+        "cpn_fast.affinity.command:run_affinity",
+        "cpn_fast.affinity.options:parse",
     ),
     "postprocess": Command(
-        "refine masks by random walk, dense CRF", "cpn_fast.refine.command", "PostprocessConfig", "run_postprocess"
+        "refine masks by random walk, dense CRF",
+        "cpn_fast.refine.options:PostprocessConfig",
+        "cpn_fast.refine.command:run_postprocess",
     ),
     "evaluate": Command(
-        "score masks or a run against ground truth", "cpn_fast.scoring.command", "EvaluateConfig", "run_evaluate"
+        "score masks or a run against ground truth",
+        "cpn_fast.scoring.options:EvaluateConfig",
+        "cpn_fast.scoring.command:run_evaluate",
     ),
     "segment train": Command(
         "train DeepLab-LargeFOV on a folder of pseudo masks",
-        "cpn_fast.segment.task",
-        "SegmentConfig",
-        "run_segment_train",
-        "parse",
+        "cpn_fast.config.training:SegmentConfig",
+        "cpn_fast.segment.task:run_segment_train",
+        "cpn_fast.segment.options:parse",
     ),
     "segment predict": Command(
-        "write the masks of a segmentation run", "cpn_fast.segment.predict", "PredictConfig", "run_segment_predict"
+        "write the masks of a segmentation run",
+        "cpn_fast.segment.options:PredictConfig",
+        "cpn_fast.segment.predict:run_segment_predict",
     ),
     "segment evaluate": Command(
-        "score a segmentation run", "cpn_fast.segment.evaluate", "SegmentEvaluateConfig", "run_segment_evaluate"
+        "score a segmentation run",
+        "cpn_fast.segment.options:SegmentEvaluateConfig",
+        "cpn_fast.segment.evaluate:run_segment_evaluate",
     ),
     "run": Command(
         "all stages from images to a segmentation model",
-        "cpn_fast.pipeline.command",
-        "PipelineConfig",
-        "run_pipeline",
-        "parse",
+        "cpn_fast.pipeline.plan:PipelineConfig",
+        "cpn_fast.pipeline.command:run_pipeline",
+        "cpn_fast.pipeline.plan:parse",
         calls_others=True,
     ),
     "convert": Command(
-        "write masks as COCO JSON or a CVAT zip", "cpn_fast.convert.command", "ConvertConfig", "run_convert"
+        "write masks as COCO JSON or a CVAT zip",
+        "cpn_fast.convert.command:ConvertConfig",
+        "cpn_fast.convert.command:run_convert",
     ),
-    "export": Command("write a run as an ONNX model", "cpn_export.to_onnx", "ExportConfig", "run_export"),
+    "export": Command(
+        "write a run as an ONNX model", "cpn_export.options:ExportConfig", "cpn_export.to_onnx:run_export"
+    ),
     "reproduce": Command(
         "make one of the paper's tables on any source",
-        "cpn_fast.reproduce.command",
-        "ReproduceConfig",
-        "run_reproduce",
-        "parse",
+        "cpn_fast.reproduce.options:ReproduceConfig",
+        "cpn_fast.reproduce.command:run_reproduce",
+        "cpn_fast.reproduce.options:parse",
         calls_others=True,
     ),
-    "report": Command("write one HTML page about a run", "cpn_fast.report.command", "ReportConfig", "run_report"),
+    "report": Command(
+        "write one HTML page about a run", "cpn_fast.report.options:ReportConfig", "cpn_fast.report.command:run_report"
+    ),
     "demo": Command(
-        "the whole pipeline on generated data", "cpn_fast.demo.command", "DemoConfig", "run_demo", calls_others=True
+        "the whole pipeline on generated data",
+        "cpn_fast.demo.options:DemoConfig",
+        "cpn_fast.demo.command:run_demo",
+        calls_others=True,
     ),
     "check-data": Command(
-        "read a data set once and list its problems", "cpn_fast.data.check.command", "CheckConfig", "run_check"
+        "read a data set once and list its problems",
+        "cpn_fast.data.check.options:CheckConfig",
+        "cpn_fast.data.check.command:run_check",
     ),
 }
 """A new subcommand is one more line here; one of a group has both words as its key."""
@@ -123,19 +148,24 @@ def parse(name: str, args: Sequence[str]) -> Any:
         SystemExit: with code 2 for arguments that don't fit (the message is on stderr), with 0 after `--help`.
     """
     command = COMMANDS[name]
-    module = importlib.import_module(command.module)
     if command.parse:
-        return getattr(module, command.parse)(list(args))
+        return _imported(command.parse)(list(args))
     import tyro
 
-    return tyro.cli(getattr(module, command.config), args=list(args), prog=f"cpn {name}", description=command.summary)
+    return tyro.cli(_imported(command.config), args=list(args), prog=f"cpn {name}", description=command.summary)
+
+
+def _imported(name: str) -> Any:
+    """What `module:name` stands for."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def run(name: str, args: Sequence[str]) -> Any:
     """Parse the arguments of subcommand `name`, run it, and return what its function returns."""
     config = parse(name, args)
     command = COMMANDS[name]
-    function = getattr(importlib.import_module(command.module), command.run)
+    function = _imported(command.run)
     return function(config, command_line()) if command.calls_others else function(config)
 
 

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cpn_fast.config.scales import CAM_SCALES
 from cpn_fast.models.cam import CamNet
 from cpn_kernels.cam_norm import MapNorm, normalise_cam
 from cpn_kernels.ops.cp_triplet import normalise_images
-
-SCALES = (0.5, 1.0, 1.5, 2.0)
 
 
 class Labelled(NamedTuple):
@@ -100,7 +99,7 @@ class Labeller(nn.Module):
     def __init__(
         self,
         net: CamNet,
-        scales: Sequence[float] = SCALES,
+        scales: Sequence[float] = CAM_SCALES,
         flip: bool = True,
         beta: float = 0.25,
         threshold: float = 0.5,

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cpn_fast.config.scales import SEGMENT_SCALES
 from cpn_fast.models.deeplab import DeepLab
 from cpn_fast.models.labeller import scaled_views, unflipped
 from cpn_kernels.backend import exporting
 from cpn_kernels.ops.cp_triplet import normalise_images
-
-SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
 class Segmented(NamedTuple):
@@ -64,7 +63,7 @@ class Segmenter(nn.Module):
         flip: also run the mirrored image.
     """
 
-    def __init__(self, net: DeepLab, scales: Sequence[float] = SCALES, flip: bool = True) -> None:
+    def __init__(self, net: DeepLab, scales: Sequence[float] = SEGMENT_SCALES, flip: bool = True) -> None:
         super().__init__()
         self.net = net.eval()
         self.scales, self.flip = tuple(scales), flip

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 
 from cpn_fast.console.terminal import duration, item_progress
@@ -26,62 +25,15 @@ from cpn_fast.files.output_folder import MANIFEST_NAME, explained_writes, record
 from cpn_fast.inference.disk_space import FILE_BYTES, MASK_BYTES, SOFT_BYTES, USUAL_PIXELS, need_space
 from cpn_fast.inference.options import check_counts
 from cpn_fast.models.affinity_labels import alpha_of_beta
-from cpn_fast.refine.crf import Background, BackgroundRule, CrfStep
-from cpn_fast.refine.crf_options import CrfOptions, CrfPreset
+from cpn_fast.refine.crf import Background, CrfStep
 from cpn_fast.refine.image import SOFT_BETA, Beginning, Refiner, Step
 from cpn_fast.refine.labelled_folder import LabelledFolder, check_power
-from cpn_fast.refine.random_walk import POWER, STEPS, WalkStep
+from cpn_fast.refine.options import BackgroundRule, PostprocessConfig
+from cpn_fast.refine.random_walk import WalkStep
 from cpn_fast.runs.digest import weights_digest
 from cpn_fast.runs.folder import RunFolder
 from cpn_kernels import native_library
-from cpn_kernels.ops.dense_crf import GT_PROB, Settings
-
-
-@dataclass(frozen=True)
-class PostprocessConfig(CrfOptions):
-    """Refine masks that `cpn label` wrote.
-
-    Attributes:
-        masks: folder that `cpn label --soft-maps` wrote.
-        output: folder for SegmentationClass/ID.png, labelmap.txt, manifest.jsonl and settings.json.
-        random_walk: run folder of `cpn affinity`: let the maps walk between pixels that its AffinityNet joins.
-        crf: dense CRF, after the walk where there are both.
-        hard: begin with the hard masks instead of the soft maps; void pixels count as unsure.
-        gt_prob: how sure hard masks are taken to be, between 0 and 1.
-        background: what stands against the soft maps: the constant score beta, as in the labelling's masks, or the
-            power (1 - max) ** alpha; None = power for the walk, constant for the CRF alone.
-        beta: background score, 0..1; None = the labelling's.
-        alpha: background power; None = the one that decides as beta does.
-        steps: of the walk.
-        power: to which the walk raises affinities: the higher, the fewer neighbours count.
-        scale: of the images before AffinityNet; 2 makes the walk's grid twice as fine.
-        soft_maps: also write the refined maps to SoftMaps/ID.npz, scaled so that background score 0.5 gives the mask.
-        preset: numbers of the CRF for a segmentation network's predictions, which gave better masks too (coco_mini), or
-            those for AffinityNet's labels.
-        data: source in which to find the images by their ids, where they have moved since.
-        overwrite: refine everything again, also with other settings.
-        workers: images at a time; None = one per thread of torch.
-        device: where AffinityNet and the walk run; auto = a GPU where there is one.
-    """
-
-    masks: Annotated[Path, tyro.conf.Positional]
-    output: Path
-    random_walk: Path | None = None
-    crf: bool = False
-    hard: bool = False
-    gt_prob: float = GT_PROB
-    background: BackgroundRule | None = None
-    beta: float | None = None
-    alpha: float | None = None
-    steps: int = STEPS
-    power: int = POWER
-    scale: float = 1.0
-    soft_maps: bool = False
-    preset: CrfPreset = "segmentation"
-    data: str | None = None
-    overwrite: bool = False
-    workers: int | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+from cpn_kernels.ops.dense_crf import Settings
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +13,8 @@ from torch import Tensor
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.max_side import enlarge
 from cpn_fast.models.affinity_labels import with_background_power
+from cpn_fast.refine.options import BackgroundRule
 from cpn_kernels.ops.dense_crf import Settings, dense_crf
-
-BackgroundRule = Literal["constant", "power"]
 
 
 @dataclass(frozen=True)

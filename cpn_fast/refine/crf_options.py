@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cpn_fast.files.errors import DataError
-from cpn_kernels.ops.dense_crf import AFFINITY_LABELS, SEGMENTATION, Settings
+
+if TYPE_CHECKING:
+    from cpn_kernels.ops.dense_crf import Settings
 
 CrfPreset = Literal["affinity", "segmentation"]
-PRESETS: dict[CrfPreset, Settings] = {"affinity": AFFINITY_LABELS, "segmentation": SEGMENTATION}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,12 @@ class CrfOptions:
 
     def crf_settings(self, preset: CrfPreset) -> Settings:
         """The preset's numbers with those that are given. Raises DataError for one out of range."""
+        from cpn_kernels.ops.dense_crf import AFFINITY_LABELS, SEGMENTATION, Settings
+
+        presets: dict[CrfPreset, Settings] = {"affinity": AFFINITY_LABELS, "segmentation": SEGMENTATION}
         names = [field.name for field in dataclasses.fields(Settings)]
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        crf = dataclasses.replace(PRESETS[preset], **given)
+        crf = dataclasses.replace(presets[preset], **given)
         for name, value in dataclasses.asdict(crf).items():
             deviation = name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb")
             if not math.isfinite(value) or value < 0 or (deviation and value == 0):

@@ -16,11 +16,6 @@ from cpn_fast.models.affinity_net import AffinityNet
 from cpn_kernels.ops.cp_triplet import normalise_images
 from cpn_kernels.ops.random_walk import random_walk
 
-STEPS, POWER = 16, 16
-"""Of the walk, unless others are given; chosen on photographs (coco_mini). The paper's 64 steps at power 8 need an
-AffinityNet that has trained for 10,000 steps: after some hundred they took generated images' masks from 61.4% mIoU to
-36.7, these to 80.7, both with a dense CRF after them."""
-
 
 @dataclass(frozen=True)
 class WalkStep:

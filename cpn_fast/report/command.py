@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-import tyro
 
 from cpn_fast.config.serialise import config_to_dict, flat
 from cpn_fast.data.sources.open import open_source
@@ -18,9 +16,9 @@ from cpn_fast.data.sources.spread import spread
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.json_file import read_json
-from cpn_fast.models.labeller import SCALES
 from cpn_fast.report import page
 from cpn_fast.report.charts import Series, bar_chart, line_chart
+from cpn_fast.report.options import ReportConfig
 from cpn_fast.report.pictures import Row, RowOptions, make_rows
 from cpn_fast.runs.folder import RunFolder
 
@@ -30,35 +28,6 @@ SPLIT_CURVES = ("background", "foreground")
 LOSSES = ("loss", "cls", "tcp", "cpcr", "er", "ecr", "min_pool")
 MAX_BARS = 40
 """Classes in the bar chart; of more, the worst and the best are shown."""
-
-
-@dataclass(frozen=True)
-class ReportConfig:
-    """Write one HTML page about a run: pictures, curves, classes, settings. It needs no network to be read.
-
-    Attributes:
-        run: run folder.
-        output: the page; None = RUN/report.html.
-        data: source of the pictures; None = the run's.
-        split: split of the pictures; None = `val` where it exists, else the run's.
-        images: how many images are shown.
-        masks: folder of masks written before (its SegmentationClass is found); None = the network's own.
-        scales: scale factors of the pictures' inference.
-        flip: also run the mirrored image.
-        max_side: longer images are reduced to this long side in pixels first.
-        device: where the network runs; auto = a GPU where there is one.
-    """
-
-    run: Annotated[Path, tyro.conf.Positional]
-    output: Path | None = None
-    data: str | None = None
-    split: str | None = None
-    images: int = 8
-    masks: Path | None = None
-    scales: tuple[float, ...] = SCALES
-    flip: bool = True
-    max_side: int = 1024
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 def run_report(config: ReportConfig) -> Path:

@@ -6,17 +6,15 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 from rich.console import Console
 
-from cpn_fast.cam import task as train
 from cpn_fast.config.recipes import with_recipe
+from cpn_fast.config.scales import CAM_SCALES
 from cpn_fast.config.training import TrainConfig, replace_dotted
 from cpn_fast.console.commands import CommandLine
 from cpn_fast.data.loading.parallel import folder_lock
@@ -28,85 +26,15 @@ from cpn_fast.demo.pretrain import pretrain_backbone
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.output_folder import explained_writes
 from cpn_fast.inference.options import check_counts
-from cpn_fast.models.labeller import SCALES
 from cpn_fast.pipeline.command import run_pipeline
 from cpn_fast.reproduce import final, measure_time
+from cpn_fast.reproduce.options import ReproduceConfig
 from cpn_fast.reproduce.report import Report, check_settings, print_report, write_report
 from cpn_fast.reproduce.runs import RunStore, Scoring, need_masks
 from cpn_fast.reproduce.summary import Measurement
-from cpn_fast.reproduce.tables import TABLES, TableName
+from cpn_fast.reproduce.tables import TABLES
 
 log = logging.getLogger(__name__)
-
-ROWS_DECIDE = ("--method", "--seed", "--resume")
-"""Options of `cpn train` that the rows, --seeds and the folder decide."""
-PAPER_BATCH = ("--batch-size", "4")
-DESCRIPTION = (
-    "Train and score the rows of one of the paper's tables, or go on where it stopped, and set the paper's figures "
-    "beside ours: cpn reproduce TABLE --data SOURCE --output DIR. Every option of `cpn train` is taken too and holds "
-    "for all rows (--backbone, --weights, --epochs, --lr, --crop, --options.map-norm ...; `cpn train --help` lists "
-    "them), but for --method, --seed and --resume. Rows that are the same training are trained once, whichever table "
-    "they stand in."
-)
-
-
-@dataclass(frozen=True)
-class ReproduceConfig:
-    """One of the paper's tables on any source.
-
-    Attributes:
-        table: which; `readings` changes one open reading of the method at a time, `time` measures patch generation.
-        base: the training that every row begins with, and the source (`data`) and folder (`output`) of all.
-        seeds: each row is trained once with each, e.g. `--seeds 1 2 3`.
-        budget: share of the recipe's epochs, in (0, 1]: 0.25 trains each row for a quarter of them.
-        images: at most so many images are scored (or timed), spread evenly over the split; None = all (timed: 50).
-        split: split to train on; None = `train_aug` where the source has it, else `train`.
-        eval_split: split with masks to score on; None = train, as in the paper (for `demo:` val).
-        scales: each is scored alone, and all together; None = 0.5 1 1.5 2 (for `demo:` 0.5 1 1.5).
-        max_side: longer images are reduced to this long side in pixels before they are scored, e.g. to the size that
-            small crops have seen of them; None = as `cpn evaluate` does.
-    """
-
-    table: Annotated[TableName, tyro.conf.Positional]
-    base: Annotated[TrainConfig, tyro.conf.Suppress]
-    seeds: tuple[int, ...] = (0,)
-    budget: float = 1.0
-    images: int | None = None
-    split: str | None = None
-    eval_split: str | None = None
-    scales: tuple[float, ...] | None = None
-    max_side: int | None = None
-
-
-def parse(argv: Sequence[str]) -> ReproduceConfig:
-    """Settings from the command line: our own options, and all others as `cpn train` reads them.
-
-    For `demo:` the demo's recipe is the default, for others the backbone's; with ResNet38 the paper's batch of 4. The
-    preset is `paper`, for `readings` `default`.
-
-    Args:
-        argv: arguments without the program's name.
-
-    Raises:
-        SystemExit: with code 2 for arguments that don't fit, 0 after --help.
-        DataError: for an option that the rows decide.
-    """
-    blank = ReproduceConfig(table=tyro.MISSING, base=TrainConfig(data="", output=Path()))
-    config, rest = tyro.cli(
-        ReproduceConfig, args=argv, default=blank, return_unknown_args=True, prog="cpn reproduce",
-        description=DESCRIPTION,
-    )  # fmt: skip
-    names = [word.partition("=")[0].replace("_", "-") for word in rest]
-    for name in ROWS_DECIDE:
-        if name in names:
-            raise DataError(f"{name}: the rows of a table decide on it; expected --seeds for seeds, and no {name}")
-    base = train.parse(rest)
-    defaults: list[str] = [] if "--preset" in names else ["--preset", TABLES[config.table].preset]
-    if base.data.startswith("demo:"):
-        defaults += [*demo.RECIPE, *demo.METHOD_OPTIONS["cpn"]]
-    elif base.backbone == "resnet38":
-        defaults += PAPER_BATCH
-    return dataclasses.replace(config, base=train.parse([*defaults, *rest]))
 
 
 def run_reproduce(config: ReproduceConfig, commands: CommandLine) -> Report:
@@ -151,7 +79,7 @@ def begin_trained(config: ReproduceConfig, source: Source, commands: CommandLine
     of_demo = source.spec.startswith("demo:")
     scoring = Scoring(
         config.eval_split or ("val" if of_demo else None),
-        config.scales or (tuple(map(float, demo.SCALES)) if of_demo else SCALES),
+        config.scales or (tuple(map(float, demo.SCALES)) if of_demo else CAM_SCALES),
         config.images,
         config.max_side,
     )
@@ -201,7 +129,7 @@ def begin_pipeline(config: ReproduceConfig, source: Source, commands: CommandLin
         DataError: for a source without masks to score on, or a table of other settings in the folder.
     """
     of_demo = source.spec.startswith("demo:")
-    scales = config.scales or (tuple(map(float, demo.SCALES)) if of_demo else SCALES)
+    scales = config.scales or (tuple(map(float, demo.SCALES)) if of_demo else CAM_SCALES)
     split = final.need_eval_split(source, config.eval_split)
     base, recipe_epochs = settled_base(config, source)
     base = dataclasses.replace(base, weights=backbone_weights(base, source))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from cpn_fast.config.presets import PRESETS
 from cpn_fast.config.training import MethodOptions, TrainConfig
 from cpn_fast.metrics.maps import scale_name
-from cpn_kernels.ops.superpixels import Backend
+
+if TYPE_CHECKING:
+    from cpn_kernels.ops.superpixels import Backend
 
 TableName = Literal["table1", "table2", "table3", "table4", "table5", "fig6", "fig7", "readings", "time"]
 ALL = "all"

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -41,50 +40,12 @@ from cpn_fast.metrics.report import (
     run_metrics,
     write_metrics,
 )
-from cpn_fast.models.labeller import SCALES, Labeller
+from cpn_fast.models.labeller import Labeller
 from cpn_fast.runs.digest import weights_digest
 from cpn_fast.runs.folder import RunFolder
+from cpn_fast.scoring.options import EvaluateConfig
 
 PLOT_NAME = "beta_sweep.png"
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Score a run's maps or a folder of masks against ground truth.
-
-    Attributes:
-        target: a run folder, or a folder of masks (ID.png, or SegmentationClass/ID.png).
-        others: more of them, each scored alike; one table then compares them all.
-        data: source with masks, e.g. `voc:PATH`, `coco:PATH`, `folder:PATH`, `demo:` or a bare path.
-        split: split to score; None = train where the source has it, else all its images.
-        output: folder for metrics.json and the plot; None = each target's own.
-        scales: each scale is scored alone, and all together.
-        flip: also run the mirrored image.
-        max_side: longer images are reduced to this long side in pixels first, and the result enlarged back.
-        threshold: class probability above which a class stands in for missing image labels (the best one always does).
-        use_labels: False ignores image labels.
-        images: score at most so many images, spread evenly over the split's (those with masks); None = all.
-        allow_missing: score a folder of masks also where images with ground truth have no mask in it.
-        batch_size: images of equal size that go through the network together.
-        workers: threads that read images.
-        device: where the network runs; auto = a GPU where there is one.
-    """
-
-    target: Annotated[Path, tyro.conf.Positional]
-    data: str
-    others: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    split: str | None = None
-    output: Path | None = None
-    scales: tuple[float, ...] = SCALES
-    flip: bool = True
-    max_side: int = 1024
-    threshold: float = 0.5
-    use_labels: bool = True
-    images: int | None = None
-    allow_missing: bool = False
-    batch_size: int = 1
-    workers: int = 2
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:

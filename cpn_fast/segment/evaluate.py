@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,25 +26,13 @@ from cpn_fast.inference.reader import Failure
 from cpn_fast.metrics.beta_sweep import check_mask, iou_point
 from cpn_fast.metrics.confusion import confusion_of
 from cpn_fast.metrics.report import METRICS_NAME, percent, point_values, print_class_table, write_metrics
-from cpn_fast.refine.crf_options import CrfOptions
 from cpn_fast.runs.digest import weights_digest
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.segment.inference import Segmentation, open_segmenters, segmentations
-from cpn_fast.segment.options import SegmentInference
+from cpn_fast.segment.options import SegmentEvaluateConfig
 from cpn_kernels.ops.dense_crf import Settings
 
 SINGLE, MULTI, CRF = "single scale", "multi-scale", "multi-scale + CRF"
-
-
-@dataclass(frozen=True)
-class SegmentEvaluateConfig(CrfOptions, SegmentInference):
-    """Score a segmentation run; one pass gives the table: scale 1 alone, all scales, and with --crf after the CRF.
-
-    Attributes:
-        output: folder for metrics.json; None = the run.
-    """
-
-    output: Path | None = None
 
 
 def run_segment_evaluate(config: SegmentEvaluateConfig) -> dict[str, Any]:

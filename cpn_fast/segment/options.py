@@ -1,17 +1,46 @@
-"""What `cpn segment predict` and `cpn segment evaluate` both ask for."""
+"""Options of `cpn segment train`, `predict` and `evaluate`; free of torch, so that --help is there at once."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from cpn_fast.config.scales import SEGMENT_SCALES
+from cpn_fast.config.training import SegmentConfig
 from cpn_fast.inference.options import check_counts
-from cpn_fast.inference.reader import InferenceOptions
-from cpn_fast.models.segmenter import SCALES
-from cpn_fast.refine.crf_options import CrfPreset
+from cpn_fast.refine.crf_options import CrfOptions, CrfPreset
+from cpn_fast.training.options import long_forms, resumed_settings
+
+if TYPE_CHECKING:
+    from cpn_fast.inference.reader import InferenceOptions
+
+SHORT = {"--crop": "--augment.crop"}
+"""Short forms on the command line of settings that lie deeper."""
+
+
+def parse(argv: Sequence[str]) -> SegmentConfig:
+    """Settings from the command line; on --resume the run's own, then those given.
+
+    Args:
+        argv: arguments without the program's name.
+
+    Raises:
+        SystemExit: with code 2 for arguments that don't fit, 0 after --help.
+        DataError: where --resume finds no run.
+    """
+    given = long_forms(argv, SHORT)
+    default = resumed_settings(given, SegmentConfig)
+    if default is None:
+        default = SegmentConfig(data=tyro.MISSING, output=tyro.MISSING, masks=tyro.MISSING)
+    description = (
+        "Train DeepLab-LargeFOV on a folder of pseudo masks. --crop is short for --augment.crop; --resume takes the "
+        "run's own settings."
+    )
+    return tyro.cli(SegmentConfig, args=given, default=default, prog="cpn segment train", description=description)
 
 
 @dataclass(frozen=True)
@@ -36,7 +65,7 @@ class SegmentInference:
     run: Annotated[Path, tyro.conf.Positional]
     data: str
     split: str = "val"
-    scales: tuple[float, ...] = SCALES
+    scales: tuple[float, ...] = SEGMENT_SCALES
     flip: bool = True
     use_labels: bool = False
     max_side: int = 1024
@@ -48,7 +77,37 @@ class SegmentInference:
 
     def inference_options(self, with_mask: bool = False) -> InferenceOptions:
         """How images are read. Raises DataError for a count below 1."""
+        from cpn_fast.inference.reader import InferenceOptions
+
         check_counts(max_side=self.max_side, batch_size=self.batch_size, workers=self.workers)
         return InferenceOptions(
             self.max_side, self.batch_size, self.workers, with_mask=with_mask, use_labels=self.use_labels
         )
+
+
+@dataclass(frozen=True)
+class PredictConfig(CrfOptions, SegmentInference):
+    """Write the masks that a segmentation run predicts.
+
+    Attributes:
+        output: folder for SegmentationClass/ID.png, labelmap.txt, manifest.jsonl and settings.json.
+        voc_zip: also pack the split's masks as VOC's evaluation server wants them; every part of it has to be there.
+        shard: `i/n` predicts the i-th of n parts.
+        overwrite: predict everything again, also with other settings.
+    """
+
+    output: Path = field(kw_only=True)
+    voc_zip: Path | None = None
+    shard: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class SegmentEvaluateConfig(CrfOptions, SegmentInference):
+    """Score a segmentation run; one pass gives the table: scale 1 alone, all scales, and with --crf after the CRF.
+
+    Attributes:
+        output: folder for metrics.json; None = the run.
+    """
+
+    output: Path | None = None

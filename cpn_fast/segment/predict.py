@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,32 +30,14 @@ from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.disk_space import FILE_BYTES, MASK_BYTES, mean_pixels, need_space
 from cpn_fast.inference.image_size import warn_of_size
 from cpn_fast.inference.reader import Failure
-from cpn_fast.refine.crf_options import CrfOptions
 from cpn_fast.runs.digest import weights_digest
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.segment.inference import Segmentation, open_segmenters, segmentations
-from cpn_fast.segment.options import SegmentInference
+from cpn_fast.segment.options import PredictConfig
 from cpn_fast.segment.voc_zip import check_voc_classes, write_voc_zip
 from cpn_kernels.ops.dense_crf import Settings
 
 _MULTI = "multi-scale"
-
-
-@dataclass(frozen=True)
-class PredictConfig(CrfOptions, SegmentInference):
-    """Write the masks that a segmentation run predicts.
-
-    Attributes:
-        output: folder for SegmentationClass/ID.png, labelmap.txt, manifest.jsonl and settings.json.
-        voc_zip: also pack the split's masks as VOC's evaluation server wants them; every part of it has to be there.
-        shard: `i/n` predicts the i-th of n parts.
-        overwrite: predict everything again, also with other settings.
-    """
-
-    output: Path = field(kw_only=True)
-    voc_zip: Path | None = None
-    shard: str | None = None
-    overwrite: bool = False
 
 
 @dataclass(frozen=True)

@@ -20,34 +20,8 @@ from cpn_fast.segment.batches import SegmentBatch, SegmentStream
 from cpn_fast.segment.loss import PixelClassification
 from cpn_fast.segment.masks import check_masks, open_masks
 from cpn_fast.segment.validation import SegmentCurves, create_segment_curves
-from cpn_fast.training.options import long_forms, resumed_settings
 from cpn_fast.training.run import run_stage
 from cpn_fast.training.task import Stage
-
-SHORT = {"--crop": "--augment.crop"}
-
-
-def parse(argv: Sequence[str]) -> SegmentConfig:
-    """Settings from the command line; on --resume the run's own, then those given.
-
-    Args:
-        argv: arguments without the program's name.
-
-    Raises:
-        SystemExit: with code 2 for arguments that don't fit, 0 after --help.
-        DataError: where --resume finds no run.
-    """
-    import tyro
-
-    given = long_forms(argv, SHORT)
-    default = resumed_settings(given, SegmentConfig)
-    if default is None:
-        default = SegmentConfig(data=tyro.MISSING, output=tyro.MISSING, masks=tyro.MISSING)
-    description = (
-        "Train DeepLab-LargeFOV on a folder of pseudo masks. --crop is short for --augment.crop; --resume takes the "
-        "run's own settings."
-    )
-    return tyro.cli(SegmentConfig, args=given, default=default, prog="cpn segment train", description=description)
 
 
 def run_segment_train(config: SegmentConfig) -> RunFolder:

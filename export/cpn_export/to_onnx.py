@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import onnx
 import onnx_ir
-import tyro
 
 from cpn_export.cam_graph import labeller_graph
 from cpn_export.forms import Calibration, form_of
-from cpn_export.metadata import ModelInfo, Variant
+from cpn_export.metadata import ModelInfo
+from cpn_export.options import ExportConfig
 from cpn_export.parts import Form, unchanged
 from cpn_export.segmentation_graph import segmenter_graph
+from cpn_fast.config.scales import CAM_SCALES, SEGMENT_SCALES
 from cpn_fast.config.training import SegmentConfig
 from cpn_fast.files.atomic import atomic_path
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import voc_palette
-from cpn_fast.models.labeller import SCALES, Labeller
-from cpn_fast.models.segmenter import SCALES as SEGMENT_SCALES
+from cpn_fast.models.labeller import Labeller
 from cpn_fast.models.segmenter import Segmenter
 from cpn_fast.runs.folder import RunFolder
 
@@ -29,41 +28,6 @@ logger = logging.getLogger(__name__)
 
 PALETTE = tuple((int(r), int(g), int(b)) for r, g, b in voc_palette())
 DEFAULT_THRESHOLD = 0.5
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """Write a run as an ONNX model for `cpn-label`.
-
-    Attributes:
-        run: run folder, of `cpn train` or `cpn segment train`.
-        output: the `.onnx` file.
-        scales: scale factors of the image, in steps of 0.01; None = 0.5 1 1.5 2, and for a segmentation network
-            0.5 0.75 1 1.25 1.5 1.75.
-        flip: also run the mirrored image.
-        beta: of a CAM network, background score of the masks, in [0, 1]; None = the best one that `cpn evaluate` found
-            for the run.
-        threshold: of a CAM network, class probability above which a class stands in where an image has no labels;
-            None = 0.5.
-        max_side: longer images are to be reduced to this long side in pixels first (by `cpn-label`, not in the graph).
-        variant: number format of the network: float32, float16 (half the file; meant for a GPU) or int8 (a quarter of
-            the file; meant for a CPU).
-        calibrate: folder of images like those to be labelled, from which int8 takes its ranges.
-        calibrate_images: so many of them, spread evenly.
-        reduce_range: int8 with weights of 7 bits, for x86 CPUs without VNNI, on which 8 bits may overflow.
-    """
-
-    run: tyro.conf.Positional[Path]
-    output: Path
-    scales: tuple[float, ...] | None = None
-    flip: bool = True
-    beta: float | None = None
-    threshold: float | None = None
-    max_side: int = 1024
-    variant: Variant = "float32"
-    calibrate: Path | None = None
-    calibrate_images: int = 32
-    reduce_range: bool = False
 
 
 def run_export(config: ExportConfig) -> Path:
@@ -92,7 +56,7 @@ def _export_cam(config: ExportConfig, run: RunFolder) -> ModelInfo:
         beta=run.beta if config.beta is None else config.beta,
         threshold=DEFAULT_THRESHOLD if config.threshold is None else config.threshold,
         max_side=config.max_side,
-        scales=config.scales or SCALES,
+        scales=config.scales or CAM_SCALES,
         flip=config.flip,
         map_norm=settings.options.map_norm,
         run=config.run.resolve().name,

@@ -8,40 +8,23 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from cpn_fast.data.check.estimates import Rates, estimate, measure_rates
+from cpn_fast.data.check.options import CheckConfig
 from cpn_fast.data.sources.base import FileSource, Scan, check_same_size
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.types import VOID, Record, Source
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.images import DEFAULT_MAX_PIXELS
 
 _THREADS = min(16, 2 * (os.cpu_count() or 1))
 _UNITS = ("B", "kB", "MB", "GB")
 _TIMED_IMAGES = 3
 _TIMED_PIXELS = 1_000_000
-
-
-@dataclass(frozen=True)
-class CheckConfig:
-    """Options of `cpn check-data`.
-
-    Attributes:
-        data: source, e.g. `voc:PATH`, `folder:PATH`, `coco:PATH`, `demo:` or a bare path.
-        split: split to check; None = all of them.
-        max_pixels: images with more pixels than this are a problem.
-    """
-
-    data: Annotated[str, tyro.conf.Positional]
-    split: str | None = None
-    max_pixels: int = DEFAULT_MAX_PIXELS
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from PIL import Image
 
 import cpn_fast.affinity.labels as synthesis_module
 from cpn_fast.affinity.batches import AffinityBatch, AffinityStream, crop_labels
-from cpn_fast.affinity.command import parse, run_affinity
+from cpn_fast.affinity.command import run_affinity
 from cpn_fast.affinity.labels import LabelStore
+from cpn_fast.affinity.options import parse
 from cpn_fast.affinity.task import AffinityStage
 from cpn_fast.config.training import AffinityConfig, AugmentOptions
 from cpn_fast.data.loading.augment import Geometry

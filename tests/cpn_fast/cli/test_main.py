@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,8 @@ import pytest
 
 from cpn_fast.cli import main as cli
 from cpn_fast.files.errors import DataError
+from cpn_fast.refine.options import HARD_PROBABILITY
+from cpn_kernels.ops.dense_crf import GT_PROB
 
 ARGUMENTS = {
     "train": ["--data", "demo:", "--output", "runs/x", "--method", "cpn", "--patch", "grid", "--crop", "96"],
@@ -35,7 +39,7 @@ def test_every_command_has_arguments_here() -> None:
 @pytest.mark.parametrize("name", sorted(ARGUMENTS))
 def test_arguments_become_the_commands_config(name: str) -> None:
     config = cli.parse(name, ARGUMENTS[name])
-    assert type(config).__name__ == cli.COMMANDS[name].config
+    assert type(config).__name__ == cli.COMMANDS[name].config.partition(":")[2]
 
 
 def test_arguments_reach_their_fields() -> None:
@@ -56,6 +60,54 @@ def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
     for name, command in cli.COMMANDS.items():
         assert f"  {name} " in done.stdout and command.summary in done.stdout
+
+
+HEAVY = (
+    *("torch", "torchvision", "lightning", "triton", "cv2", "onnx", "onnxruntime", "onnxscript", "matplotlib"),
+    *("skimage", "scipy", "pycocotools", "torchmetrics", "tensorboard", "jinja2", "safetensors"),
+)
+HELP = """
+import io, json, sys
+from contextlib import redirect_stdout
+from cpn_fast.cli.main import COMMANDS, main
+
+shown, loaded = {}, {}
+for name in COMMANDS:
+    text = io.StringIO()
+    try:
+        with redirect_stdout(text):
+            main([*name.split(), "--help"])
+    except SystemExit as stopped:
+        shown[name] = stopped.code == 0 and f"cpn {name}" in text.getvalue()
+    loaded[name] = [module for module in sys.argv[1:] if module in sys.modules]
+print(json.dumps([shown, loaded]))
+"""
+
+
+def test_help_of_every_command_loads_nothing_heavy() -> None:
+    """In one process: what the help of any command imports is there for all that follow, so the first is to blame."""
+    done = subprocess.run([sys.executable, "-c", HELP, *HEAVY], capture_output=True, text=True, timeout=120, check=True)
+    shown, loaded = json.loads(done.stdout)
+    assert shown == dict.fromkeys(cli.COMMANDS, True)
+    assert loaded == {name: [] for name in cli.COMMANDS}
+
+
+def test_the_package_itself_is_free_of_heavy_libraries() -> None:
+    code = "import sys, cpn_fast; sys.exit(str([m for m in sys.argv[1:] if m in sys.modules] or '') or 0)"
+    done = subprocess.run([sys.executable, "-c", code, *HEAVY], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_functions_of_the_table_are_there(name: str) -> None:
+    command = cli.COMMANDS[name]
+    for target in (command.config, command.run, command.parse or command.run):
+        module, _, attribute = target.partition(":")
+        assert callable(getattr(importlib.import_module(module), attribute))
+
+
+def test_hard_masks_are_as_sure_as_the_operator_takes_them() -> None:
+    assert HARD_PROBABILITY == GT_PROB
 
 
 def test_no_command_shows_usage_and_fails(capsys: pytest.CaptureFixture[str]) -> None:

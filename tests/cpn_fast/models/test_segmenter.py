@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cpn_fast.config.scales import SEGMENT_SCALES
 from cpn_fast.models.backbones import create_backbone
 from cpn_fast.models.deeplab import DeepLab
-from cpn_fast.models.segmenter import SCALES, Segmenter, allowed_mask
+from cpn_fast.models.segmenter import Segmenter, allowed_mask
 from cpn_kernels.ops.cp_triplet import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -54,7 +55,12 @@ def picture(height: int, width: int, batch: int = 1, seed: int = 0) -> np.ndarra
 
 @pytest.mark.parametrize(
     ("scales", "flip", "size"),
-    [((1.0,), False, (20, 30)), ((0.5, 1.0, 1.25), True, (21, 33)), (SCALES, True, (40, 27)), ((1.75,), True, (9, 40))],
+    [
+        ((1.0,), False, (20, 30)),
+        ((0.5, 1.0, 1.25), True, (21, 33)),
+        (SEGMENT_SCALES, True, (40, 27)),
+        ((1.75,), True, (9, 40)),
+    ],
 )
 def test_probabilities_against_numpy_and_opencv(scales: tuple[float, ...], flip: bool, size: tuple[int, int]) -> None:
     images = picture(*size, batch=2)

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.stats import kendalltau
 
-from cpn_fast.cam.task import parse as parse_train
+from cpn_fast.cam.options import parse as parse_train
 from cpn_fast.cli import main as cli
 from cpn_fast.config.presets import PRESETS
 from cpn_fast.config.serialise import config_to_dict, flat
@@ -30,7 +30,8 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.models.backbones import create_backbone
 from cpn_fast.models.build import refinement_of
 from cpn_fast.reproduce import command, measure_time, runs
-from cpn_fast.reproduce.command import ReproduceConfig, parse, run_reproduce, shortened, shortened_epochs
+from cpn_fast.reproduce.command import run_reproduce, shortened, shortened_epochs
+from cpn_fast.reproduce.options import ReproduceConfig, parse
 from cpn_fast.reproduce.report import Report, csv_text, json_content, print_report
 from cpn_fast.reproduce.runs import RunStore, Scoring, options_of
 from cpn_fast.reproduce.summary import Measurement, cell_of, order_of

@@ -17,7 +17,7 @@ from cpn_fast.config.training import TrainConfig, replace_dotted
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.files.errors import DataError
 from cpn_fast.pipeline.plan import PipelineConfig, plan
-from cpn_fast.refine.random_walk import POWER, STEPS
+from cpn_fast.refine.options import WALK_POWER, WALK_STEPS
 from cpn_fast.reproduce import command, final
 from cpn_fast.reproduce.tables import TABLES
 
@@ -92,7 +92,7 @@ def test_the_table_of_two_seeds(small_demo: Path, tmp_path: Path, monkeypatch: p
         if stage.name == "postprocess"
     )
     refining = cli.parse(*cli.split_name(walk.argv))
-    assert (refining.steps, refining.power) == (STEPS, POWER) != (64, 8)
+    assert (refining.steps, refining.power) == (WALK_STEPS, WALK_POWER) != (64, 8)
     source = open_source(first.data)
     for stage in plan(first, "val", True):  # the real parsers understand every stage
         cli.parse(*cli.split_name(stage.argv))

@@ -29,7 +29,8 @@ from cpn_fast.runs.folder import RunFolder
 from cpn_fast.segment.batches import SegmentBatch, SegmentStream
 from cpn_fast.segment.loss import PixelClassification, pixel_cross_entropy
 from cpn_fast.segment.masks import open_masks
-from cpn_fast.segment.task import SegmentStage, parse, run_segment_train
+from cpn_fast.segment.options import parse
+from cpn_fast.segment.task import SegmentStage, run_segment_train
 from cpn_kernels.ops.cp_triplet import normalise_images
 from tests.cpn_fast.segment.voc_squares import COLOURS, make
 

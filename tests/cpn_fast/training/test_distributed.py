@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cpn_fast.cam.task import parse, run_train
+from cpn_fast.cam.options import parse
+from cpn_fast.cam.task import run_train
 from cpn_fast.models.backbones import resnet38
 from cpn_fast.runs.checkpoint import load_checkpoint
 from cpn_fast.runs.folder import RunFolder

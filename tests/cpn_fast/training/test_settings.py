@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cpn_fast.cam.task import parse, run_train
+from cpn_fast.cam.options import parse
+from cpn_fast.cam.task import run_train
 from cpn_fast.config.serialise import config_from_dict, config_to_dict, flat
 from cpn_fast.config.training import AugmentOptions, PatchOptions, TrainConfig
 from cpn_fast.device import tune_allocator

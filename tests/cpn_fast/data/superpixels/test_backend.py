@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from cpn_fast.cam.task import parse, run_train
+from cpn_fast.cam.options import parse
+from cpn_fast.cam.task import run_train
 from cpn_fast.config.presets import PRESETS
 from cpn_fast.config.training import AugmentOptions, MethodOptions, PatchOptions, TrainConfig
 from cpn_fast.data.superpixels.backend import settle_backend, share_backend

@@ -1,0 +1,95 @@
+"""Options of `cpn train` and `cpn label`; free of torch, so that its --help is there at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from cpn_fast.config.presets import preset_defaults
+from cpn_fast.config.scales import CAM_SCALES
+from cpn_fast.config.training import TrainConfig, replace_dotted
+from cpn_fast.files.errors import DataError
+from cpn_fast.training.options import long_forms, resumed_settings, value_of
+
+SHORT = {"--patch": "--patch.kind", "--superpixels": "--patch.superpixels", "--crop": "--augment.crop"}
+"""Short forms on the command line of settings that lie deeper."""
+
+
+def parse(argv: Sequence[str]) -> TrainConfig:
+    """Settings from the command line: the preset's, then the options given; on --resume the run's own, then those.
+
+    Args:
+        argv: arguments without the program's name.
+
+    Raises:
+        SystemExit: with code 2 for arguments that don't fit, 0 after --help.
+        DataError: where --resume finds no run.
+    """
+    given = long_forms(argv, SHORT)
+    default = resumed_settings(given, TrainConfig)
+    if default is None:
+        blank = TrainConfig(data=tyro.MISSING, output=tyro.MISSING)
+        preset = value_of(given, "--preset") or blank.preset
+        try:
+            default = replace_dotted(blank, preset_defaults(preset))
+        except ValueError as error:
+            raise DataError(f"--preset: {error}") from error
+    description = (
+        "Train CAM, SEAM or CPN from image labels. --patch, --superpixels and --crop are short for --patch.kind, "
+        "--patch.superpixels and --augment.crop. "
+        "--preset sets the defaults shown here, other options override it; --resume takes the run's own settings."
+    )
+    return tyro.cli(TrainConfig, args=given, default=default, prog="cpn train", description=description)
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """Write pseudo masks with a trained run.
+
+    Attributes:
+        run: run folder of the trained network.
+        data: source of the images, e.g. `voc:PATH`, `folder:PATH`, `coco:PATH`, `demo:` or a bare path.
+        output: folder for SegmentationClass/ID.png, labelmap.txt, manifest.jsonl and the contact sheet.
+        split: split to label; None = train where the source has it, else all its images.
+        scales: the image is run at each of these scales and the maps are summed.
+        flip: also run the mirrored image.
+        beta: background score of the mask, 0..1; None = the best that `cpn evaluate` found for the run, else 0.25.
+        void_band: pixels whose best foreground score lies within become void (255).
+        maps: which maps make the mask; auto = RCAM where the run has refinement, else CAM.
+        max_side: longer images are reduced to this long side in pixels first, and the mask enlarged back.
+        threshold: class probability above which a class stands in for missing image labels (the best one always does).
+        use_labels: False ignores image labels.
+        soft_maps: also write the class maps, compact, to SoftMaps/ID.npz.
+        shard: `i/n` labels the i-th of n parts.
+        overwrite: label everything again, also with other settings.
+        batch_size: images of equal size that go through the network together.
+        workers: threads that read images, and as many that write masks.
+        device: where the network runs; auto = a GPU where there is one.
+        compile: torch.compile the network, for all image sizes at once; the first images then take longer.
+        sheet: number of least confident masks on the contact sheet; 0 = none.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    data: str
+    output: Path
+    split: str | None = None
+    scales: tuple[float, ...] = CAM_SCALES
+    flip: bool = True
+    beta: float | None = None
+    void_band: tuple[float, float] | None = None
+    maps: Literal["auto", "rcam", "cam"] = "auto"
+    max_side: int = 1024
+    threshold: float = 0.5
+    use_labels: bool = True
+    soft_maps: bool = False
+    shard: str | None = None
+    overwrite: bool = False
+    batch_size: int = 1
+    workers: int = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = False
+    sheet: int = 24

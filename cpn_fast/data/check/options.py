@@ -1,0 +1,25 @@
+"""Options of `cpn check-data`; free of torch, so that its --help is there at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from cpn_fast.files.images import DEFAULT_MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Options of `cpn check-data`.
+
+    Attributes:
+        data: source, e.g. `voc:PATH`, `folder:PATH`, `coco:PATH`, `demo:` or a bare path.
+        split: split to check; None = all of them.
+        max_pixels: images with more pixels than this are a problem.
+    """
+
+    data: Annotated[str, tyro.conf.Positional]
+    split: str | None = None
+    max_pixels: int = DEFAULT_MAX_PIXELS

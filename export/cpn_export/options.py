@@ -1,0 +1,45 @@
+"""Options of `cpn export`; free of torch and onnx, so that its --help is there at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from cpn_export.metadata import Variant
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a run as an ONNX model for `cpn-label`.
+
+    Attributes:
+        run: run folder, of `cpn train` or `cpn segment train`.
+        output: the `.onnx` file.
+        scales: scale factors of the image, in steps of 0.01; None = 0.5 1 1.5 2, and for a segmentation network
+            0.5 0.75 1 1.25 1.5 1.75.
+        flip: also run the mirrored image.
+        beta: of a CAM network, background score of the masks, in [0, 1]; None = the best one that `cpn evaluate` found
+            for the run.
+        threshold: of a CAM network, class probability above which a class stands in where an image has no labels;
+            None = 0.5.
+        max_side: longer images are to be reduced to this long side in pixels first (by `cpn-label`, not in the graph).
+        variant: number format of the network: float32, float16 (half the file; meant for a GPU) or int8 (a quarter of
+            the file; meant for a CPU).
+        calibrate: folder of images like those to be labelled, from which int8 takes its ranges.
+        calibrate_images: so many of them, spread evenly.
+        reduce_range: int8 with weights of 7 bits, for x86 CPUs without VNNI, on which 8 bits may overflow.
+    """
+
+    run: tyro.conf.Positional[Path]
+    output: Path
+    scales: tuple[float, ...] | None = None
+    flip: bool = True
+    beta: float | None = None
+    threshold: float | None = None
+    max_side: int = 1024
+    variant: Variant = "float32"
+    calibrate: Path | None = None
+    calibrate_images: int = 32
+    reduce_range: bool = False
