@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cpn_fast.data.sources.base import FileSource, Problem, Scan
+from cpn_fast.data.sources.coco_file import Id, ImageEntry, Instances, read_categories, read_instances
+from cpn_fast.data.sources.coco_shapes import covered_pixels, without_area
 from cpn_fast.data.types import VOID, Record
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.images import DEFAULT_MAX_PIXELS, list_images
-from cpn_fast.files.masks import check_class_count
-from cpn_fast.files.text import read_text
+from cpn_fast.files.images import DEFAULT_MAX_PIXELS, image_size, list_images
+from cpn_fast.files.names import quoted
+from cpn_fast.files.regular import is_regular
 
 _PREFIX = "instances_"
 _loading = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is drawn for one annotation.
+
+    Attributes:
+        id: of the annotation, for messages.
+        value: 1..K, or 255 for a crowd.
+        segmentation: polygons or RLE.
+    """
+
+    id: Any
+    value: int
+    segmentation: Any
 
 
 class CocoSource(FileSource):
@@ -50,9 +68,9 @@ class CocoSource(FileSource):
             full = [name for name in self._files if name.startswith(short)]
             if len(full) == 1:
                 self._files.setdefault(short, self._files[full[0]])
-        self._categories: dict[int, str] | None = None
+        self._categories: dict[Id, str] | None = None
         self._file_of: dict[Path, Path] = {}
-        self._annotations: dict[Path, dict[str, list[dict[str, Any]]]] = {}
+        self._annotations: dict[Path, dict[str, tuple[ImageEntry, list[Drawn]]]] = {}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -60,7 +78,7 @@ class CocoSource(FileSource):
         if self._categories is None:
             # The smallest file: all splits of one set have the same categories, which `_scan` checks.
             smallest = min(self._files.values(), key=lambda path: path.stat().st_size)
-            self._categories = _categories(_load(smallest), smallest)
+            self._categories = read_categories(smallest)
         return tuple(self._categories.values())
 
     def splits(self) -> tuple[str, ...]:
@@ -72,37 +90,33 @@ class CocoSource(FileSource):
         full_name = path.stem.removeprefix(_PREFIX)
         if split != full_name:
             return self.scan(full_name)  # `train` is short for `train2017`
-        data = _load(path)
-        number_of = self._class_numbers(data, path)
+        found = read_instances(path)
+        number_of = self._class_numbers(found.categories, path)
         folder = self._image_folder(path)
-        problems: list[Problem] = []
-        names = _image_names(data, path, problems)
-        labels: dict[Any, set[int]] = {image_id: set() for image_id in names}
-        for annotation, message in _checked(data, path, names, number_of):
-            if message:
-                problems.append(Problem(path, message))
-            else:
-                labels[annotation["image_id"]].add(number_of[annotation["category_id"]])
+        problems = list(found.problems)
+        labels: dict[Id, set[int]] = {image_id: set() for image_id in found.images}
+        for annotation in found.annotations:
+            labels[annotation.image_id].add(number_of[annotation.category_id])
         records: dict[str, Record] = {}
-        for image_id, name in names.items():
-            key = str(Path(name).with_suffix(""))
-            if not (folder / name).is_file():
-                missing = f"image {image_id} (file_name {name!r}) is not in {folder}; add it or remove the entry"
+        for image_id, entry in found.images.items():
+            if not is_regular(folder / entry.name):
+                missing = f"image {image_id} (file_name {entry.name!r}) is not in {folder}; add it or remove the entry"
                 problems.append(Problem(path, missing))
-            elif key in records:
-                problems.append(Problem(path, f"image {image_id}: file_name {name!r} gives the id {key!r} twice"))
+            elif entry.record_id in records:
+                twice = f"image {image_id}: file_name {entry.name!r} gives the id {entry.record_id!r} twice"
+                problems.append(Problem(path, twice))
             else:
-                records[key] = Record(key, folder / name, tuple(sorted(labels[image_id])))
-                self._file_of[folder / name] = path
-        return Scan(
-            tuple(records[key] for key in sorted(records)), tuple(problems), self._unlisted(folder, path, names)
-        )
+                image_path = folder / entry.name
+                records[entry.record_id] = Record(entry.record_id, image_path, tuple(sorted(labels[image_id])))
+                self._file_of[image_path] = path
+        notes = _without_area(found, path) + self._unlisted(folder, path, found)
+        return Scan(tuple(records[key] for key in sorted(records)), tuple(problems), notes)
 
-    def _unlisted(self, folder: Path, path: Path, names: dict[Any, str]) -> tuple[str, ...]:
+    def _unlisted(self, folder: Path, path: Path, found: Instances) -> tuple[str, ...]:
         """A note on the images of a split's own folder that its JSON leaves out."""
         if folder.name != path.stem.removeprefix(_PREFIX):
             return ()  # a folder that the splits share
-        known = {folder / name for name in names.values()}
+        known = {folder / entry.name for entry in found.images.values()}
         others = [image for image in list_images(folder) if image not in known]
         return (
             (f"images in {folder} that {path.name} leaves out: {len(others)}, e.g. {others[0].name}",) if others else ()
@@ -117,29 +131,27 @@ class CocoSource(FileSource):
         path = self._file_of.get(record.image_path)
         if path is None:
             raise DataError(f"{record.image_path}: not among the images of {self.spec}")
-        return draw_mask(self._annotations_of(path)[record.id], record.image_path)
+        entry, annotations = self._annotations_of(path)[record.id]
+        size = _checked_size(entry, record.image_path, self.max_pixels)
+        return draw_mask(annotations, size, record.image_path)
 
-    def _annotations_of(self, path: Path) -> dict[str, list[dict[str, Any]]]:
-        """Record id -> its image entry's size and annotations; kept only once a mask is asked for."""
+    def _annotations_of(self, path: Path) -> dict[str, tuple[ImageEntry, list[Drawn]]]:
+        """Record id -> its image entry and what is drawn there; kept only once a mask is asked for."""
         with _loading:
             if path not in self._annotations:
-                data = _load(path)
-                number_of = self._class_numbers(data, path)
-                names = _image_names(data, path, [])
-                ids = {image_id: str(Path(name).with_suffix("")) for image_id, name in names.items()}
-                sizes = {image["id"]: (image.get("height"), image.get("width")) for image in data["images"]}
-                found: dict[str, list[dict[str, Any]]] = {ids[i]: [{"size": sizes[i]}] for i in ids}
-                for annotation, message in _checked(data, path, names, number_of):
-                    if not message:
-                        kept = {key: annotation.get(key) for key in ("id", "segmentation", "iscrowd")}
-                        kept["value"] = number_of[annotation["category_id"]] + 1
-                        found[ids[annotation["image_id"]]].append(kept)
-                self._annotations[path] = found
+                found = read_instances(path)
+                number_of = self._class_numbers(found.categories, path)
+                drawn: dict[Id, tuple[ImageEntry, list[Drawn]]] = {
+                    key: (entry, []) for key, entry in found.images.items()
+                }
+                for item in found.annotations:
+                    value = VOID if item.crowd else number_of[item.category_id] + 1
+                    drawn[item.image_id][1].append(Drawn(item.id, value, item.segmentation))
+                self._annotations[path] = {entry.record_id: (entry, items) for entry, items in drawn.values()}
         return self._annotations[path]
 
-    def _class_numbers(self, data: dict[str, Any], path: Path) -> dict[int, int]:
+    def _class_numbers(self, categories: dict[Id, str], path: Path) -> dict[Id, int]:
         """Category id -> class index 0..K-1."""
-        categories = _categories(data, path)
         if tuple(categories.values()) != self.classes:
             raise DataError(f"{path}: its categories differ from those of the other splits; give each set its own root")
         return {category: number for number, category in enumerate(categories)}
@@ -153,114 +165,62 @@ class CocoSource(FileSource):
         return found
 
 
-def draw_mask(entries: list[dict[str, Any]], image_path: Path) -> np.ndarray:
+def draw_mask(items: Sequence[Drawn], size: tuple[int, int], image_path: Path) -> NDArray[np.uint8]:
     """Draw annotations into one mask.
 
     Args:
-        entries: first {"size": (height, width)}, then per annotation id, segmentation (polygons or RLE, compressed or
-            not), iscrowd and value (1..K).
+        items: what is drawn.
+        size: height, width of the image in pixels.
         image_path: the image, for messages.
 
     Returns:
         uint8 [H, W]; 0 background, crowd 255 unless an instance covers it, of two instances the smaller on top.
 
     Raises:
-        DataError: if a size is missing or a segmentation cannot be drawn.
+        DataError: if a segmentation cannot be drawn.
     """
-    height, width = entries[0]["size"]
-    if not isinstance(height, int) or not isinstance(width, int) or min(height, width) < 1:
-        raise DataError(f"{image_path}: its COCO entry has height {height!r}, width {width!r}; expected both in pixels")
-    areas = [(annotation, _covered(annotation, height, width, image_path)) for annotation in entries[1:]]
-    mask = np.zeros((height, width), dtype=np.uint8)
-    for annotation, covered in sorted(areas, key=lambda item: (not item[0]["iscrowd"], -int(item[1].sum()))):
-        mask[covered] = VOID if annotation["iscrowd"] else annotation["value"]
+    areas = [int(_covered(item, size, image_path).sum()) for item in items]
+    order = sorted(range(len(items)), key=lambda index: (items[index].value != VOID, -areas[index]))
+    mask = np.zeros(size, dtype=np.uint8)
+    for index in order:  # drawn again one by one: all at once, they would take as many times the image's memory
+        mask[_covered(items[index], size, image_path)] = items[index].value
     return mask
 
 
-def _covered(annotation: dict[str, Any], height: int, width: int, image_path: Path) -> np.ndarray:
+def _covered(item: Drawn, size: tuple[int, int], image_path: Path) -> NDArray[np.bool_]:
     """The pixels of one annotation, bool [H, W]."""
-    from pycocotools import mask as coco_mask
-
-    shape = annotation["segmentation"]
     try:
-        if isinstance(shape, list):
-            codes = coco_mask.frPyObjects(shape, height, width) if shape else []
-        else:
-            codes = [coco_mask.frPyObjects(shape, height, width) if isinstance(shape["counts"], list) else shape]
-        if not codes:
-            return np.zeros((height, width), dtype=bool)  # a box without outline
-        covered = coco_mask.decode(coco_mask.merge(codes)).astype(bool)
-        if covered.shape != (height, width):
-            raise ValueError(f"it is for {covered.shape[0]} x {covered.shape[1]} pixels")
-        return covered
-    except Exception as error:  # pycocotools raises bare Exception, TypeError, IndexError, KeyError ...
+        return covered_pixels(item.segmentation, *size)
+    except ValueError as error:
         raise DataError(
-            f"{image_path}: annotation {annotation['id']}: cannot draw its segmentation ({error}); expected polygons "
-            f"[[x, y, ...], ...] or RLE of {height} x {width} (height x width) pixels"
+            f"{image_path}: annotation {quoted(item.id)}: cannot draw its segmentation ({error}); expected polygons "
+            f"[[x, y, ...], ...] or RLE of {size[0]} x {size[1]} (height x width) pixels"
         ) from error
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(read_text(path, "COCO instances JSON"))
-    except json.JSONDecodeError as error:
+def _checked_size(entry: ImageEntry, image_path: Path, max_pixels: int) -> tuple[int, int]:
+    """Height and width of an entry, which are those of the image, before anything of that size is made."""
+    if not all(type(side) in (int, float) and 1 <= side < 2**31 and side == side // 1 for side in entry.size):
+        height, width = map(quoted, entry.size)
+        raise DataError(f"{image_path}: its COCO entry has height {height}, width {width}; expected both in pixels")
+    height, width = map(int, entry.size)
+    found = image_size(image_path)
+    if (width, height) != found:
         raise DataError(
-            f"{path}, line {error.lineno}: not JSON at column {error.colno} ({error.msg}); is the file complete?"
-        ) from None
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(data, dict) or not isinstance(data.get(key), list):
-            raise DataError(
-                f"{path}: no list under the key {key!r}; expected COCO instances JSON (not captions or results)"
-            )
-    return data
+            f"{image_path}: the mask is {width} x {height} pixels by its COCO entry, its image {image_path} "
+            f"{found[0]} x {found[1]} (after EXIF rotation); make them equal"
+        )
+    if width * height > max_pixels:
+        raise DataError(f"{image_path}: {width} x {height} pixels, over the limit of {max_pixels:,}; make it smaller")
+    return height, width
 
 
-def _categories(data: dict[str, Any], path: Path) -> dict[int, str]:
-    try:
-        categories = {entry["id"]: str(entry["name"]) for entry in sorted(data["categories"], key=lambda e: e["id"])}
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: an entry of 'categories' lacks {error}; expected id and name") from None
-    names = list(categories.values())
-    if len(names) != len(data["categories"]) or len(set(names)) != len(names):
-        raise DataError(f"{path}: an id or a name comes twice in 'categories'; give each class one of its own")
-    check_class_count(names, str(path))
-    return categories
-
-
-def _image_names(data: dict[str, Any], path: Path, problems: list[Problem]) -> dict[Any, str]:
-    """Image id -> file name. Entries without them, or with an id that has come before, are problems."""
-    names: dict[Any, str] = {}
-    for position, image in enumerate(data["images"]):
-        where = f"images[{position}]"
-        missing = [key for key in ("id", "file_name") if not isinstance(image, dict) or key not in image]
-        if missing:
-            problems.append(Problem(path, f"{where} has no {' and no '.join(missing)}; add it or remove the entry"))
-        elif Path(str(image["file_name"])).is_absolute() or ".." in Path(str(image["file_name"])).parts:
-            problems.append(Problem(path, f"{where}: file_name {image['file_name']!r} is outside the image folder"))
-        elif image["id"] in names:
-            problems.append(Problem(path, f"{where}: image id {image['id']} comes twice; remove one entry"))
-        else:
-            names[image["id"]] = str(image["file_name"])
-    return names
-
-
-def _checked(
-    data: dict[str, Any], path: Path, names: dict[Any, str], number_of: dict[int, int]
-) -> Iterator[tuple[dict[str, Any], str]]:
-    """Every annotation with what is wrong with it ("" if nothing)."""
-    for position, annotation in enumerate(data["annotations"]):
-        where = f"annotations[{position}]"
-        missing = [
-            key for key in ("image_id", "category_id") if not isinstance(annotation, dict) or key not in annotation
-        ]
-        if missing:
-            yield annotation, f"{where} has no {' and no '.join(missing)}; add it or remove the entry"
-        elif annotation["image_id"] not in names:
-            yield (
-                annotation,
-                f"{where}: image_id {annotation['image_id']} is not in 'images'; add the image or remove it",
-            )
-        elif annotation["category_id"] not in number_of:
-            yield annotation, f"{where}: category_id {annotation['category_id']} is not in 'categories'; correct it"
-        else:
-            yield annotation, ""
+def _without_area(found: Instances, path: Path) -> tuple[str, ...]:
+    """A note on polygons of one or two points, which no pixel belongs to."""
+    odd = [annotation.id for annotation in found.annotations if without_area(annotation.segmentation)]
+    if not odd:
+        return ()
+    return (
+        f"{path}: annotations with a polygon of fewer than three points, which has no area and is skipped: {len(odd)}, "
+        f"e.g. annotation {quoted(odd[0])}",
+    )

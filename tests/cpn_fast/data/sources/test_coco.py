@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from cpn_fast.data.sources.coco import CocoSource
+from cpn_fast.data.sources.coco_shapes import covered_pixels
 from cpn_fast.files.errors import DataError
 
 # pycocotools' own arrays have not caught up with numpy 2
@@ -118,7 +120,7 @@ def test_source_travels_to_workers(tmp_path: Path) -> None:
     [
         {"size": [HEIGHT, WIDTH + 1], "counts": [0, 54]},
         {"size": [HEIGHT, WIDTH]},
-        [[1, 2]],
+        [[1, 2, 3]],
         "polygon",
         None,
     ],
@@ -132,7 +134,7 @@ def test_broken_segmentation_names_image_and_annotation(tmp_path: Path, segmenta
 def test_size_that_differs_from_the_image(tmp_path: Path) -> None:
     data = instances([])
     data["images"][0]["width"] = 9
-    with pytest.raises(DataError, match=r"the mask is 9 x 6 pixels, its image .*1\.jpg 8 x 6"):
+    with pytest.raises(DataError, match=r"the mask is 9 x 6 pixels by its COCO entry, its image .*1\.jpg 8 x 6"):
         drawn(write(tmp_path, data))
     del data["images"][0]["width"]
     with pytest.raises(DataError, match="has height 6, width None; expected both in pixels"):
@@ -173,7 +175,7 @@ def test_every_problem_names_file_and_entry(tmp_path: Path) -> None:
         ("", "line 1: not JSON"),
         ({"images": [], "annotations": []}, "no list under the key 'categories'"),
         ([], "no list under the key 'images'"),
-        ({"images": [], "annotations": [], "categories": [{"id": 1}]}, "an entry of 'categories' lacks 'name'"),
+        ({"images": [], "annotations": [], "categories": [{"id": 1}]}, r"categories\[0\] has no name; add it"),
         (
             {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]},
             "a name comes twice in 'categories'",
@@ -202,3 +204,170 @@ def test_layout_errors(tmp_path: Path) -> None:
     write(tmp_path / "b", other, "train2017")
     with pytest.raises(DataError, match="categories differ from those of the other splits"):
         [CocoSource(tmp_path / "b").records(split) for split in ("train", "val")]
+
+
+NESTED = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("id", [1], r"images\[0\]: id \[1\]; expected a number"),
+        ("id", {"a": 1}, r"images\[0\]: id {'a': 1}; expected a number"),
+        ("id", 1.5, r"images\[0\]: id 1\.5"),
+        ("id", 10**30, r"images\[0\]: id 10{30}; expected a number"),
+        ("file_name", "", r"images\[0\]: file_name '' is empty"),
+        ("file_name", 7, r"images\[0\]: file_name 7 is no text but int"),
+        ("file_name", "x" * 5000, r"images\[0\]: file_name 'x{76}\.\.\. is of 5000 characters, longer than"),
+        ("file_name", "a\0.jpg", r"images\[0\]: file_name 'a\\x00\.jpg' holds the control character"),
+        ("file_name", "\ud800.jpg", r"images\[0\]: file_name '\\ud800\.jpg' holds half a surrogate pair"),
+        ("file_name", "C:\\1.jpg", r"images\[0\]: file_name 'C:\\\\1\.jpg' is outside the image folder"),
+        ("file_name", "..jpg", r"images\[0\]: file_name '\.\.jpg' is a suffix alone"),
+    ],
+)
+def test_odd_image_entries_are_problems(tmp_path: Path, field: str, value: Any, message: str) -> None:
+    data = instances([])
+    data["images"][0][field] = value
+    (problem,) = CocoSource(write(tmp_path, data)).scan("val").problems
+    assert re.search(message, str(problem)), problem
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (7, "has no image_id and no category_id"),
+        (None, "has no image_id and no category_id"),
+        ({"image_id": [1], "category_id": 1}, r"image_id \[1\] is not in 'images'"),
+        ({"image_id": 1, "category_id": {}}, r"category_id {} is not in 'categories'"),
+        ({"image_id": 1, "category_id": 1, "iscrowd": "yes"}, "iscrowd 'yes'; expected 0 or 1"),
+    ],
+)
+def test_odd_annotations_are_problems(tmp_path: Path, entry: Any, message: str) -> None:
+    data = instances([])
+    data["annotations"] = [entry]
+    (problem,) = CocoSource(write(tmp_path, data)).scan("val").problems
+    assert re.search(r"annotations\[0\].*" + message, str(problem)), problem
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"images": [7, null, []], "annotations": [], "categories": []}', r"images\[0\] has no id and no file_name"),
+        (NESTED, "lists or objects nested too deep"),
+        ('{"images": ' + "9" * 5000 + "}", "an integer of thousands of digits"),
+        ('{"images": [], "annotations": [], "categories": [7]}', r"categories\[0\] has no id and no name"),
+        ('{"images": [], "annotations": [], "categories": [{"id": [], "name": "a"}]}', r"categories\[0\]: id \[\]"),
+        ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": {}}]}', "name {} is no text but dict"),
+        ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "background"}]}', "called background"),
+    ],
+)
+def test_files_of_the_wrong_make(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        CocoSource(write(tmp_path, text)).records("val")
+
+
+def test_ids_as_text_and_backslashes(tmp_path: Path) -> None:
+    data = instances([annotation(1, 1, 17, box(0, 0, 2, 2))])
+    data["images"][0] |= {"id": "1", "file_name": ".\\1.jpg"}
+    data["categories"][2]["id"] = "17"
+    source = CocoSource(write(tmp_path, data))
+    assert source.classes == ("person", "cat", "toothbrush")
+    assert [(r.id, r.labels) for r in source.records("val")] == [("1", (1,)), ("ü 2", ())]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"height": 10**9, "width": 10**9}, "the mask is 1000000000 x 1000000000 pixels by its COCO entry"),
+        ({"height": 60000, "width": 60000}, "the mask is 60000 x 60000 pixels by its COCO entry"),
+        ({"height": float("nan")}, "height nan, width 8; expected both in pixels"),
+        ({"height": float("inf")}, "height inf"),
+        ({"height": 10**30}, "height 10{30}"),
+        ({"height": True}, "height True"),
+        ({"height": [6]}, r"height \[6\]"),
+        ({"height": 6.5}, r"height 6\.5"),
+    ],
+)
+def test_size_is_compared_before_anything_is_drawn(tmp_path: Path, changed: Any, message: str) -> None:
+    data = instances([annotation(1, 1, 1, box(0, 0, 2, 2))])
+    data["images"][0] |= changed
+    root = write(tmp_path, data)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=message):
+        drawn(root)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ([[0, 0, 1e9, 0, 1e9, 1e9]], r"a coordinate is 1000000000\.0, outside of -8\.\.16"),
+        ([[0, 0, 5, 0, 5, float("nan")]], "a coordinate is nan"),
+        ([[0, 0, 5, 0, 5, float("-inf")]], "a coordinate is -inf"),
+        ([[0, 0, 5, 0, 5, 2**70]], f"a coordinate is {2**70}"),
+        ([[0, 0, 5, 0, 5, True]], "a coordinate is True"),
+        ([[0, 0, 5, 0, 5, "5"]], "a coordinate is 5"),
+        ([[0, 0, 5, 0, 5, [5]]], r"a coordinate is \[5\]"),
+        ([[0, 0, 5, 0, 5, 5, 1]], "no list of pairs"),
+        ([5], "no list of pairs"),
+        ([[[0, 0], [5, 0], [5, 5]]], "no list of pairs"),
+        ([[0, 0, 16, 12] * 300_000], "the outline of a polygon is 9720000 pixels long"),
+        ({"size": [HEIGHT, WIDTH], "counts": [10**9, 1]}, "a run is no number of pixels"),
+        ({"size": [HEIGHT, WIDTH], "counts": [-1, HEIGHT * WIDTH + 1]}, "a run is no number of pixels"),
+        ({"size": [HEIGHT, WIDTH], "counts": [1.5, 46.5]}, "a run is no number of pixels"),
+        ({"size": [HEIGHT, WIDTH], "counts": [47]}, "its runs add up to 47 pixels"),
+        ({"size": [HEIGHT, WIDTH], "counts": []}, "its runs add up to 0 pixels"),
+        ({"size": [10**9, 10**9], "counts": "0"}, "its size is"),
+        ({"size": "large", "counts": "0"}, "its size is large"),
+        ({"size": [HEIGHT, WIDTH], "counts": "garbage"}, "its runs add up|no compressed RLE"),
+        ({"size": [HEIGHT, WIDTH], "counts": "\x00"}, "no compressed RLE"),
+        ({"size": [HEIGHT, WIDTH], "counts": "ü"}, "no compressed RLE"),
+        ({"size": [HEIGHT, WIDTH], "counts": ""}, "neither a list nor a string"),
+        ({"size": [HEIGHT, WIDTH], "counts": "o" * 40 + "0"}, "a number that is too large"),
+        ({"size": [HEIGHT, WIDTH], "counts": "ooo"}, "no compressed RLE"),
+        ({"size": [HEIGHT, WIDTH], "counts": {"a": 1}}, "neither a list nor a string"),
+    ],
+)
+def test_numbers_are_checked_before_a_library_sees_them(tmp_path: Path, segmentation: Any, message: str) -> None:
+    root = write(tmp_path, instances([annotation(77, 1, 1, segmentation)]))
+    with pytest.raises(DataError, match=rf"1\.jpg: annotation 77: cannot draw its segmentation \(.*{message}"):
+        drawn(root)
+
+
+def test_polygons_without_area_are_skipped_with_a_note(tmp_path: Path) -> None:
+    line, nothing = [10.5 / 4, 12.0 / 4, 30.5 / 4, 12.0 / 4], []
+    data = instances([annotation(5, 1, 1, [line, *box(1, 1, 3, 3)]), annotation(6, 1, 17, [nothing])])
+    root = write(tmp_path, data)
+    expected = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    expected[1:3, 1:3] = 1
+    np.testing.assert_array_equal(drawn(root), expected)
+    scan = CocoSource(root).scan("val")
+    assert not scan.problems and scan.records[0].labels == (0, 1)
+    assert re.search(
+        r"fewer than three points, which has no area and is skipped: 2, e\.g\. annotation 5$", scan.notes[0]
+    )
+
+
+def test_pixels_are_those_of_pycocotools() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(60):
+        height, width = (int(side) for side in rng.integers(1, 40, 2))
+        shape = rng.random((height, width)) < rng.random()
+        code = coco_mask.encode(np.asfortranarray(shape.astype(np.uint8)))
+        rle = {"size": [height, width], "counts": code["counts"].decode()}
+        np.testing.assert_array_equal(covered_pixels(rle, height, width), shape)
+        polygons = [(rng.random(2 * int(rng.integers(3, 9))) * 60 - 15).clip(-height, None).tolist() for _ in range(2)]
+        polygons = [[float(np.clip(v, -(width, height)[i % 2], 2 * (width, height)[i % 2])) for i, v in enumerate(p)]
+                    for p in polygons]  # fmt: skip
+        merged = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
+        np.testing.assert_array_equal(covered_pixels(polygons, height, width), merged.astype(bool))
+
+
+def test_crowd_as_compressed_runs_of_a_large_image() -> None:
+    shape = np.zeros((3000, 4000), dtype=np.uint8)
+    shape[100:2500, 1000:3000] = 1
+    shape[::97] ^= 1
+    code = coco_mask.encode(np.asfortranarray(shape))
+    rle = {"size": [3000, 4000], "counts": code["counts"].decode()}
+    np.testing.assert_array_equal(covered_pixels(rle, 3000, 4000), shape.astype(bool))
