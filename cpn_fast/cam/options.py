@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,39 +11,36 @@ import tyro
 
 from cpn_fast.config.presets import preset_defaults
 from cpn_fast.config.scales import CAM_SCALES
-from cpn_fast.config.training import TrainConfig, replace_dotted
+from cpn_fast.config.training import PresetName, TrainConfig, replace_dotted
 from cpn_fast.files.errors import DataError
-from cpn_fast.training.options import long_forms, resumed_settings, value_of
+from cpn_fast.training.options import parse_training, value_of
 
-SHORT = {"--patch": "--patch.kind", "--superpixels": "--patch.superpixels", "--crop": "--augment.crop"}
-"""Short forms on the command line of settings that lie deeper."""
+DESCRIPTION = (
+    "Train CAM, SEAM or CPN from image labels. --preset sets the defaults shown here, other options override it; "
+    "--resume takes the run's own settings."
+)
 
 
-def parse(argv: Sequence[str]) -> TrainConfig:
-    """Settings from the command line: the preset's, then the options given; on --resume the run's own, then those.
+def parse(
+    argv: Sequence[str], recipe: Callable[[TrainConfig], TrainConfig] | None = None, preset: PresetName = "default"
+) -> TrainConfig:
+    """Settings from the command line: the preset's, the recipe's, then the options given; on --resume the run's own.
 
     Args:
         argv: arguments without the program's name.
+        recipe: fills in what the caller would have otherwise than the preset.
+        preset: where the arguments name none.
 
     Raises:
         SystemExit: with code 2 for arguments that don't fit, 0 after --help.
         DataError: where --resume finds no run.
     """
-    given = long_forms(argv, SHORT)
-    default = resumed_settings(given, TrainConfig)
-    if default is None:
-        blank = TrainConfig(data=tyro.MISSING, output=tyro.MISSING)
-        preset = value_of(given, "--preset") or blank.preset
-        try:
-            default = replace_dotted(blank, preset_defaults(preset))
-        except ValueError as error:
-            raise DataError(f"--preset: {error}") from error
-    description = (
-        "Train CAM, SEAM or CPN from image labels. --patch, --superpixels and --crop are short for --patch.kind, "
-        "--patch.superpixels and --augment.crop. "
-        "--preset sets the defaults shown here, other options override it; --resume takes the run's own settings."
-    )
-    return tyro.cli(TrainConfig, args=given, default=default, prog="cpn train", description=description)
+    blank = TrainConfig(data=tyro.MISSING, output=tyro.MISSING, preset=preset)
+    try:
+        default = replace_dotted(blank, preset_defaults(value_of(argv, "--preset") or preset))
+    except ValueError as error:
+        raise DataError(f"--preset: {error}") from error
+    return parse_training(argv, recipe(default) if recipe else default, "cpn train", DESCRIPTION)
 
 
 @dataclass(frozen=True)

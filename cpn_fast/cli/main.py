@@ -91,7 +91,7 @@ COMMANDS: dict[str, Command] = {
         "cpn_fast.convert.command:run_convert",
     ),
     "export": Command(
-        "write a run as an ONNX model", "cpn_export.options:ExportConfig", "cpn_export.to_onnx:run_export"
+        "write a run as an ONNX model", "cpn_fast.config.export:ExportConfig", "cpn_export.to_onnx:run_export"
     ),
     "reproduce": Command(
         "make one of the paper's tables on any source",

@@ -80,11 +80,11 @@ class PatchOptions:
         cache_dir: where superpixel maps are kept; None = `~/.cache/cpn_fast/superpixels`.
     """
 
-    kind: Literal["superpixel", "grid"] = "superpixel"
+    kind: Annotated[Literal["superpixel", "grid"], tyro.conf.arg(aliases=("--patch",))] = "superpixel"
     segments: int = 200
     compactness: float = 10.0
     backend: Literal["auto", "native", "skimage", "fast-slic"] = "auto"
-    superpixels: Literal["cached", "online"] = "cached"
+    superpixels: Annotated[Literal["cached", "online"], tyro.conf.arg(aliases=("--superpixels",))] = "cached"
     grid_sides: tuple[int, ...] = (56, 112)
     cache_dir: Path | None = None
 
@@ -100,7 +100,7 @@ class AugmentOptions:
         jitter: brightness, contrast, saturation, hue ranges.
     """
 
-    crop: int = 448
+    crop: Annotated[int, tyro.conf.arg(aliases=("--crop",))] = 448
     resize: tuple[int, int] | None = None
     flip: bool = True
     jitter: tuple[float, float, float, float] = (0.3, 0.3, 0.3, 0.1)

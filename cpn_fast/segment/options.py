@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,34 +13,27 @@ from cpn_fast.config.scales import SEGMENT_SCALES
 from cpn_fast.config.training import SegmentConfig
 from cpn_fast.inference.options import check_counts
 from cpn_fast.refine.crf_options import CrfOptions, CrfPreset
-from cpn_fast.training.options import long_forms, resumed_settings
+from cpn_fast.training.options import parse_training
 
 if TYPE_CHECKING:
     from cpn_fast.inference.reader import InferenceOptions
 
-SHORT = {"--crop": "--augment.crop"}
-"""Short forms on the command line of settings that lie deeper."""
+DESCRIPTION = "Train DeepLab-LargeFOV on a folder of pseudo masks. --resume takes the run's own settings."
 
 
-def parse(argv: Sequence[str]) -> SegmentConfig:
-    """Settings from the command line; on --resume the run's own, then those given.
+def parse(argv: Sequence[str], recipe: Callable[[SegmentConfig], SegmentConfig] | None = None) -> SegmentConfig:
+    """Settings from the command line: the recipe's, then those given; on --resume the run's own, then those given.
 
     Args:
         argv: arguments without the program's name.
+        recipe: fills in what the caller would have otherwise than the defaults.
 
     Raises:
         SystemExit: with code 2 for arguments that don't fit, 0 after --help.
         DataError: where --resume finds no run.
     """
-    given = long_forms(argv, SHORT)
-    default = resumed_settings(given, SegmentConfig)
-    if default is None:
-        default = SegmentConfig(data=tyro.MISSING, output=tyro.MISSING, masks=tyro.MISSING)
-    description = (
-        "Train DeepLab-LargeFOV on a folder of pseudo masks. --crop is short for --augment.crop; --resume takes the "
-        "run's own settings."
-    )
-    return tyro.cli(SegmentConfig, args=given, default=default, prog="cpn segment train", description=description)
+    blank = SegmentConfig(data=tyro.MISSING, output=tyro.MISSING, masks=tyro.MISSING)
+    return parse_training(argv, recipe(blank) if recipe else blank, "cpn segment train", DESCRIPTION)
 
 
 @dataclass(frozen=True)

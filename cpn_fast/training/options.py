@@ -1,27 +1,12 @@
-"""What the command lines of all kinds of training share: short forms, and settings that --resume takes from the run."""
+"""What the command lines of all kinds of training share: settings that --resume takes from the run."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from cpn_fast.config.training import C
 from cpn_fast.runs.folder import RunFolder
-
-
-def long_forms(argv: Sequence[str], short: Mapping[str, str]) -> list[str]:
-    """Arguments with short option names replaced, and `_` in option names by `-`.
-
-    Args:
-        argv: `--option value` or `--option=value`.
-        short: short form -> long form.
-    """
-    return [_long_form(argument, short) for argument in argv]
-
-
-def _long_form(argument: str, short: Mapping[str, str]) -> str:
-    name, equals, value = argument.partition("=")
-    return short.get(name, name.replace("_", "-") if name.startswith("--") else name) + equals + value
 
 
 def value_of(argv: Sequence[str], name: str) -> str | None:
@@ -34,17 +19,22 @@ def value_of(argv: Sequence[str], name: str) -> str | None:
     return None
 
 
-def resumed_settings(argv: Sequence[str], kind: type[C]) -> C | None:
-    """The settings of the run in --output where --resume is among the arguments; None for a new run.
+def parse_training(argv: Sequence[str], default: C, prog: str, description: str) -> C:
+    """Settings of a training from the command line; on --resume the run's own, then those given.
 
     Args:
-        argv: arguments with long option names.
-        kind: which kind of training.
+        argv: arguments without the program's name.
+        default: what the arguments override where no run is resumed.
+        prog: the command, for the help.
+        description: of it, for the help.
 
     Raises:
+        SystemExit: with code 2 for arguments that don't fit, 0 after --help.
         DataError: where --resume finds no run of this kind.
     """
-    output = value_of(argv, "--output")
-    if "--resume" not in argv or output is None:
-        return None
-    return dataclasses.replace(RunFolder(output).config_of(kind), resume=False)
+    import tyro
+
+    kind, output = type(default), value_of(argv, "--output")
+    if "--resume" in argv and output is not None:
+        default = dataclasses.replace(RunFolder(output).config_of(kind), resume=False)
+    return tyro.cli(kind, args=list(argv), default=default, prog=prog, description=description)

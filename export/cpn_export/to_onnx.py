@@ -12,9 +12,9 @@ import onnx_ir
 from cpn_export.cam_graph import labeller_graph
 from cpn_export.forms import Calibration, form_of
 from cpn_export.metadata import ModelInfo
-from cpn_export.options import ExportConfig
 from cpn_export.parts import Form, unchanged
 from cpn_export.segmentation_graph import segmenter_graph
+from cpn_fast.config.export import ExportConfig
 from cpn_fast.config.scales import CAM_SCALES, SEGMENT_SCALES
 from cpn_fast.config.training import SegmentConfig
 from cpn_fast.files.atomic import atomic_path

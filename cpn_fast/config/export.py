@@ -1,13 +1,12 @@
-"""Options of `cpn export`; free of torch and onnx, so that its --help is there at once."""
+"""Options of `cpn export`, which the pipeline holds too; what exports lies above this package."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import tyro
-
-from cpn_export.metadata import Variant
 
 
 @dataclass(frozen=True)
@@ -32,14 +31,14 @@ class ExportConfig:
         reduce_range: int8 with weights of 7 bits, for x86 CPUs without VNNI, on which 8 bits may overflow.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional]
     output: Path
     scales: tuple[float, ...] | None = None
     flip: bool = True
     beta: float | None = None
     threshold: float | None = None
     max_side: int = 1024
-    variant: Variant = "float32"
+    variant: Literal["float32", "float16", "int8"] = "float32"
     calibrate: Path | None = None
     calibrate_images: int = 32
     reduce_range: bool = False
