@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Subset
 from benchmarks.peers.training_step import AncestorCrops, separate_norms, total_loss
 from benchmarks.untrained import calibrate, without_dropout
 from cpn_fast.cam.batches import BatchStream
-from cpn_fast.config.training import AugmentOptions, BackboneName, MethodOptions, PatchOptions, TrainConfig
+from cpn_fast.config.training import AugmentOptions, MethodOptions, PatchOptions, TrainConfig
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.superpixels.cache import SuperpixelCache
 from cpn_fast.data.types import Batch, Record, Source
@@ -99,7 +99,7 @@ def rows(cuda: bool) -> list[Row]:
 
 def settings(data: str, weights: Path | None, work: Path, cuda: bool) -> TrainConfig:
     """The run's settings, the same for every row; ResNet38 on a GPU."""
-    backbone: BackboneName = "resnet38" if cuda else "mobilenet_v2"
+    backbone: str = "resnet38" if cuda else "mobilenet_v2"
     return TrainConfig(
         data,
         work / "run",

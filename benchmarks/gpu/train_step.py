@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import matmul_tflops, peak_tflops, seconds
 from cpn_fast.config.recipes import with_recipe
-from cpn_fast.config.training import BackboneName, TrainConfig
+from cpn_fast.config.training import TrainConfig
 from cpn_fast.device import set_tf32
 from cpn_fast.methods import create_method
 from cpn_fast.models import create_model
@@ -42,9 +42,7 @@ class TrainStep:
         compiled: torch.compile.
     """
 
-    def __init__(
-        self, device: str, backbone: BackboneName = "resnet38", crop: int = CROP, compiled: bool = False
-    ) -> None:
+    def __init__(self, device: str, backbone: str = "resnet38", crop: int = CROP, compiled: bool = False) -> None:
         config = with_recipe(TrainConfig("", Path(), method="cpn", backbone=backbone, batch_size=BATCH))
         torch.manual_seed(0)
         self.device = device

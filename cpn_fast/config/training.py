@@ -12,7 +12,6 @@ import tyro
 
 MethodName = Literal["cam", "seam", "seam_prcm", "cpn"]
 PresetName = Literal["default", "paper", "released"]
-BackboneName = Literal["resnet38", "resnet50", "mobilenet_v2", "mobilenet_v2_stride8", "resnet38_tiny"]
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,9 @@ class LoopConfig:
         output: run folder.
         split: split to train on.
         val_split: split with masks for the curves of mIoU; None = the source's `val` where it exists.
-        backbone: which backbone.
+        backbone: resnet38, resnet50, mobilenet_v2, mobilenet_v2_stride8, efficientnet_lite2,
+            efficientnet_lite2_stride8, resnet38_tiny; or timm:NAME, a network of timm; or package.module:function,
+            which returns a network of one's own.
         weights: backbone weights (.params, .pth, .safetensors); None trains from scratch.
         epochs: passes over the data; None = the backbone's recipe.
         max_steps: stop after this many steps (the schedule still spans the epochs).
@@ -166,7 +167,7 @@ class LoopConfig:
     output: Path
     split: str = "train"
     val_split: str | None = None
-    backbone: BackboneName = "resnet38"
+    backbone: str = "resnet38"
     weights: Path | None = None
     epochs: int | None = None
     max_steps: int | None = None

@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cpn_fast.config.training import BackboneName
 from cpn_fast.data.loading.random import generator
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.types import Source
@@ -53,7 +52,7 @@ class PretrainSettings:
         max_steps: stop after so many steps; None = all.
     """
 
-    backbone: BackboneName = "resnet38_tiny"
+    backbone: str = "resnet38_tiny"
     epochs: int = 8
     batch_size: int = 16
     lr: float = 3e-3

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from cpn_fast.config.serialise import config_to_dict, flat
-from cpn_fast.config.training import BackboneName, MethodName
+from cpn_fast.config.training import MethodName
 from cpn_fast.files.errors import DataError
 from cpn_fast.runs.folder import FREE_ON_RESUME
 
@@ -55,7 +55,7 @@ class PipelineConfig:
     data: str
     output: Path
     weights: Path | None = None
-    backbone: BackboneName = "resnet38"
+    backbone: str = "resnet38"
     method: MethodName = "cpn"
     crop: int = 448
     seed: int = 0

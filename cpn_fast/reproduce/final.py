@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cpn_fast.config.recipes import AFFINITY_RECIPES, SEGMENT_RECIPES
+from cpn_fast.config.recipes import AFFINITY_RECIPES, SEGMENT_RECIPES, for_backbone
 from cpn_fast.config.serialise import config_to_dict, flat
 from cpn_fast.config.training import TrainConfig
 from cpn_fast.data.types import Source
@@ -82,10 +82,12 @@ def pipeline_of(
     of_demo = base.data.startswith("demo:")
     walk = list(demo.AFFINITY) if of_demo else []
     segment = list(demo.SEGMENTATION) if of_demo else []
-    epochs = {
-        "affinity": demo.epochs_of(demo.AFFINITY) if of_demo else AFFINITY_RECIPES[base.backbone].epochs,
-        "segment": demo.epochs_of(demo.SEGMENTATION) if of_demo else SEGMENT_RECIPES[base.backbone].epochs,
+    recipes = {
+        "affinity": for_backbone(AFFINITY_RECIPES, base.backbone),
+        "segment": for_backbone(SEGMENT_RECIPES, base.backbone),
     }
+    shown = {"affinity": demo.epochs_of(demo.AFFINITY), "segment": demo.epochs_of(demo.SEGMENTATION)}
+    epochs = shown if of_demo else {name: recipe.epochs for name, recipe in recipes.items()}
     scoring = demo.SEGMENTATION_SCORING if of_demo else ("--crf",)
     return PipelineConfig(
         data=base.data,

@@ -5,34 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from cpn_fast.config.backbones import check_backbone_name
 from cpn_fast.models.backbones.common import Backbone
+from cpn_fast.models.backbones.efficientnet_lite import EfficientNetLite2
+from cpn_fast.models.backbones.external import external_backbone
+from cpn_fast.models.backbones.feature_backbone import FeatureBackbone
 from cpn_fast.models.backbones.mobilenet_v2 import MobileNetV2
 from cpn_fast.models.backbones.resnet38 import ResNet38
 from cpn_fast.models.backbones.resnet50 import ResNet50
 
-__all__ = ["BACKBONES", "Backbone", "create_backbone"]
+__all__ = ["BACKBONES", "Backbone", "FeatureBackbone", "create_backbone"]
 
 BACKBONES: dict[str, Callable[[bool], Backbone]] = {
     "resnet38": ResNet38,
     "resnet50": ResNet50,
     "mobilenet_v2": MobileNetV2,
     "mobilenet_v2_stride8": partial(MobileNetV2, stride=8),
+    "efficientnet_lite2": EfficientNetLite2,
+    "efficientnet_lite2_stride8": partial(EfficientNetLite2, stride=8),
     "resnet38_tiny": partial(ResNet38, divisor=8),
 }
-"""Name -> constructor that takes `frozen`."""
+"""Name -> constructor that takes `frozen`; the names are those of `cpn_fast.config.backbones`."""
 
 
 def create_backbone(name: str, frozen: bool = True) -> Backbone:
-    """Build a backbone with Kaiming-initialised weights.
+    """Build a backbone; those of this package with Kaiming-initialised weights.
 
     Args:
-        name: a key of `BACKBONES`.
+        name: a key of `BACKBONES`; or `timm:NAME`, a network of timm without its weights; or `package.module:function`,
+            which returns a `Backbone` or a module that `FeatureBackbone` takes.
         frozen: the rule of CAM training: the early stages and all batch norms do not train, batch norms stay in eval
             mode. False: everything trains.
 
     Raises:
-        ValueError: for an unknown name; lists the known ones.
+        DataError: for an unknown name, naming the known; for one that cannot be imported or built.
     """
-    if name not in BACKBONES:
-        raise ValueError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
-    return BACKBONES[name](frozen)
+    check_backbone_name(name)
+    return BACKBONES[name](frozen) if name in BACKBONES else external_backbone(name, frozen)

@@ -56,6 +56,10 @@ class Backbone(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.freeze(frozen)
+
+    def freeze(self, frozen: bool) -> None:
+        """Apply the freezing rule if `frozen`, and enter training mode."""
         self.frozen = frozen
         if frozen:
             for stage in self.early_stages():
@@ -71,12 +75,15 @@ class Backbone(nn.Module):
             norm.eval()
 
     def has_statistics(self) -> bool:
-        """Whether the batch norms hold statistics of a training, not those they begin with.
+        """Whether the batch norms hold statistics of a training, not those they begin with; True where there are none.
 
         Weights whose batch norms were folded into the convolutions have none: such norms must stay frozen, since
         normalising by a batch would undo what was folded.
         """
-        for norm in self.batch_norms():
+        norms = [norm for norm in self.batch_norms() if norm.track_running_stats]
+        if not norms:
+            return True
+        for norm in norms:
             assert norm.running_mean is not None and norm.running_var is not None
             if norm.running_mean.abs().max() > 1e-6 or (norm.running_var - 1).abs().max() > 1e-3:
                 return True

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cpn_fast.config.backbones import BACKBONE_NAMES
+from cpn_fast.config.recipes import RECIPES
 from cpn_fast.models.backbones import BACKBONES, create_backbone, resnet38
 from cpn_fast.models.backbones.common import relu6_
 
-NAMES = ("resnet38_tiny", "resnet50", "mobilenet_v2")
+NAMES = ("resnet38_tiny", "resnet50", "mobilenet_v2", "efficientnet_lite2")
 State = dict[str, Tensor]
 
 
@@ -57,6 +59,11 @@ MOBILENET = {
 RESNET50 = {
     "layer1": (64, 64, 256, 3), "layer2": (256, 128, 512, 4), "layer3": (512, 256, 1024, 6),
     "layer4": (1024, 512, 2048, 3),
+}  # fmt: skip
+# timm's tf_efficientnet_lite2: stage -> (inputs, outputs, kernel, blocks, stride); stage 0 has no expansion
+LITE2 = {
+    0: (32, 16, 3, 1, 1), 1: (16, 24, 3, 3, 2), 2: (24, 48, 5, 3, 2), 3: (48, 88, 3, 4, 2), 4: (88, 120, 5, 4, 1),
+    5: (120, 208, 5, 5, 2), 6: (208, 352, 3, 1, 1),
 }  # fmt: skip
 
 
@@ -114,7 +121,31 @@ def resnet50_layout() -> dict[str, tuple[int, ...]]:
     return layout
 
 
-LAYOUTS = {"resnet38": resnet38_layout, "mobilenet_v2": mobilenet_layout, "resnet50": resnet50_layout}
+def lite2_layout() -> dict[str, tuple[int, ...]]:
+    layout: dict[str, tuple[int, ...]] = {"conv_stem.weight": (32, 3, 3, 3), "conv_head.weight": (1280, 352, 1, 1)}
+    layout |= norm_layout("bn1", 32) | norm_layout("bn2", 1280)
+    for stage, (inputs, outputs, kernel, blocks, _) in LITE2.items():
+        for index in range(blocks):
+            block, source = f"blocks.{stage}.{index}", inputs if index == 0 else outputs
+            if stage == 0:
+                layout[f"{block}.conv_dw.weight"] = (source, 1, kernel, kernel)
+                layout[f"{block}.conv_pw.weight"] = (outputs, source, 1, 1)
+                layout |= norm_layout(f"{block}.bn1", source) | norm_layout(f"{block}.bn2", outputs)
+                continue
+            layout[f"{block}.conv_pw.weight"] = (6 * source, source, 1, 1)
+            layout[f"{block}.conv_dw.weight"] = (6 * source, 1, kernel, kernel)
+            layout[f"{block}.conv_pwl.weight"] = (outputs, 6 * source, 1, 1)
+            layout |= norm_layout(f"{block}.bn1", 6 * source) | norm_layout(f"{block}.bn2", 6 * source)
+            layout |= norm_layout(f"{block}.bn3", outputs)
+    return layout
+
+
+LAYOUTS = {
+    "resnet38": resnet38_layout,
+    "mobilenet_v2": mobilenet_layout,
+    "resnet50": resnet50_layout,
+    "efficientnet_lite2": lite2_layout,
+}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -127,8 +158,13 @@ def test_keys_and_shapes_are_the_published_ones(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    # torchvision's documented counts, 3,504,872 and 25,557,032, less the classifiers of 1000 classes
-    [("resnet38", 105_070_912), ("mobilenet_v2", 3_504_872 - 1281 * 1000), ("resnet50", 25_557_032 - 2049 * 1000)],
+    # torchvision's documented counts, 3,504,872 and 25,557,032, and timm's 6,092,072, less the classifiers of 1000
+    [
+        ("resnet38", 105_070_912),
+        ("mobilenet_v2", 3_504_872 - 1281 * 1000),
+        ("resnet50", 25_557_032 - 2049 * 1000),
+        ("efficientnet_lite2", 6_092_072 - 1281 * 1000),
+    ],
 )
 def test_parameter_count(name: str, parameters: int) -> None:
     with torch.device("meta"):
@@ -149,6 +185,7 @@ def test_resnet38_freezes_the_published_number_of_parameters() -> None:
         ("resnet38_tiny", ("conv1a.", "b2.", "b2_1.", "b2_2.")),
         ("resnet50", ("conv1.", "layer1.")),
         ("mobilenet_v2", ()),
+        ("efficientnet_lite2", ()),
     ],
 )
 def test_only_early_stages_and_norms_are_frozen(name: str, stages: tuple[str, ...]) -> None:
@@ -172,16 +209,22 @@ def test_frozen_norms_stay_in_eval_mode_and_others_train(name: str) -> None:
 
 
 def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ValueError, match=r"'vgg16'.*resnet38, .*mobilenet_v2"):
+    with pytest.raises(ValueError, match=r"vgg16: unknown; expected resnet38, .*mobilenet_v2, .*timm:NAME"):
         create_backbone("vgg16")
+
+
+def test_the_names_of_the_settings_are_those_that_are_there() -> None:
+    assert tuple(BACKBONES) == BACKBONE_NAMES
+    for recipes in RECIPES.values():
+        assert recipes.keys() == {*BACKBONE_NAMES, "other"}
 
 
 # --- functional references: convolution, then batch norm, nothing folded, nothing in place ---------------------------
 
 
-def norm(state: State, name: str, x: Tensor) -> Tensor:
+def norm(state: State, name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
     weight, bias, mean, var = (state[f"{name}.{field}"].view(1, -1, 1, 1) for field in NORM)
-    return (x - mean) / (var + 1e-5).sqrt() * weight + bias
+    return (x - mean) / (var + eps).sqrt() * weight + bias
 
 
 def conv(state: State, name: str, x: Tensor, stride: int = 1, dilation: int = 1, groups: int = 1) -> Tensor:
@@ -245,11 +288,52 @@ def reference_resnet50(state: State, x: Tensor) -> tuple[Tensor, ...]:
     return taken["layer2"], taken["layer3"], taken["layer4"]
 
 
+def same(x: Tensor, kernel: int, stride: int, dilation: int) -> Tensor:
+    """TensorFlow's SAME padding as its documentation writes it."""
+    rows, columns = (
+        max((-(-side // stride) - 1) * stride + (kernel - 1) * dilation + 1 - side, 0) for side in x.shape[2:]
+    )
+    return F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+
+
+def reference_lite2(state: State, x: Tensor, cam_stride: int = 16) -> tuple[Tensor, ...]:
+    def unit(x: Tensor, conv: str, bn: str, stride: int = 1, dilation: int = 1, relu: bool = True) -> Tensor:
+        weight = state[f"{conv}.weight"]
+        groups = x.shape[1] if weight.shape[1] == 1 else 1
+        x = F.conv2d(same(x, weight.shape[2], stride, dilation), weight, None, stride, 0, dilation, groups)
+        x = norm(state, bn, x, eps=1e-3)
+        return x.clamp(0, 6) if relu else x
+
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    x = (x * std.double() + mean.double() - 0.5) / 0.5
+    x, taken = unit(x, "conv_stem", "bn1", 2), {}
+    for stage, (*_, blocks, stride) in LITE2.items():
+        if stage in (5, *((3,) if cam_stride == 8 else ())):
+            stride = 1
+        for index in range(blocks):
+            name, first = f"blocks.{stage}.{index}", index == 0
+            dilation = 2 if (stage == 5 and not first) or stage == 6 else 1
+            if cam_stride == 8:
+                late = {3: 1 if first else 2, 4: 2, 5: 2 if first else 4, 6: 4}
+                dilation = late.get(stage, 1)
+            if stage == 0:
+                x = unit(unit(x, f"{name}.conv_dw", f"{name}.bn1"), f"{name}.conv_pw", f"{name}.bn2", relu=False)
+                continue
+            y = unit(x, f"{name}.conv_pw", f"{name}.bn1")
+            y = unit(y, f"{name}.conv_dw", f"{name}.bn2", stride if first else 1, dilation)
+            y = unit(y, f"{name}.conv_pwl", f"{name}.bn3", relu=False)
+            x = y if first else x + y
+        taken[stage] = x
+    return taken[2], taken[4], unit(x, "conv_head", "bn2")
+
+
 REFERENCES = {
     "resnet38_tiny": reference_resnet38,
     "mobilenet_v2": reference_mobilenet,
     "mobilenet_v2_stride8": lambda state, x: reference_mobilenet(state, x, 8),
     "resnet50": reference_resnet50,
+    "efficientnet_lite2": reference_lite2,
+    "efficientnet_lite2_stride8": lambda state, x: reference_lite2(state, x, 8),
 }
 
 
@@ -281,6 +365,16 @@ def test_features_and_gradients_equal_the_unfolded_reference(name: str) -> None:
         )
     for key, parameter in backbone.named_parameters():
         assert key in trained or parameter.grad is None
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 52), (34, 37), (5, 8)])
+def test_same_padding_of_even_and_odd_sides(height: int, width: int) -> None:
+    """What a strided SAME convolution pads before depends on the side's parity, stage by stage."""
+    backbone = prepared("efficientnet_lite2").eval()
+    x = images(1, height, width)
+    with torch.no_grad():
+        for found, wanted in zip(backbone(x), reference_lite2(backbone.state_dict(), x), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10 * wanted.abs().max().item())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -346,7 +440,7 @@ def test_compiles_without_graph_breaks(name: str) -> None:
     assert all(p.grad is not None for p in backbone.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("name", ["resnet38_tiny", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet38_tiny", "resnet50", "efficientnet_lite2"])
 def test_exports_with_any_batch_and_size(name: str) -> None:
     if name == "resnet50" and torch.__version__.startswith("2.11"):
         pytest.skip("torch 2.11 asks for even sizes where it exports max_pool2d")
@@ -389,6 +483,8 @@ def test_every_registered_backbone_says_its_channels_and_strides() -> None:
         "resnet50": ((512, 1024, 2048), (8, 8, 8)),
         "mobilenet_v2": ((32, 96, 1280), (8, 16, 16)),
         "mobilenet_v2_stride8": ((32, 96, 1280), (8, 8, 8)),
+        "efficientnet_lite2": ((48, 120, 1280), (8, 16, 16)),
+        "efficientnet_lite2_stride8": ((48, 120, 1280), (8, 8, 8)),
     }
 
 
