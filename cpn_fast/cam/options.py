@@ -49,7 +49,7 @@ class LabelConfig:
 
     Attributes:
         run: run folder of the trained network.
-        data: source of the images, e.g. `voc:PATH`, `folder:PATH`, `coco:PATH`, `demo:` or a bare path.
+        data: source of the images, e.g. `voc:PATH`, `folder:PATH`, `classes:PATH`, `coco:PATH`, `demo:` or a bare path.
         output: folder for SegmentationClass/ID.png, labelmap.txt, manifest.jsonl and the contact sheet.
         split: split to label; None = train where the source has it, else all its images.
         scales: the image is run at each of these scales and the maps are summed.

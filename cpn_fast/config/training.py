@@ -131,7 +131,7 @@ class LoopConfig:
     """What every kind of training has in common. Everything here is written to the run folder's config.json.
 
     Attributes:
-        data: source, e.g. `voc:PATH`, `folder:PATH`, `coco:PATH`, `demo:` or a bare path.
+        data: source, e.g. `voc:PATH`, `folder:PATH`, `classes:PATH`, `coco:PATH`, `demo:` or a bare path.
         output: run folder.
         split: split to train on.
         val_split: split with masks for the curves of mIoU; None = the source's `val` where it exists.

@@ -31,7 +31,8 @@ class ClassMapping:
         if unknown:
             raise DataError(
                 f"the data names classes that the run was not trained on: {', '.join(unknown[:5])}"
-                f"{' ...' if len(unknown) > 5 else ''}; the run knows {', '.join(network)}"
+                f"{' ...' if len(unknown) > 5 else ''}; the run knows {', '.join(network)} (folders whose names are no "
+                "classes: give them as folder:PATH)"
             )
         return cls(np.array([network.index(name) for name in source], dtype=np.intp), len(network))
 

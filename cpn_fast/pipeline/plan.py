@@ -30,7 +30,7 @@ class PipelineConfig:
     --help` lists them.
 
     Attributes:
-        data: source, e.g. `voc:PATH`, `folder:PATH`, `coco:PATH`, `demo:` or a bare path.
+        data: source, e.g. `voc:PATH`, `folder:PATH`, `classes:PATH`, `coco:PATH`, `demo:` or a bare path.
         output: folder of everything that is made.
         weights: backbone weights (.params, .pth, .safetensors), for every network that is trained.
         backbone: of every network that is trained.

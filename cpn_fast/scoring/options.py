@@ -18,7 +18,7 @@ class EvaluateConfig:
     Attributes:
         target: a run folder, or a folder of masks (ID.png, or SegmentationClass/ID.png).
         others: more of them, each scored alike; one table then compares them all.
-        data: source with masks, e.g. `voc:PATH`, `coco:PATH`, `folder:PATH`, `demo:` or a bare path.
+        data: source with masks, e.g. `voc:PATH`, `coco:PATH`, `folder:PATH`, `classes:PATH`, `demo:` or a bare path.
         split: split to score; None = train where the source has it, else all its images.
         output: folder for metrics.json and the plot; None = each target's own.
         scales: each scale is scored alone, and all together.

@@ -42,7 +42,7 @@ class SegmentInference:
 
     Attributes:
         run: run folder that `cpn segment train` wrote.
-        data: source of the images, e.g. `voc:PATH`, `folder:PATH`, `coco:PATH`, `demo:` or a bare path.
+        data: source of the images, e.g. `voc:PATH`, `folder:PATH`, `classes:PATH`, `coco:PATH`, `demo:` or a bare path.
         split: which of its splits.
         scales: probabilities are averaged over the image at each of these scales.
         flip: also run the mirrored image.

@@ -13,8 +13,10 @@ from lightning.fabric.strategies import DDPStrategy
 
 from cpn_fast.config.training import LoopConfig
 from cpn_fast.console.progress import TrainProgress
+from cpn_fast.data.check.labels import label_warnings
 from cpn_fast.data.loading.random import key64
 from cpn_fast.data.loading.steps import Span, steps_per_epoch
+from cpn_fast.data.sources.unlabelled import none_labelled
 from cpn_fast.data.types import Record, Source
 from cpn_fast.device import set_tf32, tune_allocator
 from cpn_fast.files.errors import DataError
@@ -143,10 +145,12 @@ def labelled_records(source: Source, split: str) -> list[Record]:
     every = source.records(split)
     records = [record for record in every if record.labels is not None]
     if not records:
-        raise DataError(f"{source.spec}: split {split!r} has {len(every)} images and none has labels; expected some")
+        raise DataError(f"split {split!r}: {none_labelled(source, every)}")
     if len(records) < len(every):
         log.warning("%d of %d images of split %r have no labels and are left out", len(every) - len(records),
                     len(every), split)  # fmt: skip
+    for warning in label_warnings(source.classes, records, split):
+        log.warning("%s", warning)
     return records
 
 

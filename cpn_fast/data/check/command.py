@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cpn_fast.data.check.estimates import Rates, estimate, measure_rates
+from cpn_fast.data.check.labels import label_warnings, mask_warnings
 from cpn_fast.data.check.options import CheckConfig
 from cpn_fast.data.sources.base import FileSource, Scan, check_same_size
 from cpn_fast.data.sources.open import open_source
+from cpn_fast.data.sources.unlabelled import none_labelled
 from cpn_fast.data.types import VOID, Record, Source
 from cpn_fast.files.errors import DataError
 
@@ -36,7 +38,7 @@ class Inspection:
         digest: of its pixels, by which copies are found.
         has_mask: whether it has a readable mask.
         mask_bytes: size of the mask file; 0 without one.
-        contradiction: how mask and image labels differ; "" if they don't.
+        values: of the mask, ascending; empty without one.
         errors: why image or mask cannot be used.
     """
 
@@ -44,7 +46,7 @@ class Inspection:
     digest: bytes = b""
     has_mask: bool = False
     mask_bytes: int = 0
-    contradiction: str = ""
+    values: tuple[int, ...] = ()
     errors: tuple[str, ...] = ()
 
 
@@ -77,6 +79,7 @@ class CheckReport:
         splits: split -> its numbers.
         problems: everything that must be mended, each with file and, where there is one, line.
         notes: what is no fault but may not be meant.
+        warnings: labels and masks from which nothing, or something else than was meant, is learned.
         rates: measured costs per pixel; None where nothing was read.
     """
 
@@ -85,6 +88,7 @@ class CheckReport:
     splits: dict[str, SplitCounts]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
     rates: Rates | None = field(default=None, compare=False)
 
 
@@ -115,14 +119,20 @@ def check_source(
     found = _inspect_all(source, list(records.values()), track)
     problems = unreadable + [str(problem) for scan in scans.values() for problem in scan.problems]
     problems += [error for path in records for error in found[path].errors]
+    if records and not any(record.labels for record in records.values()):
+        problems.append(none_labelled(source, list(records.values())))
     notes = [note for scan in scans.values() for note in scan.notes]
-    notes += _copies(records, found) + _contradictions(records, found)
+    notes += _copies(records, found) + _contradictions(source, records, found)
+    trained = "train" if "train" in scans else next(iter(scans), "")
+    warnings = label_warnings(source.classes, scans[trained].records, trained) if trained else []
+    warnings += mask_warnings(source.classes, [(record, found[path].values) for path, record in records.items()])
     return CheckReport(
         spec=source.spec,
         classes=source.classes,
         splits={name: _count(scan.records, found, len(source.classes)) for name, scan in scans.items()},
         problems=tuple(dict.fromkeys(problems)),
         notes=tuple(dict.fromkeys(notes)),
+        warnings=tuple(warnings),
         rates=_rates(source, records, found) if measure else None,
     )
 
@@ -180,25 +190,25 @@ def _inspect(source: Source, record: Record) -> Inspection:
         digest=b"" if image is None else hashlib.blake2b(image.tobytes(), digest_size=16).digest(),
         has_mask=mask is not None,
         mask_bytes=record.mask_path.stat().st_size if has_file and record.mask_path else 0,
-        contradiction="" if mask is None else _contradiction(record, mask, source.classes),
+        values=() if mask is None else tuple(np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()),
         errors=tuple(errors),
     )
 
 
-def _contradiction(record: Record, mask: np.ndarray, classes: tuple[str, ...]) -> str:
+def _extra_classes(record: Record, values: tuple[int, ...], classes: tuple[str, ...]) -> str:
     """Classes of the mask that the labels lack. (The reverse is common: an object may be void in the mask.)"""
     if record.labels is None:
         return ""
-    drawn = {int(value) - 1 for value in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)) if 0 < value < VOID}
-    extra = sorted(drawn - set(record.labels))
+    extra = sorted({value - 1 for value in values if 0 < value < VOID} - set(record.labels))
     return ", ".join(classes[number] for number in extra)
 
 
-def _contradictions(records: dict[Path, Record], found: dict[Path, Inspection]) -> list[str]:
-    odd = [path for path in records if found[path].contradiction]
+def _contradictions(source: Source, records: dict[Path, Record], found: dict[Path, Inspection]) -> list[str]:
+    extra = {path: _extra_classes(record, found[path].values, source.classes) for path, record in records.items()}
+    odd = [path for path in records if extra[path]]
     if not odd:
         return []
-    first = f"{records[odd[0]].id} ({found[odd[0]].contradiction})"
+    first = f"{records[odd[0]].id} ({extra[odd[0]]})"
     return [
         f"masks with classes that the image's labels lack: {len(odd)}, e.g. {first}; is the order of classes right?"
     ]
@@ -259,6 +269,8 @@ def run_check(config: CheckConfig) -> CheckReport:
             track=lambda count: progress.advance(task, count),
             total=lambda count: progress.update(task, total=count),
         )
+    if config.strict:
+        report = replace(report, problems=report.problems + report.warnings, warnings=())
     print_report(report, Console())
     if report.problems:
         count = len(report.problems)
@@ -275,7 +287,7 @@ def print_report(report: CheckReport, console: Console) -> None:
         console.print(_class_table(report))
     if report.rates:
         console.print(_cost_table(report, report.rates))
-    for title, lines in (("Notes", report.notes), ("Problems", report.problems)):
+    for title, lines in (("Notes", report.notes), ("Warnings", report.warnings), ("Problems", report.problems)):
         if lines:
             console.print(f"{title} ({len(lines)}):")
             for line in lines:

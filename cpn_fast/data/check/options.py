@@ -15,11 +15,13 @@ class CheckConfig:
     """Options of `cpn check-data`.
 
     Attributes:
-        data: source, e.g. `voc:PATH`, `folder:PATH`, `coco:PATH`, `demo:` or a bare path.
+        data: source, e.g. `voc:PATH`, `folder:PATH`, `classes:PATH`, `coco:PATH`, `demo:` or a bare path.
         split: split to check; None = all of them.
         max_pixels: images with more pixels than this are a problem.
+        strict: warnings are problems, too.
     """
 
     data: Annotated[str, tyro.conf.Positional]
     split: str | None = None
     max_pixels: int = DEFAULT_MAX_PIXELS
+    strict: bool = False

@@ -8,11 +8,11 @@ from cpn_fast.data.types import Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS
 
-KINDS = ("voc", "folder", "coco", "demo")
+KINDS = ("voc", "folder", "classes", "coco", "demo")
 
 
 def open_source(spec: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Source:
-    """Open `voc:PATH`, `folder:PATH`, `coco:PATH`, `demo:`, `demo:PATH`, or a bare path by what is in it.
+    """Open `voc:PATH`, `folder:PATH`, `classes:PATH`, `coco:PATH`, `demo:[PATH]`, or a bare path by what is in it.
 
     Args:
         spec: the source.
@@ -43,6 +43,10 @@ def open_source(spec: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Sourc
         from cpn_fast.data.sources.coco import CocoSource
 
         return CocoSource(path, full, max_pixels)
+    if kind == "classes":
+        from cpn_fast.data.sources.classes import ClassFolderSource
+
+        return ClassFolderSource(path, full, max_pixels)
     from cpn_fast.data.sources.folder import FolderSource
 
     return FolderSource(path, full, max_pixels)
@@ -65,12 +69,16 @@ def _recognise(text: str) -> str:
         return "coco"
     if any(path.glob("*.csv")):
         return "folder"
+    from cpn_fast.data.sources.classes import class_folders
     from cpn_fast.files.images import list_images
 
+    if class_folders(path):
+        return "classes"
     if list_images(path):
         return "folder"
     raise DataError(
         f"{text}: not recognised as a data set: looked for JPEGImages and ImageSets (voc), "
-        "annotations/instances_*.json (coco), a CSV with image,labels, or any image file (folder), and found none; "
+        "annotations/instances_*.json (coco), a CSV with image,labels, folders of images (classes), or any image file "
+        "(folder), and found none; "
         "name the kind, e.g. voc:PATH, or give another path"
     )
