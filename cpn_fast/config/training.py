@@ -34,10 +34,16 @@ class MethodOptions:
         ohem_pool: elements OHEM picks from: "present" (background and present classes) or "all".
         cpcr_target: "winner", "dense" or "released".
         refined_pair_gradient: let the gradient flow into the pair in the refined term of tcp.
-        loss_resolution: "cam" grid or "input" (maps upsampled to the input).
+        loss_resolution: where maps are compared: the "cam" grid, or the "input" (upsampled to it; SEAM's pair then
+            meets at `seam_scale` of the input's size instead of on the small view's grid).
+        score_resolution: image scores are means of the maps on the "cam" grid or enlarged to the "input".
+        winner_classes: which classes compete for a pixel inside the refinement: those "present" in the image, or "all"
+            of them, labels being applied to the result only.
         min_pool_weight: weight of the min-pooling loss (released: 1).
         p_hidden: probability with which a patch is hidden in I_h.
         seam_scale: scale of SEAM's second view.
+        seam_background: background of SEAM's refined maps in ECR: "recomputed" as 1 - maximum, or the one that PCM
+            "refined" with the classes.
         dropout: channel dropout before the classifier.
         warm_up: share of all steps, at the beginning, in which a method of several views trains as plain `cam`.
     """
@@ -55,9 +61,12 @@ class MethodOptions:
     cpcr_target: Literal["winner", "dense", "released"] = "winner"
     refined_pair_gradient: bool = False
     loss_resolution: Literal["cam", "input"] = "cam"
+    score_resolution: Literal["cam", "input"] = "cam"
+    winner_classes: Literal["present", "all"] = "present"
     min_pool_weight: float = 0.0
     p_hidden: float = 0.5
     seam_scale: float = 0.3
+    seam_background: Literal["recomputed", "refined"] = "recomputed"
     dropout: float = 0.5
     warm_up: float = 0.5
 

@@ -22,7 +22,8 @@ def classification_loss(scores: Tensor, labels: Tensor, valid: Tensor) -> Tensor
         valid: bool or float [V, B]; a view in which nothing is visible counts for nothing.
     """
     targets = labels.expand_as(scores)
-    per_view = F.binary_cross_entropy_with_logits(scores.float(), targets.float(), reduction="none").mean(dim=2)
+    scores = at_least_single(scores)
+    per_view = F.binary_cross_entropy_with_logits(scores, targets.to(scores.dtype), reduction="none").mean(dim=2)
     weights = valid.to(per_view.dtype)
     return ((per_view * weights).sum(dim=0) / weights.sum(dim=0).clamp(min=1)).mean()
 
@@ -47,6 +48,11 @@ def classify_only(net: CamNet, options: MethodOptions, images: Tensor, labels: T
         "scores": out.scores.detach(),
         "cam": watch(out.cam, labels, options.map_norm),
     }
+
+
+def at_least_single(maps: Tensor) -> Tensor:
+    """Maps of half precision in single; others as they are."""
+    return maps if maps.dtype == torch.float64 else maps.float()
 
 
 def to_grid(maps: Tensor, size: tuple[int, int]) -> Tensor:

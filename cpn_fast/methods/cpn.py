@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cpn_fast.config.training import MethodOptions
-from cpn_fast.methods.common import classification_loss, classify_only, min_pool_loss, watch
+from cpn_fast.methods.common import classification_loss, classify_only, min_pool_loss, to_grid, watch
 from cpn_fast.models.cam import CamNet
 from cpn_kernels.cam_norm import channel_peak
 from cpn_kernels.ops.cp_loss import CpLossOptions, cp_loss
@@ -64,18 +64,13 @@ class CpnMethod(nn.Module):
         valid = torch.stack([torch.ones_like(visible), visible > 0, visible < 1])
         cls = classification_loss(out.scores.unflatten(0, (3, batch)), labels, valid)
         rcam = self.refined(out.cam, out.features, labels)
-        tcp, cpcr = cp_loss(
-            out.cam,
-            rcam,
-            labels,
-            visible,
-            self.loss_options,
-            size=(images.shape[1], images.shape[2]) if options.loss_resolution == "input" else None,
-        )
+        size = (images.shape[1], images.shape[2]) if options.loss_resolution == "input" else None
+        tcp, cpcr = cp_loss(out.cam, rcam, labels, visible, self.loss_options, size=size)
         loss = cls + tcp + cpcr
         parts = {"cls": cls, "tcp": tcp, "cpcr": cpcr}
         if options.min_pool_weight > 0 and rcam is not None:
-            parts["min_pool"] = min_pool_loss(rcam, labels.repeat(3, 1))
+            pooled = rcam if size is None else to_grid(rcam, size)
+            parts["min_pool"] = min_pool_loss(pooled, labels.repeat(3, 1))
             loss = loss + options.min_pool_weight * parts["min_pool"]
         result = {
             "loss": loss,

@@ -37,7 +37,15 @@ def create_model(config: TrainConfig, num_classes: int, load_weights: bool = Tru
     """
     backbone = _backbone(config, load_weights, frozen=True)
     options = config.options
-    return CamNet(backbone, num_classes, refinement_of(config), options.dropout, options.affinity)
+    return CamNet(
+        backbone,
+        num_classes,
+        refinement_of(config),
+        options.dropout,
+        options.affinity,
+        options.score_resolution,
+        options.winner_classes,
+    )
 
 
 def create_deeplab(config: SegmentConfig, num_classes: int, load_weights: bool = True) -> DeepLab:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cpn_fast.models.backbones import Backbone
-from cpn_fast.models.pcm import EMBEDDING_CHANNELS, FEATURE_CHANNELS, feature_heads, pixel_features
+from cpn_fast.models.pcm import EMBEDDING_CHANNELS, FEATURE_CHANNELS, feature_heads, pixel_features, resize
 from cpn_fast.models.prcm import PrcmForm, pixel_region_correlation
 from cpn_kernels.cam_norm import MapNorm, normalise_cam, winner_mask, with_background
 from cpn_kernels.ops.cp_triplet import IMAGENET_MEAN
@@ -17,6 +17,8 @@ from cpn_kernels.ops.pixel_correlation import pixel_correlation
 
 Refinement = Literal["none", "pcm", "prcm", "prcm_released"]
 Affinity = Literal["correlation", "cosine"]
+ScoreResolution = Literal["cam", "input"]
+WinnerClasses = Literal["present", "all"]
 
 
 class CamOutput(NamedTuple):
@@ -24,7 +26,7 @@ class CamOutput(NamedTuple):
 
     Attributes:
         cam: float [M, K, h, w], the un-normalised maps A (logits per position).
-        scores: float [M, K], image logits s = GAP(A).
+        scores: float [M, K], image logits s = GAP(A), the mean of each map.
         features: float [M, 195, h, w], pixel features X for the refinement; empty [M, 0, h, w] without refinement.
     """
 
@@ -43,6 +45,9 @@ class CamNet(nn.Module):
         dropout: channel dropout before the classifier.
         affinity: what PCM compares pixels by. All X are built from ReLU maps, so embeddings share a large common part
             and their plain "cosine" is near 1 for most pairs; "correlation" takes each image's mean out first.
+        score_resolution: scores are means of the maps on the "cam" grid, or of those enlarged to the "input".
+        winner_classes: which classes compete for a pixel in the refinement, those "present" in the image or "all";
+            absent ones are zero in the result either way.
 
     The buffer `mean`, float [3] in [0, 1], is the RGB colour that is 0 after normalisation, hence what a hidden pixel
     shows; it travels with the weights so that labelling normalises as training did.
@@ -57,6 +62,8 @@ class CamNet(nn.Module):
         refinement: Refinement = "prcm",
         dropout: float = 0.5,
         affinity: Affinity = "correlation",
+        score_resolution: ScoreResolution = "cam",
+        winner_classes: WinnerClasses = "present",
     ) -> None:
         super().__init__()
         if refinement not in ("none", "pcm", "prcm", "prcm_released"):
@@ -64,6 +71,7 @@ class CamNet(nn.Module):
         mid_channels, high_channels, final_channels = backbone.channels
         self.num_classes = num_classes
         self.refinement, self.affinity = refinement, affinity
+        self.score_resolution, self.winner_classes = score_resolution, winner_classes
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN))
         self.backbone = backbone
         self.dropout = nn.Dropout2d(dropout)
@@ -85,7 +93,13 @@ class CamNet(nn.Module):
             features = cam.new_empty(cam.shape[0], 0, *size)
         else:
             features = pixel_features(views, mid, high, self.f_mid, self.f_high, size)
-        return CamOutput(cam, cam.mean(dim=(2, 3)), features)
+        scored = cam if self.score_resolution == "cam" else resize(cam, (views.shape[2], views.shape[3]))
+        return CamOutput(cam, scored.mean(dim=(2, 3)), features)
+
+    @property
+    def refines_all_classes(self) -> bool:
+        """Whether `refine` needs the maps of absent classes too."""
+        return self.winner_classes == "all" or self.refinement == "prcm_released"
 
     def refine(
         self,
@@ -95,7 +109,7 @@ class CamNet(nn.Module):
         map_norm: MapNorm = "minmax",
         floor: Tensor | None = None,  # [M, K]
     ) -> Tensor:  # [M, K, h, w]
-        """RCAM before normalisation: the foreground of Y_pcm + Y_prcm (eq. 9 to 12).
+        """RCAM before normalisation: the foreground of Y_pcm + Y_prcm (eq. 9 to 12), absent classes zero.
 
         `cam` is detached, so the gradient reaches the refinement heads only. `floor` is the least maximum by which a
         class is normalised (`pair_norm="shared"`).
@@ -103,23 +117,31 @@ class CamNet(nn.Module):
         Raises:
             RuntimeError: if the network has no refinement heads.
         """
+        return self.refine_with_background(cam, features, labels, map_norm, floor)[:, 1:]
+
+    def refine_with_background(
+        self,
+        cam: Tensor,  # [M, K, h, w]
+        features: Tensor,  # [M, 195, h, w]
+        labels: Tensor,  # [M, K]
+        map_norm: MapNorm = "minmax",
+        floor: Tensor | None = None,  # [M, K]
+    ) -> Tensor:  # [M, K + 1, h, w]
+        """The same with the refined background map at channel 0."""
         if self.refinement == "none":
             raise RuntimeError("this network has no refinement heads: build it with refinement='pcm' or 'prcm'")
-        maps = with_background(normalise_cam(cam.detach().float(), labels, map_norm=map_norm, floor=floor))
+        competing = labels if self.winner_classes == "present" else torch.ones_like(labels)
+        maps = with_background(normalise_cam(cam.detach().float(), competing, map_norm=map_norm, floor=floor))
         winners = (maps * winner_mask(maps)).flatten(2)
         embedding = self.f9(features).flatten(2)
         centre = embedding.mean(dim=2, keepdim=True) if self.affinity == "correlation" else 0.0
         refined = pixel_correlation(embedding - centre, winners)
+        present = F.pad(labels, (1, 0), value=1.0) > 0
         if self.refinement != "pcm":
-            present = F.pad(labels, (1, 0), value=1.0) > 0
             form: PrcmForm = "released" if self.refinement == "prcm_released" else "softmax"
             refined = refined + pixel_region_correlation(
-                winners,
-                features.flatten(2).float(),
-                embedding.float(),
-                self.phi.weight,
-                present,
-                form,
-                self.num_classes + 1,
+                winners, features.flatten(2).float(), embedding.float(), self.phi.weight, present, form
             )
-        return refined[:, 1:].unflatten(2, cam.shape[2:])
+        if self.winner_classes == "all":
+            refined = refined * present[:, :, None].to(refined.dtype)
+        return refined.unflatten(2, cam.shape[2:])

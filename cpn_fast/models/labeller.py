@@ -71,6 +71,11 @@ def present_channels(labels: Tensor) -> Tensor:
     return channels if len(channels) else channels.new_zeros(1)
 
 
+def of_channels(maps: Tensor, channels: Tensor | None) -> Tensor:
+    """The chosen channels (axis 1) of maps or labels; None = all of them."""
+    return maps if channels is None else maps[:, channels]
+
+
 def normalised(maps: Tensor, labels: Tensor, map_norm: MapNorm) -> Tensor:
     """Summed maps to [0, 1) by the rule of the CAM, absent classes zero."""
     return normalise_cam(maps, labels, map_norm=map_norm)
@@ -138,22 +143,19 @@ class Labeller(nn.Module):
             logits = logits.unflatten(0, (2, -1)).mean(dim=0)
         scores = torch.sigmoid(logits)
         in_force = torch.where(labels.amin(dim=1, keepdim=True) < 0, standing_labels(scores, self.threshold), labels)
-        repeated = in_force.repeat(2, 1) if self.flip else in_force
         channels = present_channels(in_force) if present_only else None
-        if channels is not None:
-            repeated = repeated[:, channels]
+        refined_of = None if channels is None or self.net.refines_all_classes else channels
+        repeated = of_channels(in_force.repeat(2, 1) if self.flip else in_force, refined_of)
 
         def maps() -> Iterator[ScaleMaps]:
             for cam, _, features in passes:
-                if channels is not None:
-                    cam = cam[:, channels]
-                coarse = F.relu(cam)
-                full = self._at_image_size(coarse, size)
+                full = self._at_image_size(F.relu(of_channels(cam, channels)), size)
                 if self.net.refinement == "none":
                     yield ScaleMaps(full, full)
                 else:
-                    refined = self.net.refine(cam, features, repeated, self.map_norm)
-                    yield ScaleMaps(full, self._at_image_size(refined, size))
+                    refined = self.net.refine(of_channels(cam, refined_of), features, repeated, self.map_norm)
+                    wanted = refined if refined_of is channels else of_channels(refined, channels)
+                    yield ScaleMaps(full, self._at_image_size(wanted, size))
 
         return scores, in_force, maps()
 

@@ -1,6 +1,7 @@
 """Methods: losses against other libraries' and loop forms, gradients only where the paper lets them flow."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +10,14 @@ from cpn_fast.config.presets import PRESETS, preset_defaults
 from cpn_fast.config.training import MethodOptions, TrainConfig, replace_dotted
 from cpn_fast.methods import create_method
 from cpn_fast.methods.common import classification_loss, equivariant_cross_loss, min_pool_loss
-from cpn_fast.methods.cpn import cp_loss_options
+from cpn_fast.methods.cpn import CpnMethod, cp_loss_options
+from cpn_fast.methods.seam import SeamMethod
 from cpn_fast.models import create_model
+from cpn_fast.models.cam import CamOutput
 from cpn_kernels import CpLossOptions
 from cpn_kernels.ops.cp_triplet import normalise_images
+
+SEAM_MAPS = ("cam_full", "cam_small", "rcam_full", "rcam_small")
 
 
 def batch(size: int = 32, count: int = 2):
@@ -126,6 +131,53 @@ def test_presets_are_data_that_the_config_accepts(tmp_path, preset):
         *batch()
     )
     assert torch.isfinite(out["loss"])
+
+
+class GivenMaps(torch.nn.Module):
+    """Stands in for a network at the losses' own resolution: gives these maps, view by view."""
+
+    refinement = "prcm_released"
+
+    def __init__(self, cams, rcams):
+        super().__init__()
+        self.mean = torch.tensor([0.5, 0.5, 0.5])
+        self.cams, self.rcams = iter(cams), iter(rcams)
+
+    def forward(self, views):
+        cam = next(self.cams)
+        return CamOutput(cam, cam.mean(dim=(2, 3)), cam[:, :0])
+
+    def refine(self, cam, features, labels, map_norm, floor=None):
+        return next(self.rcams)
+
+    refine_with_background = refine
+
+
+def released_options():
+    return replace_dotted(TrainConfig(data="demo:", output=Path()), preset_defaults("released")).options
+
+
+def test_a_released_cpn_step_is_that_of_the_released_code(released, monkeypatch):
+    cam, rcam = (released[name].clone().requires_grad_() for name in ("cpn_cam", "cpn_rcam"))
+    monkeypatch.setattr("cpn_fast.methods.cpn.cp_triplet", lambda *_, **__: (None, released["cpn_visible"]))
+    images = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
+    out = CpnMethod(GivenMaps([cam], [rcam]), released_options())(images, None, None, released["labels"])
+    for name in ("cls", "min_pool", "cpcr", "loss"):
+        assert out[name].item() == pytest.approx(released[f"cpn_{name}"].item(), abs=1e-12)
+    assert out["tcp"].item() == pytest.approx((released["cpn_tcp_cam"] + released["cpn_tcp_rcam"]).item(), abs=1e-12)
+    for found, name in zip(torch.autograd.grad(out["loss"], (cam, rcam)), ("cam", "rcam"), strict=True):
+        torch.testing.assert_close(found, released[f"cpn_grad_{name}"], rtol=0, atol=1e-12)
+
+
+def test_a_released_seam_step_is_that_of_the_released_code(released):
+    maps = {name: released[f"seam_{name}"].clone().requires_grad_() for name in SEAM_MAPS}
+    net = GivenMaps([maps["cam_full"], maps["cam_small"]], [maps["rcam_full"], maps["rcam_small"]])
+    images = torch.zeros(2, 20, 20, 3, dtype=torch.uint8)
+    out = SeamMethod(net, released_options())(images, None, None, released["labels"])
+    for name in ("cls", "min_pool", "er", "ecr", "loss"):
+        assert out[name].item() == pytest.approx(released[f"seam_{name}"].item(), abs=1e-12)
+    for found, name in zip(torch.autograd.grad(out["loss"], list(maps.values())), SEAM_MAPS, strict=True):
+        torch.testing.assert_close(found, released[f"seam_grad_{name}"], rtol=0, atol=1e-12)
 
 
 def test_the_loss_operator_has_the_defaults_of_a_run():

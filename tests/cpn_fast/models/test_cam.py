@@ -95,6 +95,41 @@ def test_the_correlation_affinity_is_the_cosine_of_embeddings_centred_over_the_i
     assert np.abs(plain - found).max() > 1e-2
 
 
+def test_all_classes_compete_and_labels_are_applied_to_the_result():
+    torch.manual_seed(0)
+    net = CamNet(create_backbone("resnet38_tiny"), 3, "pcm", affinity="cosine", winner_classes="all").eval()
+    out, labels = net(images(1)), torch.tensor([[1.0, 0, 1]])
+    cam = torch.rand(out.cam.shape)
+    found = net.refine_with_background(cam, out.features, labels)[0].flatten(1).detach()
+
+    maps = with_background(normalise_cam(cam, torch.ones(1, 3)))[0].flatten(1)
+    best = maps[1:].argmax(dim=0)
+    winners = torch.stack([maps[0], *(maps[1 + c] * (best == c) for c in range(3))])
+    unit = torch.nn.functional.normalize(net.f9(out.features)[0].flatten(1), dim=0)
+    affinity = (unit.T @ unit).relu()
+    expected = winners @ affinity / (affinity.sum(dim=0) + 1e-5)
+    expected[2] = 0
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(net.refine(cam, out.features, labels)[0].flatten(1), found[1:])
+
+    net.winner_classes = "present"
+    assert (net.refine_with_background(cam, out.features, labels)[0].flatten(1) - found).abs().max() > 1e-2
+
+
+def test_scores_can_be_means_of_the_enlarged_maps():
+    torch.manual_seed(0)
+    net = CamNet(create_backbone("resnet38_tiny"), 3, "none", score_resolution="input").eval()
+    out, view = net(images(2)), images(2)
+    for image, channel in ((0, 0), (1, 2)):
+        grid = out.cam[image, channel].detach().double().numpy()
+        rows, columns = (np.linspace(0, n - 1, size) for n, size in zip(grid.shape, view.shape[2:], strict=True))
+        tall = np.array([np.interp(rows, np.arange(len(grid)), column) for column in grid.T])
+        full = np.array([np.interp(columns, np.arange(grid.shape[1]), row) for row in tall.T])
+        assert full.shape == tuple(view.shape[2:])
+        assert out.scores[image, channel].item() == pytest.approx(full.mean(), rel=1e-4)
+    assert (out.scores - out.cam.mean(dim=(2, 3))).abs().max() > 1e-4
+
+
 def test_phi_starts_as_a_copy_of_f9(net):
     assert torch.equal(net.phi.weight, net.f9.weight.flatten(1))
 

@@ -94,10 +94,12 @@ def test_batched_images_equal_single_ones(net):
         torch.testing.assert_close(together.rcam[index : index + 1], alone.rcam, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("winner_classes", ["present", "all"])
 @pytest.mark.parametrize("refinement", ["pcm", "prcm", "prcm_released"])
-def test_leaving_absent_classes_out_changes_no_map(refinement):
+def test_leaving_absent_classes_out_changes_no_map(refinement, winner_classes):
     torch.manual_seed(0)
-    labeller = Labeller(CamNet(create_backbone("resnet38_tiny"), 5, refinement), scales=(1.0,), flip=False)
+    net = CamNet(create_backbone("resnet38_tiny"), 5, refinement, winner_classes=winner_classes)
+    labeller = Labeller(net, scales=(1.0,), flip=False)
     labels, picture = torch.tensor([[0.0, 1, 0, 1, 0]]), image(40, 56)
     with torch.no_grad():
         labeller.net.classifier.weight.abs_()  # maps of an untrained network that are not all zero

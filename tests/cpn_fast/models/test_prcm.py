@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from cpn_fast.models.prcm import pixel_region_correlation, region_features
+from cpn_fast.models.prcm import (
+    RELEASED_TEMPERATURE,
+    pixel_region_correlation,
+    region_features,
+    released_attention,
+)
 
 
 def unit(vector: np.ndarray) -> np.ndarray:
@@ -17,20 +22,19 @@ def loop_prcm(winners, features, embedding, phi, present, form):
     """Section 4 written out for one image: class by class, pixel by pixel."""
     classes, pixels = winners.shape
     regions = []
+    temperature = 1.0 if form == "released" else 0.1
     for c in range(classes):
-        weights = np.exp(winners[c] / 0.1)
+        weights = np.exp(winners[c] / temperature)
         weights /= weights.sum()
         z = sum(weights[i] * features[:, i] for i in range(pixels))
         regions.append(phi @ z)
     out = np.zeros((classes, pixels))
     if form == "released":
+        # as it lies in memory: all classes of the first channel, then of the second; read class by class
+        flat = [max(regions[c][e], 0.0) for e in range(len(phi)) for c in range(classes)]
         for c in range(classes):
-            dots = np.array(
-                [
-                    (np.maximum(regions[c], 0) * np.maximum(embedding[:, i], 0)).sum() / math.sqrt(classes)
-                    for i in range(pixels)
-                ]
-            )
+            key = flat[c * len(phi) : (c + 1) * len(phi)]
+            dots = np.array([key @ np.maximum(embedding[:, i], 0) for i in range(pixels)]) / math.sqrt(classes)
             attention = np.exp(dots - dots.max())
             out[c] = winners[c] * attention / attention.sum() * present[c]
         return out
@@ -95,3 +99,12 @@ def test_rows_of_absent_classes_are_zero_and_take_no_share():
     without = pixel_region_correlation(winners[:, :2], features, embedding, phi, torch.ones(1, 2, dtype=torch.bool))
     torch.testing.assert_close(with_absent[:, :2], without)
     assert torch.count_nonzero(with_absent[:, 2]) == 0
+
+
+def test_the_released_form_is_that_of_the_released_code(released):
+    features = released["pcm_features"].flatten(2)
+    regions = region_features(released["pcm_winners"].flatten(2), features, RELEASED_TEMPERATURE)
+    torch.testing.assert_close(regions, released["prcm_regions"].transpose(1, 2), rtol=0, atol=1e-12)
+    embedding = released["pcm_f9"].flatten(1) @ features
+    found = released_attention(regions, embedding, released["prcm_f10"].flatten(1))
+    torch.testing.assert_close(found, released["prcm_attention"].flatten(2), rtol=0, atol=1e-12)

@@ -44,7 +44,8 @@ def test_options_of_the_interface() -> None:
 def test_preset_gives_defaults_that_options_override() -> None:
     released = parse([*BASE, "--preset", "released"])
     assert released.preset == "released"
-    assert released.momentum == 5e-4 and released.patch.segments == 300
+    assert released.momentum == 5e-4 and released.lr == 0.01 and released.lr_factors["refinement"] == 10
+    assert released.options.p_hidden == 0.39 and released.options.winner_classes == "all"
     assert released.options.prcm == "released" and released.options.loss_resolution == "input"
     changed = parse(["--options.prcm", "softmax", *BASE, "--momentum", "0.8", "--preset=released"])
     assert changed.momentum == 0.8 and changed.options.prcm == "softmax"

@@ -235,3 +235,10 @@ def test_autocast_and_half_precision() -> None:
 def test_mismatched_shapes_are_named() -> None:
     with pytest.raises(ValueError, match=r"\(1, 4, 5\).*\(1, 2, 6\).*differ in B or N"):
         pixel_correlation(torch.zeros(1, 4, 5), torch.zeros(1, 2, 6))
+
+
+def test_pcm_is_that_of_the_released_code(released: dict[str, Tensor]) -> None:
+    embedding = released["pcm_f9"].flatten(1) @ released["pcm_features"].flatten(2)
+    found = pixel_correlation(embedding, released["pcm_winners"].flatten(2))
+    # They add 1e-5 to the norm of an embedding before they divide by it.
+    torch.testing.assert_close(found, released["pcm"].flatten(2), rtol=0, atol=1e-7)
