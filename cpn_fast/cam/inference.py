@@ -93,7 +93,8 @@ def open_labeller(
     net = run.load_model(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:
         net.compile(dynamic=True)
-    return Labeller(net, scales, flip, beta, threshold, run.config.options.map_norm).to(device)
+    options = run.config.options
+    return Labeller(net, scales, flip, beta, threshold, options.map_norm, options.scale_resize).to(device)
 
 
 def map_of(labeller: Labeller, wanted: Literal["auto", "rcam", "cam"] = "auto") -> MapName:

@@ -32,6 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "options.prcm": "released",
         "options.seam_scale": 0.3,
         "options.seam_background": "refined",
+        "options.scale_resize": "bicubic",
         "options.p_hidden": 0.39,
         "options.warm_up": 0.0,
         "patch.segments": 225,  # they ask scikit-image for 300, which makes 209 to 242 of it; ours makes what is asked

@@ -44,6 +44,7 @@ class MethodOptions:
         seam_scale: scale of SEAM's second view.
         seam_background: background of SEAM's refined maps in ECR: "recomputed" as 1 - maximum, or the one that PCM
             "refined" with the classes.
+        scale_resize: how inference brings images to its scales: "bilinear", or Pillow's antialiased "bicubic".
         dropout: channel dropout before the classifier.
         warm_up: share of all steps, at the beginning, in which a method of several views trains as plain `cam`.
     """
@@ -67,6 +68,7 @@ class MethodOptions:
     p_hidden: float = 0.5
     seam_scale: float = 0.3
     seam_background: Literal["recomputed", "refined"] = "recomputed"
+    scale_resize: Literal["bilinear", "bicubic"] = "bilinear"
     dropout: float = 0.5
     warm_up: float = 0.5
 

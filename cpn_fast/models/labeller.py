@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from cpn_fast.config.scales import CAM_SCALES
 from cpn_fast.models.cam import CamNet
 from cpn_kernels.cam_norm import MapNorm, normalise_cam
 from cpn_kernels.ops.cp_triplet import normalise_images
+
+ScaleResize = Literal["bilinear", "bicubic"]
 
 
 class Labelled(NamedTuple):
@@ -48,6 +50,21 @@ def scaled_views(views: Tensor, scale: float, flip: bool) -> Tensor:
     size = (scaled_size(views.shape[2], scale), scaled_size(views.shape[3], scale))
     scaled = views if scale == 1 else F.interpolate(views, size=size, mode="bilinear", align_corners=False)
     return torch.cat([scaled, scaled.flip(3)]) if flip else scaled
+
+
+def bicubic_images(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images at another size as Pillow's bicubic filter makes them: antialiased, rounded to 8 bits.
+
+    Args:
+        images: uint8 [B, H, W, 3].
+        size: target (height, width) in pixels.
+
+    Returns:
+        uint8 [B, height, width, 3], within one grey level of Pillow, which rounds between its two passes too.
+    """
+    colours = images.permute(0, 3, 1, 2).float()
+    resized = F.interpolate(colours, size=size, mode="bicubic", align_corners=False, antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def unflipped(maps: Tensor, flip: bool) -> tuple[Tensor, ...]:
@@ -99,6 +116,7 @@ class Labeller(nn.Module):
         beta: background score of the mask, in [0, 1].
         threshold: class probability above which a class stands in where an image has no labels.
         map_norm: normalisation of the run.
+        resize: how images are brought to a scale: "bilinear" without antialiasing, or "bicubic" as Pillow does it.
     """
 
     def __init__(
@@ -109,12 +127,20 @@ class Labeller(nn.Module):
         beta: float = 0.25,
         threshold: float = 0.5,
         map_norm: MapNorm = "minmax",
+        resize: ScaleResize = "bilinear",
     ) -> None:
         super().__init__()
         self.net = net.eval()
         self.scales, self.flip, self.beta = tuple(scales), flip, beta
         self.scoring_pass = min(range(len(self.scales)), key=lambda index: abs(self.scales[index] - 1))
-        self.threshold, self.map_norm = threshold, map_norm
+        self.threshold, self.map_norm, self.resize = threshold, map_norm, resize
+
+    def _at_scale(self, images: Tensor, views: Tensor, scale: float) -> Tensor:
+        """Views at a scale, mirrored ones behind them, of uint8 images [B, H, W, 3] or of those normalised."""
+        if self.resize == "bilinear" or scale == 1:
+            return scaled_views(views, scale, self.flip)
+        size = (scaled_size(images.shape[1], scale), scaled_size(images.shape[2], scale))
+        return scaled_views(normalise_images(bicubic_images(images, size), self.net.mean), 1, self.flip)
 
     def _at_image_size(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
         full = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
@@ -137,7 +163,7 @@ class Labeller(nn.Module):
         """
         views = normalise_images(images, self.net.mean)
         size = (views.shape[2], views.shape[3])
-        passes = [self.net(scaled_views(views, scale, self.flip)) for scale in self.scales]
+        passes = [self.net(self._at_scale(images, views, scale)) for scale in self.scales]
         logits = passes[self.scoring_pass][1]
         if self.flip:
             logits = logits.unflatten(0, (2, -1)).mean(dim=0)

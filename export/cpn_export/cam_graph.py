@@ -99,7 +99,9 @@ def labeller_graph(labeller: Labeller, form: Form = unchanged) -> ir.Model:
     if net.refinement != "none":
         parts[REFINEMENT] = _trace_refinement(net, labeller.map_norm)
     calls: Any = _Calls(net)
-    around = Labeller(calls, labeller.scales, labeller.flip, labeller.beta, labeller.threshold, labeller.map_norm)
+    around = Labeller(
+        calls, labeller.scales, labeller.flip, labeller.beta, labeller.threshold, labeller.map_norm, labeller.resize
+    )
     model = trace_around(_Graph(around), net.num_classes, labeller.scales, ["rcam", "scores", "mask"])
     return assemble(model, parts)
 

@@ -128,7 +128,8 @@ class Pair:
             eager = Segmenter(run.load_deeplab(), info.scales, info.flip)
         else:
             map_norm = cast(MapNorm, info.map_norm)
-            eager = Labeller(run.load_model(), info.scales, info.flip, info.beta, info.threshold, map_norm)
+            resize = run.config.options.scale_resize
+            eager = Labeller(run.load_model(), info.scales, info.flip, info.beta, info.threshold, map_norm, resize)
         return cls(eager, onnx, threads)
 
     def run_eager(self, images: NDArray[np.uint8], labels: NDArray[np.float32]) -> Outputs:

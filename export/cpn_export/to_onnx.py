@@ -67,7 +67,8 @@ def _export_cam(config: ExportConfig, run: RunFolder) -> ModelInfo:
     )
     net = run.load_model()
     assert info.beta is not None and info.threshold is not None
-    labeller = Labeller(net, info.scales, info.flip, info.beta, info.threshold, settings.options.map_norm)
+    options = settings.options
+    labeller = Labeller(net, info.scales, info.flip, info.beta, info.threshold, options.map_norm, options.scale_resize)
     export_labeller(labeller, info, config.output, form_of(config.variant, net.mean, info.scales, _calibration(config)))
     return info
 

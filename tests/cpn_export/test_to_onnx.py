@@ -48,9 +48,12 @@ def test_every_kind_of_network(refinement, map_norm, flip, scales, tmp_path):
     import onnx_ir
 
     torch.manual_seed(3)
-    net = CamNet(SmallBackbone(), 4, refinement)
+    released = refinement == "prcm_released"
+    readings = {"score_resolution": "input", "winner_classes": "all"} if released else {}
+    net = CamNet(SmallBackbone(), 4, refinement, **readings)
     net.mean.copy_(torch.tensor([0.4, 0.5, 0.3]))
-    labeller = Labeller(net, scales, flip, beta=0.4, threshold=0.5, map_norm=map_norm)
+    resize = "bicubic" if released else "bilinear"
+    labeller = Labeller(net, scales, flip, beta=0.4, threshold=0.5, map_norm=map_norm, resize=resize)
     onnx_ir.save(labeller_graph(labeller), tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     for shape in ((2, 64, 80), (1, 33, 131), (1, 7, 7)):

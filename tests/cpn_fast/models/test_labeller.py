@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cpn_fast.models import CamNet
 from cpn_fast.models.backbones import create_backbone
-from cpn_fast.models.labeller import Labeller, mask_of, scaled_size, standing_labels
+from cpn_fast.models.labeller import Labeller, bicubic_images, mask_of, scaled_size, standing_labels
+from cpn_kernels.ops.cp_triplet import normalise_images
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +27,29 @@ def image(height: int, width: int, batch: int = 1) -> torch.Tensor:
 )
 def test_scaled_sizes_round_half_up(length, scale, expected):
     assert scaled_size(length, scale) == expected == int(np.floor(length * scale + 0.5))
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.5, 2.0])
+def test_bicubic_scales_are_those_of_pillow(scale):
+    picture = image(5, 7).permute(0, 3, 1, 2).float()
+    smooth = torch.nn.functional.interpolate(picture, size=(45, 70), mode="bilinear").to(torch.uint8)
+    pixels = smooth[0].permute(1, 2, 0).contiguous()
+    height, width = scaled_size(45, scale), scaled_size(70, scale)
+    found = bicubic_images(pixels[None], (height, width))[0].numpy()
+    expected = np.asarray(Image.fromarray(pixels.numpy()).resize((width, height), Image.Resampling.BICUBIC))
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert np.abs(found.astype(int) - expected).mean() < 0.3
+
+
+def test_a_labeller_with_bicubic_scales_takes_them(net, monkeypatch):
+    seen = []
+    labeller = Labeller(net, scales=(0.5, 1.0), flip=True, resize="bicubic")
+    monkeypatch.setattr(net, "forward", lambda views: seen.append(views) or CamNet.forward(net, views))
+    pictures = image(40, 56, 2)
+    labeller(pictures, torch.ones(2, 3))
+    small = normalise_images(bicubic_images(pictures, (20, 28)), net.mean)
+    assert torch.equal(seen[0], torch.cat([small, small.flip(3)]))
+    assert seen[1].shape == (4, 3, 40, 56)
 
 
 def test_labels_that_stand_in_are_those_above_the_threshold_and_at_least_the_best():
@@ -65,8 +90,6 @@ def test_a_row_of_minus_one_uses_the_networks_own_scores(net):
 
 
 def test_scores_are_the_classifier_on_the_image_itself(net):
-    from cpn_kernels.ops.cp_triplet import normalise_images
-
     picture = image(40, 56)
     found = Labeller(net, scales=(0.5, 1.0, 1.5), flip=False)(picture, torch.ones(1, 3)).scores
     with torch.no_grad():

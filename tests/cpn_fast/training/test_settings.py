@@ -49,7 +49,7 @@ def test_preset_gives_defaults_that_options_override() -> None:
     assert released.options.prcm == "released" and released.options.loss_resolution == "input"
     changed = parse(["--options.prcm", "softmax", *BASE, "--momentum", "0.8", "--preset=released"])
     assert changed.momentum == 0.8 and changed.options.prcm == "softmax"
-    assert changed.options.refined_pair_gradient and changed.patch.segments == 300
+    assert changed.options.refined_pair_gradient and changed.patch.segments == 225
 
 
 @pytest.mark.parametrize("wrong", [["--preset", "best"], ["--nonsense", "1"], ["--epochs", "many"]])
