@@ -10,12 +10,14 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from cpn_fast.affinity.batches import AffinityBatch, AffinityStream
-from cpn_fast.affinity.labels import LabelStore, synthesise
+from cpn_fast.affinity.labels import LabelStore, make_affinity_labels
 from cpn_fast.affinity.options import LABELS
 from cpn_fast.affinity.validation import WalkCurves, create_walk_curves
 from cpn_fast.config.training import AffinityConfig
+from cpn_fast.console.terminal import TerminalProgress
 from cpn_fast.data.loading.steps import Span
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.progress import SILENT
 from cpn_fast.models import create_affinity_net
 from cpn_fast.models.affinity_net import AffinityNet, affinity_loss
 from cpn_fast.refine.labelled_folder import images_of
@@ -67,8 +69,8 @@ class AffinityStage(Stage[AffinityConfig]):
             self.store.check_unchanged(config.masks)
             self.classes = run.classes
         else:
-            console = Console(stderr=True) if fabric.is_global_zero else None
-            made = synthesise(config, self.store.path, console)
+            progress = TerminalProgress(Console(stderr=True)) if fabric.is_global_zero else SILENT
+            made = make_affinity_labels(config, self.store.path, progress)
             if fabric.is_global_zero:
                 self.store.freeze(made.images)
             fabric.barrier()

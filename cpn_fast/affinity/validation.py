@@ -121,7 +121,7 @@ def create_walk_curves(config: AffinityConfig, image_ids: Sequence[str]) -> Walk
         sample = resized(source.read(record, with_mask=True), long_side)
         if sample.mask is None:
             continue
-        soft = folder.read_maps(record.id)
+        soft = folder.masks.read_soft(record.id, len(folder.classes))
         scores = resized_maps(background_scores(soft.maps, background), (sample.mask.shape[0], sample.mask.shape[1]))
         values = np.concatenate([[0], soft.classes]).astype(np.uint8)
         cases.append(WalkCase(record.id, sample.image, mapping.mask(sample.mask), values, scores))

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from rich.console import Console
+import numpy as np
+from numpy.typing import NDArray
 
 from cpn_fast.cam.inference import Prediction, map_of, open_labeller, predictions
-from cpn_fast.cam.mask_writer import MaskWriter
 from cpn_fast.cam.options import LabelConfig
-from cpn_fast.console.terminal import duration, item_progress
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import records_of
-from cpn_fast.data.types import Record, Source
+from cpn_fast.data.types import VOID, Record, Source
 from cpn_fast.files.contact_sheet import SheetItem, write_contact_sheet
+from cpn_fast.files.disk_space import FILE_BYTES, MASK_BYTES, SOFT_BYTES, mean_pixels
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.manifest import Manifest
-from cpn_fast.files.mask_folder import MASK_FOLDER, mask_path, soft_path
-from cpn_fast.files.masks import read_mask, write_labelmap
-from cpn_fast.files.output_folder import MANIFEST_NAME, record_settings
+from cpn_fast.files.jobs import Entry, ImageJobs, JobSummary, error_entry
+from cpn_fast.files.jobs import run as run_jobs
+from cpn_fast.files.mask_folder import MaskFolder, class_names, foreground_share
+from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.files.shard import take_shard
+from cpn_fast.files.soft_maps import SoftMaps
 from cpn_fast.inference.class_mapping import ClassMapping
-from cpn_fast.inference.disk_space import FILE_BYTES, MASK_BYTES, SOFT_BYTES, mean_pixels, need_space
 from cpn_fast.inference.image_size import warn_of_size
 from cpn_fast.inference.options import check_counts
 from cpn_fast.inference.reader import Failure, InferenceOptions
-from cpn_fast.metrics.maps import MapName
+from cpn_fast.metrics.beta_sweep import mask_at
+from cpn_fast.metrics.confidence import map_confidence
+from cpn_fast.metrics.maps import MULTI, MapName
+from cpn_fast.models.labeller import Labeller
 from cpn_fast.runs.digest import weights_digest
 from cpn_fast.runs.folder import RunFolder
 
@@ -40,67 +40,154 @@ SHEET_NAME = "contact_sheet.png"
 
 
 @dataclass(frozen=True)
-class LabelSummary:
+class LabelSummary(JobSummary):
     """What a labelling did.
 
     Attributes:
-        written: images labelled now.
-        skipped: images that were done already.
-        failed: images that could not be read; the manifest says why.
         from_scores: of those written, images without labels, for which the network's own scores stood in.
-        output: the folder.
+        sheet: the contact sheet, None without.
     """
 
-    written: int
-    skipped: int
-    failed: int
-    from_scores: int
-    output: Path
+    from_scores: int = 0
+    sheet: Path | None = None
 
 
-def run_label(config: LabelConfig) -> LabelSummary:
+@dataclass(frozen=True, kw_only=True)
+class LabelJobs(ImageJobs[Record, Prediction | Failure]):
+    """Images through the CAM network, and their maps to masks.
+
+    Attributes:
+        source: reads the images.
+        labeller: the network.
+        classes: its K foreground classes.
+        mapping: the source's classes in the network's order.
+        options: how images go through the network.
+        name: the map that the masks are made of.
+        beta: background score.
+        void_band: scores within become void; None = none.
+        soft_maps: also write the class maps.
+    """
+
+    verb: ClassVar[str] = "label"
+    participle: ClassVar[str] = "labelled"
+
+    source: Source
+    labeller: Labeller
+    classes: tuple[str, ...]
+    mapping: ClassMapping
+    options: InferenceOptions
+    name: MapName
+    beta: float
+    void_band: tuple[float, float] | None
+    soft_maps: bool
+
+    @property
+    def folder(self) -> MaskFolder:
+        """Where the masks go."""
+        return MaskFolder.at(self.output)
+
+    def id_of(self, item: Record) -> str:
+        """The record's id."""
+        return item.id
+
+    def is_done(self, item: Record, entry: Mapping[str, Any]) -> bool:
+        """Whether the files are there and the image labels are still those that they were made with."""
+        if not self.folder.has(item.id, self.soft_maps):
+            return False
+        if item.labels is None or not self.options.use_labels:
+            return entry.get("labels_from") == "scores"
+        present = class_names(self.classes, self.mapping.vector(item.labels))
+        return entry.get("labels_from") == "image" and entry.get("labels") == present
+
+    def bytes_needed(self, todo: Sequence[Record]) -> float:
+        """By the sizes of a few of the images."""
+        pixels = mean_pixels([record.image_path for record in todo])
+        return len(todo) * (pixels * (MASK_BYTES + (SOFT_BYTES if self.soft_maps else 0)) + FILE_BYTES)
+
+    def prepare(self) -> None:
+        """The labelmap."""
+        self.folder.write_labelmap(self.classes)
+
+    def about(self) -> str:
+        """Map, scales, background score."""
+        scales = " ".join(f"{scale:g}" for scale in self.labeller.scales)
+        return f"{self.name.upper()}, scales {scales}, flip {self.labeller.flip}, beta {self.beta:g}"
+
+    def ready(self, todo: Sequence[Record]) -> Iterator[Prediction | Failure]:
+        """What the network says of each image."""
+        return predictions(self.labeller, self.source, todo, self.mapping, self.options)
+
+    def work(self, item: Prediction | Failure) -> Entry:
+        """Write mask and soft maps."""
+        record = item.record
+        if isinstance(item, Failure):
+            return error_entry(record.id, record.image_path, item.error)
+        mask = self._mask(item)
+        maps = item.maps[self.name, MULTI]
+        soft = SoftMaps((item.classes + 1).astype(np.uint8), maps, (mask.shape[0], mask.shape[1]))
+        self.folder.write(record.id, mask, soft if self.soft_maps else None)
+        return {
+            **self.folder.describe(record.id, record.image_path, mask),
+            "labels": [self.classes[c] for c in item.classes],
+            "labels_from": "scores" if item.given is None else "image",
+            "foreground": foreground_share(mask),
+            "confidence": round(map_confidence(maps, self.beta), 4),
+        }
+
+    def _mask(self, prediction: Prediction) -> NDArray[np.uint8]:
+        best, score = prediction.best(self.name)
+        mask = mask_at(best, score, self.beta)
+        if self.void_band is not None:
+            low, high = np.float32(self.void_band[0]), np.float32(self.void_band[1])
+            mask[(score >= low) & (score <= high)] = VOID
+        return mask
+
+
+def run_label(config: LabelConfig, progress: Progress = SILENT) -> LabelSummary:
     """Label a split.
 
     Args:
         config: what to label, and how.
+        progress: where plan, bar and result are shown.
 
     Returns:
         how many images were labelled, skipped, failed.
 
     Raises:
         DataError: for a run, source or option that does not fit, an output folder that was labelled with other
-            settings, a full disk, or if no image at all could be read.
+            settings or that another command writes to, a full disk, or if no image at all could be read.
     """
-    console = Console()
     _check_options(config)
-    run, source = RunFolder(config.run), open_source(config.data)
-    beta = run.beta if config.beta is None else config.beta
-    labeller = open_labeller(run, config.scales, config.flip, config.device, beta, config.threshold, config.compile)
-    name = map_of(labeller, config.maps)
-    classes = run.classes
-    mapping = ClassMapping.between(source.classes, classes)
+    source = open_source(config.data)
     split, every = records_of(source, config.split)
-    warn_of_size(run, every, config.max_side)
-    records = take_shard(every, config.shard)
-    record_settings(config.output, _settings(config, run, beta, name), config.overwrite)
-    write_labelmap(config.output / "labelmap.txt", classes)
-    with Manifest(config.output / MANIFEST_NAME) as manifest:
-        todo = _todo(config, records, mapping, classes, manifest)
-        _say_plan(console, config, f"{source.spec} ({split})", todo, len(records) - len(todo), beta, name)
-        options = InferenceOptions(config.max_side, config.batch_size, config.workers, use_labels=config.use_labels)
-        stream = predictions(labeller, source, todo, mapping, options)
-        writer = MaskWriter(config.output, classes, name, beta, config.void_band, config.soft_maps)
-        entries = list(_label_all(console, stream, writer, manifest, len(todo), config))
-        sheet = _write_sheet(config, source, every, manifest) if config.sheet else None
-    summary = _summary(config, entries, len(records) - len(todo))
-    _say_result(console, config, summary, entries, sheet)
-    return summary
+    jobs = _jobs(config, source, take_shard(every, config.shard), f"{source.spec} ({split})")
+    warn_of_size(RunFolder(config.run), every, config.max_side)
+    summary = run_jobs(jobs, progress)
+    sheet = _write_sheet(config, source, every, jobs.folder) if config.sheet else None
+    from_scores = sum(entry["labels_from"] == "scores" for entry in summary.done)
+    _say_result(config, jobs, summary, from_scores, sheet, progress)
+    return LabelSummary(**vars(summary), from_scores=from_scores, sheet=sheet)
 
 
 def _check_options(config: LabelConfig) -> None:
     if config.void_band is not None and not 0 <= config.void_band[0] <= config.void_band[1] <= 1:
         raise DataError(f"--void-band {config.void_band[0]} {config.void_band[1]}: expected lo <= hi, both in 0..1")
     check_counts(max_side=config.max_side, batch_size=config.batch_size, workers=config.workers)
+
+
+def _jobs(config: LabelConfig, source: Source, records: Sequence[Record], data: str) -> LabelJobs:
+    run = RunFolder(config.run)
+    beta = run.beta if config.beta is None else config.beta
+    labeller = open_labeller(run, config.scales, config.flip, config.device, beta, config.threshold, config.compile)
+    name = map_of(labeller, config.maps)
+    return LabelJobs(
+        output=config.output, items=records, settings=_settings(config, run, beta, name), data=data,
+        workers=config.workers, overwrite=config.overwrite, shard=config.shard,
+        source=source, labeller=labeller, classes=run.classes,
+        mapping=ClassMapping.between(source.classes, run.classes),
+        options=InferenceOptions(config.max_side, config.batch_size, config.workers, use_labels=config.use_labels),
+        name=name, beta=beta, void_band=config.void_band, soft_maps=config.soft_maps,
+    )  # fmt: skip
 
 
 def _settings(config: LabelConfig, run: RunFolder, beta: float, name: MapName) -> dict[str, Any]:
@@ -119,126 +206,34 @@ def _settings(config: LabelConfig, run: RunFolder, beta: float, name: MapName) -
     }
 
 
-def _todo(
-    config: LabelConfig,
-    records: Sequence[Record],
-    mapping: ClassMapping,
-    classes: Sequence[str],
-    manifest: Manifest,
-) -> list[Record]:
-    """The records whose files are not all there, or whose image labels have changed since."""
-    entries = manifest.entries()
-
-    def done(record: Record) -> bool:
-        mask, soft = mask_path(config.output, record.id), soft_path(config.output, record.id)
-        entry = entries.get(record.id)
-        if entry is None or entry["status"] != "ok" or not mask.is_file() or (config.soft_maps and not soft.is_file()):
-            return False
-        if record.labels is None or not config.use_labels:
-            return entry.get("labels_from") == "scores"
-        present = [name for name, held in zip(classes, mapping.vector(record.labels), strict=True) if held]
-        return entry.get("labels_from") == "image" and entry.get("labels") == present
-
-    return [record for record in records if not done(record)]
-
-
-def _say_plan(
-    console: Console, config: LabelConfig, data: str, todo: Sequence[Record], skipped: int, beta: float, name: str
-) -> None:
-    """What will be done and the disk it takes; refuses where that is more than there is."""
-    console.print(
-        f"[bold]{len(todo)}[/] images of {data} to label, {skipped} done already; "
-        f"{name.upper()}, scales {' '.join(f'{s:g}' for s in config.scales)}, flip {config.flip}, beta {beta:g}",
-        highlight=False,
-    )
-    if not todo:
-        return
-    each = mean_pixels(todo) * (MASK_BYTES + (SOFT_BYTES if config.soft_maps else 0)) + FILE_BYTES
-    console.print(need_space(config.output, "masks", each * len(todo)), highlight=False, soft_wrap=True)
-
-
-def _label_all(
-    console: Console,
-    stream: Iterator[Prediction | Failure],
-    writer: MaskWriter,
-    manifest: Manifest,
-    total: int,
-    config: LabelConfig,
-) -> Iterator[dict[str, Any]]:
-    """Label, write in threads, and yield the manifest's entries; the first images give the time estimate."""
-    start = time.monotonic()
-    head = list(itertools.islice(stream, min(total, config.batch_size)))
-    if total:
-        expected = (time.monotonic() - start) / len(head) * total
-        console.print(f"time: about {duration(expected)}, by the first {len(head)}", highlight=False, soft_wrap=True)
-    pending: deque[Future[dict[str, Any]]] = deque()
-
-    def finish(limit: int) -> Iterator[dict[str, Any]]:
-        while len(pending) > limit:
-            entry = pending.popleft().result()
-            manifest.append(entry)
-            yield entry
-
-    with item_progress(console, "label", total) as advance, ThreadPoolExecutor(config.workers) as pool:
-        for item in itertools.chain(head, stream):
-            if isinstance(item, Failure):
-                entry = {
-                    "id": item.record.id, "status": "error", "image": str(item.record.image_path), "error": item.error,
-                }  # fmt: skip
-                manifest.append(entry)
-                yield entry
-            else:
-                pending.append(pool.submit(writer, item))
-            yield from finish(limit=2 * config.workers)
-            advance(1)
-        yield from finish(limit=0)
-
-
-def _write_sheet(config: LabelConfig, source: Source, records: Sequence[Record], manifest: Manifest) -> Path | None:
+def _write_sheet(config: LabelConfig, source: Source, records: Sequence[Record], folder: MaskFolder) -> Path | None:
     """The contact sheet of the least confident masks of this split, those of earlier calls included."""
     known = {record.id: record for record in records}
-    entries = [e for e in manifest.entries().values() if e["status"] == "ok" and e["id"] in known]
-    entries.sort(key=lambda entry: (entry.get("confidence", 0.0), entry["id"]))
+    entries = (e for e in folder.manifest().entries().values() if e["status"] == "ok" and e["id"] in known)
+    least = heapq.nsmallest(config.sheet, entries, key=lambda entry: (entry["confidence"], entry["id"]))
     items = []
-    for entry in entries[: config.sheet]:
+    for entry in least:
         try:
-            image = source.read(known[entry["id"]]).image
-            mask = read_mask(mask_path(config.output, entry["id"]))
+            image, mask = source.read(known[entry["id"]]).image, folder.read(entry["id"])
         except DataError:
             continue  # gone since it was labelled; the sheet is a convenience
         title = f"{entry['id']}\n{entry.get('confidence', 0.0):.2f}  {', '.join(entry.get('labels') or ())}"
         items.append(SheetItem(image, mask, title))
     if not items:
         return None
-    path = config.output / SHEET_NAME
+    path = folder.root / SHEET_NAME
     write_contact_sheet(path, items)
     return path
 
 
-def _summary(config: LabelConfig, entries: Sequence[dict[str, Any]], skipped: int) -> LabelSummary:
-    ok = [entry for entry in entries if entry["status"] == "ok"]
-    from_scores = sum(entry["labels_from"] == "scores" for entry in ok)
-    return LabelSummary(len(ok), skipped, len(entries) - len(ok), from_scores, config.output)
-
-
 def _say_result(
-    console: Console, config: LabelConfig, summary: LabelSummary, entries: Sequence[dict[str, Any]], sheet: Path | None
+    config: LabelConfig, jobs: LabelJobs, summary: JobSummary, from_scores: int, sheet: Path | None, progress: Progress
 ) -> None:
-    console.print(f"{summary.written} masks written to {config.output / MASK_FOLDER}", highlight=False, soft_wrap=True)
-    if summary.from_scores:
-        console.print(
-            f"[yellow]{summary.from_scores} without image labels: classes with a score above {config.threshold:g} (at "
-            "least the best one) stood in[/]",
-            highlight=False,
-            soft_wrap=True,
+    progress.say(f"{summary.written} masks written to {jobs.folder.masks}")
+    if from_scores:
+        progress.say(
+            f"{from_scores} without image labels: predicted labels instead, the classes with a score above "
+            f"{config.threshold:g} (at least the best one)"
         )
-    failed = [entry for entry in entries if entry["status"] != "ok"]
-    if failed:
-        console.print(
-            f"[red]{len(failed)} could not be read[/], see {config.output / 'manifest.jsonl'}; the first: ", end=""
-        )
-        console.print(failed[0]["error"], markup=False, highlight=False, soft_wrap=True)
     if sheet is not None:
-        console.print(f"least confident masks: {sheet}", highlight=False, soft_wrap=True)
-    if failed and not summary.written and not summary.skipped:
-        raise DataError(f"none of the {len(failed)} images could be read; the first: {failed[0]['error']}")
+        progress.say(f"least confident masks: {sheet}")

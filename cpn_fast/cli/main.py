@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from inspect import signature
 from typing import Any
 
 from cpn_fast.console.commands import CommandLine
@@ -23,7 +24,7 @@ class Command:
     Attributes:
         summary: one line for `cpn --help`.
         config: the frozen dataclass from which the options are built.
-        run: the function that takes that config.
+        run: the function that takes that config, and `progress` where it shows any.
         parse: a parser of the command's own (list of str -> config), for one whose defaults depend on its other
             options; None = the options are the dataclass.
         calls_others: the function also takes the command line, as a `CommandLine`.
@@ -166,7 +167,11 @@ def run(name: str, args: Sequence[str]) -> Any:
     config = parse(name, args)
     command = COMMANDS[name]
     function = _imported(command.run)
-    return function(config, command_line()) if command.calls_others else function(config)
+    from cpn_fast.console.terminal import TerminalProgress
+
+    others = (command_line(),) if command.calls_others else ()
+    shown = {"progress": TerminalProgress()} if "progress" in signature(function).parameters else {}
+    return function(config, *others, **shown)
 
 
 def command_line() -> CommandLine:

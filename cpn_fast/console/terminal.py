@@ -24,6 +24,27 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed:.1f} images/s" if task.speed else "? images/s")
 
 
+class TerminalProgress:
+    """Lines, tables and bars on the terminal.
+
+    Args:
+        console: where to draw; None = stdout.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+
+    def say(self, what: object) -> None:
+        """Print one line of plain text, or draw what rich can."""
+        self.console.print(what, highlight=False, markup=False, soft_wrap=isinstance(what, str))
+
+    @contextmanager
+    def items(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar over images with rate and time left; gives the function that moves it on by some."""
+        with item_progress(self.console, what, total) as advance:
+            yield advance
+
+
 @contextmanager
 def item_progress(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar over images with rate and time left; yields the function that moves it on by some."""
@@ -39,10 +60,3 @@ def item_progress(console: Console, what: str, total: int) -> Iterator[Callable[
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: `40 s`, `12 min`, `2.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,51 +1,198 @@
-"""Folders of masks as they are found: where the PNGs lie, and what their values mean."""
+"""A folder of masks in VOC layout: found, looked through, read with checks, written."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.masks import read_labelmap
-
-
-def find_masks(target: Path) -> Path | None:
-    """The folder that holds ID.png: `target/SegmentationClass` or `target`; None where neither holds a PNG."""
-    for folder in (target / MASK_FOLDER, target):
-        if folder.is_dir() and next(folder.rglob("*.png"), None) is not None:
-            return folder
-    return None
-
-
-def classes_of(folder: Path) -> tuple[str, ...] | None:
-    """The foreground classes of mask values 1..K by the `labelmap.txt` in or beside a folder of masks.
-
-    Args:
-        folder: what `find_masks` gave.
-
-    Returns:
-        their names, None without a labelmap.
-
-    Raises:
-        DataError: if the labelmap cannot be read.
-    """
-    places = [folder, folder.parent] if folder.name == MASK_FOLDER else [folder]
-    return next((read_labelmap(place / "labelmap.txt") for place in places if (place / "labelmap.txt").is_file()), None)
-
+from cpn_fast.files.images import image_size, list_images
+from cpn_fast.files.manifest import Manifest
+from cpn_fast.files.masks import read_labelmap, read_mask, write_labelmap, write_mask
+from cpn_fast.files.output_folder import MANIFEST_NAME, SETTINGS_NAME, explained_writes, read_settings
+from cpn_fast.files.regular import is_regular
+from cpn_fast.files.soft_maps import SoftMaps, read_soft_maps, write_soft_maps
 
 MASK_FOLDER = "SegmentationClass"
-
-
 SOFT_FOLDER = "SoftMaps"
+LABELMAP_NAME = "labelmap.txt"
 
 
-def mask_path(output: Path, image_id: str) -> Path:
-    """Where the mask of an image lies; an id with slashes makes sub-folders. Raises DataError if it leads out."""
-    return _inside(output / MASK_FOLDER, image_id, ".png")
+@dataclass(frozen=True)
+class MaskFolder:
+    """Masks, and what lies beside them.
+
+    Attributes:
+        root: holds labelmap.txt, manifest.jsonl, settings.json and SoftMaps/ID.npz, each where there is one.
+        masks: holds ID.png; an id with slashes makes sub-folders.
+    """
+
+    root: Path
+    masks: Path
+
+    @classmethod
+    def at(cls, root: Path) -> MaskFolder:
+        """The folder in our own layout, there or about to be written."""
+        return cls(root, root / MASK_FOLDER)
+
+    @classmethod
+    def find(cls, target: Path) -> MaskFolder | None:
+        """The folder that a user names.
+
+        Args:
+            target: has `SegmentationClass/ID.png`, or is that folder, or holds ID.png itself.
+
+        Returns:
+            None where no PNG is there.
+        """
+        if (target / MASK_FOLDER).is_dir():
+            found = cls.at(target)
+        else:
+            found = cls(target.parent if target.name == MASK_FOLDER else target, target)
+        return found if found.masks.is_dir() and next(found.masks.rglob("[!.]*.[pP][nN][gG]"), None) else None
+
+    def classes(self) -> tuple[str, ...] | None:
+        """The foreground classes of mask values 1..K by the labelmap, None without. Raises DataError for a bad one."""
+        path = self.root / LABELMAP_NAME
+        return read_labelmap(path) if path.is_file() else None
+
+    def manifest(self) -> Manifest:
+        """What was done to each image."""
+        return Manifest(self.root / MANIFEST_NAME)
+
+    def settings(self) -> dict[str, Any]:
+        """How the masks were made; empty where nobody has said. Raises DataError where it cannot be read."""
+        path = self.root / SETTINGS_NAME
+        return read_settings(path) if path.is_file() else {}
+
+    def paths(self) -> dict[str, Path]:
+        """Id -> PNG of every mask, sorted; hidden files (unfinished ones are) do not count.
+
+        Raises:
+            DataError: if there is none, or two of one id.
+        """
+        paths: dict[str, Path] = {}
+        for path in list_images(self.masks):
+            if path.suffix.lower() != ".png":
+                continue
+            name = path.relative_to(self.masks).as_posix()[: -len(path.suffix)]
+            if name in paths:
+                raise DataError(f"{path}: the same id {name!r} as {paths[name]}; rename or remove one")
+            paths[name] = path
+        if not paths:
+            raise DataError(f"{self.masks}: no masks; expected {MASK_FOLDER}/ID.png, as `cpn label` writes them")
+        return paths
+
+    def mask_path(self, image_id: str) -> Path:
+        """Where the mask of an image lies. Raises DataError for an id that leads out of the folder."""
+        return _inside(self.masks, image_id, ".png")
+
+    def soft_path(self, image_id: str) -> Path:
+        """Where the soft maps of an image lie. Raises DataError for an id that leads out of the folder."""
+        return _inside(self.root / SOFT_FOLDER, image_id, ".npz")
+
+    def has(self, image_id: str, soft: bool = False) -> bool:
+        """Whether the mask of an image is there, with `soft` its soft maps too."""
+        return self.mask_path(image_id).is_file() and (not soft or self.soft_path(image_id).is_file())
+
+    def read(self, image_id: str, num_classes: int | None = None, image: Path | None = None) -> NDArray[np.uint8]:
+        """The mask of an image, uint8 [H, W].
+
+        Args:
+            image_id: which.
+            num_classes: K; other values than 0..K and 255 are an error. None = not checked.
+            image: the image file, whose size has to be that of the mask; None = not compared.
+
+        Raises:
+            DataError: for a mask that cannot be read, or does not fit.
+        """
+        return read_fitting_mask(self.mask_path(image_id), num_classes, image)
+
+    def read_soft(self, image_id: str, num_classes: int, otherwise: str = "") -> SoftMaps:
+        """The class maps of an image.
+
+        Args:
+            image_id: which.
+            num_classes: K.
+            otherwise: ends the advice where they are missing.
+
+        Raises:
+            DataError: where they are missing, damaged, or hold another class than 1..K.
+        """
+        path = self.soft_path(image_id)
+        if not is_regular(path):
+            raise DataError(f"{path}: not found; label again with --soft-maps{otherwise}")
+        soft = read_soft_maps(path)
+        wrong = [int(value) for value in soft.classes if not 1 <= value <= num_classes]
+        if wrong:
+            raise DataError(
+                f"{path}: maps of class {wrong[0]}; expected 1..{num_classes} by {LABELMAP_NAME}: label it again"
+            )
+        return soft
+
+    def write_labelmap(self, classes: Sequence[str], palette: NDArray[np.uint8] | None = None) -> None:
+        """Write the names of mask values 1..K. Raises DataError for more classes than a mask can hold."""
+        write_labelmap(self.root / LABELMAP_NAME, classes, palette)
+
+    def write(
+        self,
+        image_id: str,
+        mask: NDArray[np.uint8],
+        soft: SoftMaps | None = None,
+        palette: NDArray[np.uint8] | None = None,
+    ) -> None:
+        """Write the mask of an image, uint8 [H, W], after its soft maps where it has any, each in one step.
+
+        Raises:
+            DataError: where they cannot be written, saying what to do.
+        """
+        with explained_writes(self.root, f"the mask of {image_id}"):
+            if soft is not None:
+                write_soft_maps(self.soft_path(image_id), soft)
+            write_mask(self.mask_path(image_id), mask, palette)
+
+    def describe(self, image_id: str, image: Path, mask: NDArray[np.uint8]) -> dict[str, Any]:
+        """What every manifest says of an image that is done: where it is, where its mask is, and the size in pixels."""
+        height, width = mask.shape
+        where = self.mask_path(image_id).relative_to(self.root).as_posix()
+        return {"id": image_id, "status": "ok", "image": str(image), "mask": where, "width": width, "height": height}
 
 
-def soft_path(output: Path, image_id: str) -> Path:
-    """Where the soft maps of an image lie."""
-    return _inside(output / SOFT_FOLDER, image_id, ".npz")
+def read_fitting_mask(path: Path, num_classes: int | None, image: Path | None) -> NDArray[np.uint8]:
+    """A mask uint8 [H, W] that fits its classes and the size of its image; see `MaskFolder.read`."""
+    mask = read_mask(path, num_classes)
+    if image is not None:
+        width, height = image_size(image)
+        if mask.shape != (height, width):
+            raise DataError(
+                f"{path}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels (width x height), its image {image} "
+                f"{width} x {height} (after EXIF rotation); label the image again"
+            )
+    return mask
+
+
+def check_size(path: Path, found: tuple[int, ...], image_path: Path, image: NDArray[np.uint8]) -> None:
+    """Raise DataError unless what was made of an image, (height, width), has its size, uint8 [H, W, 3]."""
+    if found != image.shape[:2]:
+        raise DataError(
+            f"{path}: made for {found[1]} x {found[0]} pixels but {image_path} is {image.shape[1]} x "
+            f"{image.shape[0]}; expected equal sizes: label the image again"
+        )
+
+
+def foreground_share(mask: NDArray[np.uint8]) -> float:
+    """The share of pixels that are of a class, neither background nor void, in 0..1."""
+    return round(float(np.mean((mask > 0) & (mask < 255))), 4)
+
+
+def class_names(classes: Sequence[str], present: Sequence[bool] | NDArray[np.bool_]) -> list[str]:
+    """The names of the classes that are True in a row [K]."""
+    return [name for name, held in zip(classes, present, strict=True) if held]
 
 
 def _inside(folder: Path, image_id: str, suffix: str) -> Path:

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from cpn_fast.console.commands import CommandLine
-from cpn_fast.console.terminal import duration
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.types import Source
 from cpn_fast.files.digest import weights_sha256
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.output_folder import MANIFEST_NAME, explained_writes
+from cpn_fast.files.progress import duration
 from cpn_fast.pipeline.page import write_page
 from cpn_fast.pipeline.plan import PipelineConfig, Stage, parse, plan, settings_of
 from cpn_fast.pipeline.runner import Outcome, Runner, run_process

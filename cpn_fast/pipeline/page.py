@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cpn_fast.console.terminal import duration
 from cpn_fast.data.sources.spread import spread
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.masks import read_mask
 from cpn_fast.files.output_folder import explained_writes
+from cpn_fast.files.progress import duration
 from cpn_fast.pipeline.plan import PipelineConfig
 from cpn_fast.pipeline.state import StageResult
 from cpn_fast.report import page

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
+import logging
 import math
-import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from rich.console import Console
 
-from cpn_fast.console.terminal import duration, item_progress
-from cpn_fast.device import ready_device, threads_shared_by
+from cpn_fast.device import ready_device
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.manifest import Manifest
-from cpn_fast.files.mask_folder import MASK_FOLDER
-from cpn_fast.files.masks import write_labelmap
-from cpn_fast.files.output_folder import MANIFEST_NAME, explained_writes, record_settings
-from cpn_fast.inference.disk_space import FILE_BYTES, MASK_BYTES, SOFT_BYTES, USUAL_PIXELS, need_space
+from cpn_fast.files.jobs import JobSummary
+from cpn_fast.files.jobs import run as run_jobs
+from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.inference.options import check_counts
 from cpn_fast.models.affinity_labels import alpha_of_beta
 from cpn_fast.refine.crf import Background, CrfStep
-from cpn_fast.refine.image import SOFT_BETA, Beginning, Refiner, Step
-from cpn_fast.refine.labelled_folder import LabelledFolder, check_power
+from cpn_fast.refine.image import SOFT_BETA, Beginning, RefineJobs, Step, step_settings
+from cpn_fast.refine.labelled_folder import LabelledFolder
 from cpn_fast.refine.options import BackgroundRule, PostprocessConfig
 from cpn_fast.refine.random_walk import WalkStep
 from cpn_fast.runs.digest import weights_digest
@@ -35,58 +25,65 @@ from cpn_fast.runs.folder import RunFolder
 from cpn_kernels import native_library
 from cpn_kernels.ops.dense_crf import Settings
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class PostprocessSummary:
+class PostprocessSummary(JobSummary):
     """What a refinement did.
 
     Attributes:
-        written: masks written now.
-        skipped: masks that were done already.
-        failed: images whose files could not be read; the manifest says why.
-        changed: mean share of pixels that got another label, over those written; NaN without any.
-        output: the folder.
+        changed: mean share of pixels that got another label, over the masks written; NaN without any.
     """
 
-    written: int
-    skipped: int
-    failed: int
-    changed: float
-    output: Path
+    changed: float = math.nan
 
 
-def run_postprocess(config: PostprocessConfig) -> PostprocessSummary:
+def run_postprocess(config: PostprocessConfig, progress: Progress = SILENT) -> PostprocessSummary:
     """Refine a folder of masks.
 
     Args:
         config: what to refine, and how.
+        progress: where plan, bar and result are shown.
 
     Returns:
         how many masks were written, skipped, failed.
 
     Raises:
-        DataError: for a folder or option that does not fit, an output folder of other settings, a full disk, or if no
-            image at all could be refined.
+        DataError: for a folder or option that does not fit, an output folder of other settings or that another command
+            writes to, a full disk, or if no image at all could be refined.
     """
-    console, workers = Console(), config.workers or torch.get_num_threads()
+    jobs = _jobs(config)
+    _warn(jobs)
+    summary = run_jobs(jobs, progress)
+    changed = sum(entry["changed"] for entry in summary.done) / summary.written if summary.written else math.nan
+    text = f"{summary.written} masks written to {jobs.written.masks}"
+    progress.say(text + (f"; {100 * changed:.1f}% of their pixels got another label" if summary.written else ""))
+    return PostprocessSummary(**vars(summary), changed=changed)
+
+
+def _jobs(config: PostprocessConfig) -> RefineJobs:
     crf = _check_options(config)
     folder = LabelledFolder.open(config.masks, config.data)
     if not config.hard:
         folder.need_soft_maps(f" (better), or take the hard masks with --hard, each label {config.gt_prob:g} sure")
-    beginning = Beginning(_background(config, folder), config.gt_prob)
-    refiner = Refiner(folder, config.output, beginning, _steps(config, crf), config.soft_maps)
-    settings = {"classes": list(folder.classes), **refiner.settings(), **folder.about()}
+    beginning, steps = Beginning(_background(config, folder), config.gt_prob), _steps(config, crf)
+    settings = {"classes": list(folder.classes), **step_settings(beginning, steps), **folder.about()}
     if config.soft_maps:
         settings["beta"] = SOFT_BETA
-    with explained_writes(config.output, "settings and labelmap"):
-        record_settings(config.output, settings, config.overwrite, "postprocessed")
-        write_labelmap(config.output / "labelmap.txt", folder.classes)
-    with Manifest(config.output / MANIFEST_NAME) as manifest:
-        known = manifest.entries()
-        todo = [entry for entry in folder.entries if not refiner.is_done(known.get(entry["id"]))]
-        _say_plan(console, refiner, todo, len(folder.entries) - len(todo))
-        made = list(_refine_all(console, refiner, manifest, todo, workers))
-    return _result(console, config, made, len(folder.entries) - len(todo))
+    return RefineJobs(
+        output=config.output, items=folder.entries, settings=settings, data=str(folder.path),
+        workers=config.workers or torch.get_num_threads(), overwrite=config.overwrite,
+        folder=folder, beginning=beginning, steps=steps, soft_maps=config.soft_maps,
+    )  # fmt: skip
+
+
+def _warn(jobs: RefineJobs) -> None:
+    band = jobs.folder.settings.get("void_band")
+    if jobs.beginning.background is not None and band is not None:
+        log.warning("the labelling's void band %s is not applied: no pixel stays void", band)
+    if not native_library.available():
+        log.warning("without the native library: plain torch, which is slower")
 
 
 def _check_options(config: PostprocessConfig) -> Settings | None:
@@ -121,7 +118,7 @@ def _background(config: PostprocessConfig, folder: LabelledFolder) -> Background
     if config.hard:
         return None
     if config.alpha is not None:
-        return Background("power", check_power("alpha", config.alpha))
+        return Background("power", _positive("alpha", config.alpha))
     beta = folder.beta(config.beta)
     if _rule(config) == "constant":
         return Background("constant", beta)
@@ -133,79 +130,18 @@ def _background(config: PostprocessConfig, folder: LabelledFolder) -> Background
 def _steps(config: PostprocessConfig, crf: Settings | None) -> tuple[Step, ...]:
     steps: list[Step] = []
     if config.random_walk is not None:
-        run = RunFolder(config.random_walk)
-        if not run.exists():
-            raise DataError(f"--random-walk {run.path}: no run there; expected the --output of `cpn affinity`")
-        net = run.load_affinity_net(ready_device(config.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        steps.append(WalkStep(net, weights_digest(run), config.steps, config.power, config.scale))
+        trained = RunFolder(config.random_walk)
+        if not trained.exists():
+            raise DataError(f"--random-walk {trained.path}: no run there; expected the --output of `cpn affinity`")
+        net = trained.load_affinity_net(ready_device(config.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        steps.append(WalkStep(net, weights_digest(trained), config.steps, config.power, config.scale))
     if crf is not None:
         steps.append(CrfStep(crf))
     return tuple(steps)
 
 
-def _say_plan(console: Console, refiner: Refiner, todo: Sequence[Any], skipped: int) -> None:
-    """What will be done and the disk it takes; refuses where that is more than there is."""
-    background = refiner.beginning.background
-    begin = (
-        f"hard masks ({refiner.beginning.gt_prob:g} sure, void unsure)"
-        if background is None
-        else f"soft maps, background {background.rule} {background.value:.4g}"
-    )
-    lines = [f"[bold]{len(todo)}[/] masks of {refiner.folder.path} to refine, {skipped} done already; {begin}"]
-    for step in refiner.steps:
-        lines.append(", ".join(f"{key} {value:g}" for key, value in step.settings().items() if not key.endswith("256")))
-    band = refiner.folder.settings.get("void_band")
-    if background is not None and band is not None:
-        lines.append(f"[yellow]the labelling's void band {band} is not applied: no pixel stays void[/]")
-    if not native_library.available():
-        lines.append("[yellow]without the native library: plain torch, which is slower[/]")
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
-    pixels = sum(entry.get("width", 0) * entry.get("height", 0) or USUAL_PIXELS for entry in todo)
-    each = MASK_BYTES + (SOFT_BYTES if refiner.soft_maps else 0)
-    need_space(refiner.output, "masks", pixels * each + FILE_BYTES * len(todo))
-
-
-def _refine_all(
-    console: Console, refiner: Refiner, manifest: Manifest, todo: Sequence[Any], workers: int
-) -> Iterator[dict[str, Any]]:
-    """Refine in threads and yield the manifest's entries; the first images give the time estimate."""
-    pending: deque[Future[dict[str, Any]]] = deque()
-    start, rest = time.monotonic(), iter(todo)
-    with (
-        item_progress(console, "refine", len(todo)) as advance,
-        threads_shared_by(workers),
-        ThreadPoolExecutor(workers) as pool,
-    ):
-        pending.extend(pool.submit(refiner, entry) for entry in itertools.islice(rest, 2 * workers))
-        for number in range(1, len(todo) + 1):
-            made = pending.popleft().result()
-            with explained_writes(refiner.output, MANIFEST_NAME):
-                manifest.append(made)
-            advance(1)
-            if number == workers:
-                expected = (time.monotonic() - start) / number * len(todo)
-                console.print(f"time: about {duration(expected)}, by the first {number}", highlight=False)
-            pending.extend(pool.submit(refiner, entry) for entry in itertools.islice(rest, 1))
-            yield made
-
-
-def _result(
-    console: Console, config: PostprocessConfig, made: Sequence[dict[str, Any]], skipped: int
-) -> PostprocessSummary:
-    ok = [entry for entry in made if entry["status"] == "ok"]
-    failed = [entry for entry in made if entry["status"] != "ok"]
-    changed = sum(entry["changed"] for entry in ok) / len(ok) if ok else math.nan
-    text = f"{len(ok)} masks written to {config.output / MASK_FOLDER}"
-    if ok:
-        text += f"; {100 * changed:.1f}% of their pixels got another label"
-    console.print(text, highlight=False, soft_wrap=True)
-    if failed:
-        first = failed[0]["error"]
-        console.print(
-            f"[red]{len(failed)} could not be refined[/], see {config.output / MANIFEST_NAME}; the first: ", end=""
-        )
-        console.print(first, markup=False, highlight=False, soft_wrap=True)
-        if not ok and not skipped:
-            raise DataError(f"none of the {len(failed)} images could be refined; the first: {first}")
-    return PostprocessSummary(len(ok), skipped, len(failed), changed, config.output)
+def _positive(name: str, value: float) -> float:
+    """`value`, or a DataError where it is no number above 0; `name` is the option's."""
+    if not (math.isfinite(value) and value > 0):
+        raise DataError(f"--{name} {value}: expected a number above 0")
+    return value

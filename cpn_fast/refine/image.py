@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -13,14 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cpn_fast.data.types import VOID
+from cpn_fast.device import threads_shared_by
+from cpn_fast.files.digest import file_digest
+from cpn_fast.files.disk_space import FILE_BYTES, MASK_BYTES, SOFT_BYTES, USUAL_PIXELS
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.mask_folder import mask_path, soft_path
-from cpn_fast.files.masks import read_mask, write_mask
+from cpn_fast.files.jobs import Entry, ImageJobs, error_entry
+from cpn_fast.files.mask_folder import MaskFolder, check_size, foreground_share
 from cpn_fast.files.max_side import enlarge
-from cpn_fast.files.output_folder import explained_writes
-from cpn_fast.files.soft_maps import SoftMaps, write_soft_maps
+from cpn_fast.files.soft_maps import SoftMaps
 from cpn_fast.refine.crf import Background, background_scores
-from cpn_fast.refine.labelled_folder import LabelledFolder, check_size, file_digest
+from cpn_fast.refine.labelled_folder import LabelledFolder
 from cpn_kernels.ops.dense_crf import probabilities_from_labels
 
 SOFT_BETA = 0.5
@@ -71,81 +74,87 @@ class Scores:
     mask: NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class Refiner:
-    """How one image's files become a refined mask. Called in threads.
+@dataclass(frozen=True, kw_only=True)
+class RefineJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
+    """Files of a labelling to refined masks; the images are the lines of its manifest.
 
     Attributes:
         folder: the labelling.
-        output: folder of the refined masks.
         beginning: what the steps begin with.
         steps: one after the other.
         soft_maps: also write the refined scores as class maps (see `refined_maps`).
     """
 
+    verb: ClassVar[str] = "refine"
+    participle: ClassVar[str] = "postprocessed"
+    needed_to: ClassVar[str] = "refined"
+
     folder: LabelledFolder
-    output: Path
     beginning: Beginning
     steps: tuple[Step, ...]
     soft_maps: bool = False
 
+    @property
+    def written(self) -> MaskFolder:
+        """Where the refined masks go."""
+        return MaskFolder.at(self.output)
+
     def source_path(self, image_id: str) -> Path:
         """The file that the refinement of an image begins with."""
-        return (mask_path if self.beginning.background is None else soft_path)(self.folder.path, image_id)
+        masks = self.folder.masks
+        return masks.mask_path(image_id) if self.beginning.background is None else masks.soft_path(image_id)
 
-    def digest(self, image_id: str) -> str | None:
-        """SHA-256 of that file; None where it cannot be read."""
-        return file_digest(self.source_path(image_id))
+    def id_of(self, item: Mapping[str, Any]) -> str:
+        """The labelling's id."""
+        return item["id"]
 
-    def settings(self) -> dict[str, Any]:
-        """What decides the mask beside its input, JSON-able."""
-        merged = self.beginning.settings()
-        for step in self.steps:
-            merged |= step.settings()
-        return merged
+    def is_done(self, item: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
+        """Whether the files are there and their input is unchanged."""
+        digest = file_digest(self.source_path(item["id"]))
+        return self.written.has(item["id"], self.soft_maps) and digest in (None, entry.get("input_sha256"))
 
-    def is_done(self, entry: Mapping[str, Any] | None) -> bool:
-        """Whether the files that a manifest entry of the output speaks of are there and their input is unchanged."""
-        if entry is None or entry.get("status") != "ok" or not mask_path(self.output, entry["id"]).is_file():
-            return False
-        if self.soft_maps and not soft_path(self.output, entry["id"]).is_file():
-            return False
-        return self.digest(entry["id"]) in (None, entry.get("input_sha256"))
+    def bytes_needed(self, todo: Sequence[Mapping[str, Any]]) -> float:
+        """By the sizes that the labelling has recorded."""
+        pixels = sum(entry.get("width", 0) * entry.get("height", 0) or USUAL_PIXELS for entry in todo)
+        return pixels * (MASK_BYTES + (SOFT_BYTES if self.soft_maps else 0)) + FILE_BYTES * len(todo)
 
-    def __call__(self, entry: Mapping[str, Any]) -> dict[str, Any]:
-        """Refine one image and write its mask.
+    def prepare(self) -> None:
+        """The labelmap."""
+        self.written.write_labelmap(self.folder.classes)
 
-        Args:
-            entry: its line of the labelling's manifest.
+    def about(self) -> str:
+        """What the steps begin with, and their numbers."""
+        background = self.beginning.background
+        if background is None:
+            begin = f"hard masks ({self.beginning.gt_prob:g} sure, void unsure)"
+        else:
+            begin = f"soft maps, background {background.rule} {background.value:.4g}"
+        numbers = [(key, value) for step in self.steps for key, value in step.settings().items()]
+        return ", ".join([begin, *(f"{key} {value:g}" for key, value in numbers if not key.endswith("256"))])
 
-        Returns:
-            the manifest entry; status "error" where image or maps cannot be read or do not fit each other.
+    def threads(self) -> AbstractContextManager[object]:
+        """The steps of several images share the cores."""
+        return threads_shared_by(self.workers)
 
-        Raises:
-            DataError: where the mask cannot be written, or a step's numbers do not fit the image.
-        """
-        image_id, path = entry["id"], self.folder.image_path(entry)
+    def work(self, item: Mapping[str, Any]) -> Entry:
+        """Refine one image and write its mask; raises also where a step's numbers do not fit the image."""
+        image_id, path = item["id"], self.folder.image_path(item)
         try:
-            digest = self.digest(image_id)
-            image = self.folder.read_image(entry)
+            digest = file_digest(self.source_path(image_id))
+            image = self.folder.read_image(item)
             before = self._read(image_id)
             check_size(self.source_path(image_id), before.mask.shape, path, image)
         except DataError as error:
-            return {"id": image_id, "status": "error", "image": str(path), "error": str(error)}
+            return error_entry(image_id, path, str(error))
         mask = self._refine(image_id, image, before)
         return {
-            "id": image_id,
-            "status": "ok",
-            "image": str(path),
-            "mask": mask_path(Path(), image_id).as_posix(),
-            "width": mask.shape[1],
-            "height": mask.shape[0],
-            "labels": entry.get("labels"),
-            "labels_from": entry.get("labels_from"),
-            "foreground": round(float(np.mean((mask > 0) & (mask < VOID))), 4),
+            **self.written.describe(image_id, path, mask),
+            "labels": item.get("labels"),
+            "labels_from": item.get("labels_from"),
+            "foreground": foreground_share(mask),
             "changed": round(float(np.mean(mask != before.mask)), 4),
             "input_sha256": digest,
-            "settings": self.settings(),
+            "settings": step_settings(self.beginning, self.steps),
         }
 
     def _refine(self, image_id: str, image: NDArray[np.uint8], before: Scores) -> NDArray[np.uint8]:
@@ -155,25 +164,33 @@ class Refiner:
             for step in self.steps:
                 scores = step(image_id, image, scores)
         mask = before.mask if decided else _mask_of(before.values, scores, before.mask.shape)
-        with explained_writes(self.output, f"the mask of {image_id}"):
-            if self.soft_maps:
-                soft = SoftMaps(before.values[1:], refined_maps(scores), (mask.shape[0], mask.shape[1]))
-                write_soft_maps(soft_path(self.output, image_id), soft)
-            write_mask(mask_path(self.output, image_id), mask)
+        soft = None
+        if self.soft_maps:
+            soft = SoftMaps(before.values[1:], refined_maps(scores), (mask.shape[0], mask.shape[1]))
+        self.written.write(image_id, mask, soft)
         return mask
 
     def _read(self, image_id: str) -> Scores:
+        masks, num_classes = self.folder.masks, len(self.folder.classes)
         if self.beginning.background is not None:
-            soft = self.folder.read_maps(image_id, ", or take the hard masks with --hard")
+            soft = masks.read_soft(image_id, num_classes, ", or take the hard masks with --hard")
             values = np.concatenate([[0], soft.classes]).astype(np.uint8)
             scores = background_scores(soft.maps, self.beginning.background)
             return Scores(values, scores, _mask_of(values, scores, soft.size))
-        mask = read_mask(self.source_path(image_id), len(self.folder.classes))
+        mask = masks.read(image_id, num_classes)
         values = np.union1d([0], mask[mask != VOID]).astype(np.uint8)
         channel = np.full(256, VOID, dtype=np.uint8)
         channel[values] = np.arange(len(values))
         labels = torch.from_numpy(channel[mask])[None]
         return Scores(values, probabilities_from_labels(labels, len(values), self.beginning.gt_prob), mask)
+
+
+def step_settings(beginning: Beginning, steps: Sequence[Step]) -> dict[str, Any]:
+    """What decides a refined mask beside its input, JSON-able."""
+    merged = beginning.settings()
+    for step in steps:
+        merged |= step.settings()
+    return merged
 
 
 def refined_maps(scores: Tensor) -> NDArray[np.float32]:

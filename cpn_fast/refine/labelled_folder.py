@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +13,10 @@ from numpy.typing import NDArray
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import read_image
-from cpn_fast.files.manifest import Manifest
-from cpn_fast.files.mask_folder import SOFT_FOLDER, soft_path
+from cpn_fast.files.mask_folder import SOFT_FOLDER, MaskFolder
 from cpn_fast.files.masks import read_labelmap
-from cpn_fast.files.output_folder import MANIFEST_NAME, SETTINGS_NAME, read_settings
-from cpn_fast.files.regular import is_regular, open_regular
-from cpn_fast.files.soft_maps import SoftMaps, read_soft_maps
+from cpn_fast.files.output_folder import MANIFEST_NAME, SETTINGS_NAME
+from cpn_fast.files.regular import is_regular
 
 
 @dataclass(frozen=True)
@@ -28,14 +24,14 @@ class LabelledFolder:
     """What a labelling says of itself.
 
     Attributes:
-        path: the folder.
+        masks: the folder.
         entries: the manifest's entries of the labelled images, each with `id` and `image`, in their order.
         classes: the K foreground class names.
         settings: of the labelling, such as `beta`; empty where it left none.
         images: image path by id, where they are known better than the manifest says.
     """
 
-    path: Path
+    masks: MaskFolder
     entries: tuple[Mapping[str, Any], ...]
     classes: tuple[str, ...]
     settings: Mapping[str, Any]
@@ -52,10 +48,10 @@ class LabelledFolder:
         Raises:
             DataError: if it is no such folder, or nothing is labelled in it.
         """
-        manifest, settings = path / MANIFEST_NAME, path / SETTINGS_NAME
+        masks, manifest = MaskFolder.at(path), path / MANIFEST_NAME
         if not manifest.is_file():
-            raise DataError(f"{manifest}: not there; expected a folder that `cpn label` wrote: give that")
-        entries = list(Manifest(manifest).entries().values())
+            raise DataError(f"{manifest}: not found; expected a folder that `cpn label` wrote: give that")
+        entries = list(masks.manifest().entries().values())
         ok = [entry for entry in entries if entry.get("status") == "ok"]
         if not ok:
             raise DataError(
@@ -64,8 +60,12 @@ class LabelledFolder:
         for entry in ok:
             if not isinstance(entry.get("image"), str):
                 raise DataError(f"{manifest}: {entry['id']!r} has no `image`, the path of its image; label it again")
-        stored = read_settings(settings) if settings.is_file() else {}
-        return cls(path, tuple(ok), read_labelmap(path / "labelmap.txt"), stored, images_of(data))
+        return cls(masks, tuple(ok), read_labelmap(path / "labelmap.txt"), masks.settings(), images_of(data))
+
+    @property
+    def path(self) -> Path:
+        """The folder of labelmap, manifest and settings."""
+        return self.masks.root
 
     def need_soft_maps(self, otherwise: str = "") -> None:
         """Raise DataError where the folder has no class maps; `otherwise` ends the advice."""
@@ -104,48 +104,6 @@ class LabelledFolder:
                 "from the folder where it was labelled, or give --data SOURCE, where it is found by its id"
             )
         return read_image(path)
-
-    def read_maps(self, image_id: str, otherwise: str = "") -> SoftMaps:
-        """The class maps of an image.
-
-        Raises:
-            DataError: where they are missing (`otherwise` ends the advice), damaged, or hold another class than 1..K.
-        """
-        path = soft_path(self.path, image_id)
-        if not is_regular(path):
-            raise DataError(f"{path}: not there; label again with --soft-maps{otherwise}")
-        soft = read_soft_maps(path)
-        wrong = [int(value) for value in soft.classes if not 1 <= value <= len(self.classes)]
-        if wrong:
-            raise DataError(
-                f"{path}: maps of class {wrong[0]}; expected 1..{len(self.classes)} by labelmap.txt: label it again"
-            )
-        return soft
-
-
-def check_size(path: Path, found: tuple[int, int], image_path: Path, image: NDArray[np.uint8]) -> None:
-    """Raise DataError unless what was made of an image, (height, width), has its size, uint8 [H, W, 3]."""
-    if found != image.shape[:2]:
-        raise DataError(
-            f"{path}: made for {found[1]} x {found[0]} pixels but {image_path} is {image.shape[1]} x "
-            f"{image.shape[0]}; expected equal sizes: label the image again"
-        )
-
-
-def check_power(name: str, value: float) -> float:
-    """`value`, or a DataError where it is no number above 0; `name` is the option's."""
-    if not (math.isfinite(value) and value > 0):
-        raise DataError(f"--{name} {value}: expected a number above 0")
-    return value
-
-
-def file_digest(path: Path) -> str | None:
-    """SHA-256 of a file as hexadecimal; None where it cannot be read."""
-    try:
-        with open_regular(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, DataError):
-        return None
 
 
 def images_of(data: str | None) -> dict[str, Path]:

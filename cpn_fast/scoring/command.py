@@ -19,8 +19,7 @@ from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import records_of, spread_evenly
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.mask_folder import MASK_FOLDER, classes_of, find_masks
-from cpn_fast.files.masks import read_mask
+from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.image_size import warn_of_size
 from cpn_fast.inference.options import check_counts
@@ -218,7 +217,7 @@ def _say_counts(console: Console, config: EvaluateConfig, about: dict[str, Any])
 def _evaluate_masks(config: EvaluateConfig, source: Source, records: Sequence[Record]) -> dict[str, Any]:
     console = Console()
     folder = _mask_folder(config.target)
-    classes = classes_of(folder) or tuple(source.classes)
+    classes = folder.classes() or tuple(source.classes)
     mapping = ClassMapping.between(source.classes, classes)
     confusion = np.zeros((len(classes) + 1, len(classes) + 2), dtype=np.int64)
     missing: list[str] = []
@@ -252,8 +251,8 @@ def _evaluate_masks(config: EvaluateConfig, source: Source, records: Sequence[Re
     return metrics
 
 
-def _mask_folder(target: Path) -> Path:
-    folder = find_masks(target)
+def _mask_folder(target: Path) -> MaskFolder:
+    folder = MaskFolder.find(target)
     if folder is None:
         raise DataError(
             f"{target}: neither a run (config.json) nor a folder of masks ({MASK_FOLDER}/ID.png or ID.png); give the "
@@ -263,7 +262,7 @@ def _mask_folder(target: Path) -> Path:
 
 
 def _count_masks(
-    source: Source, records: Sequence[Record], folder: Path, mapping: ClassMapping, workers: int
+    source: Source, records: Sequence[Record], folder: MaskFolder, mapping: ClassMapping, workers: int
 ) -> Iterator[NDArray[np.int64] | Path | None]:
     """Per record: its confusion counts, or the path of the mask that is missing, or None without ground truth."""
 
@@ -271,10 +270,10 @@ def _count_masks(
         truth = source.read(record, with_mask=True).mask
         if truth is None:
             return None
-        path = folder / f"{record.id}.png"
+        path = folder.mask_path(record.id)
         if not path.is_file():
             return path
-        predicted = read_mask(path, mapping.num_classes)
+        predicted = folder.read(record.id, mapping.num_classes)
         truth = mapping.mask(truth)
         check_mask(truth, predicted.shape, mapping.num_classes, f"{record.mask_path or record.image_path} and {path}")
         return confusion_of(truth, predicted, mapping.num_classes)
@@ -285,7 +284,9 @@ def _count_masks(
             yield from pool.map(count, records[start : start + chunk])
 
 
-def _check_found(config: EvaluateConfig, folder: Path, total: int, without_truth: int, missing: Sequence[str]) -> None:
+def _check_found(
+    config: EvaluateConfig, folder: MaskFolder, total: int, without_truth: int, missing: Sequence[str]
+) -> None:
     with_truth = total - without_truth
     if not with_truth:
         raise DataError(
@@ -294,7 +295,7 @@ def _check_found(config: EvaluateConfig, folder: Path, total: int, without_truth
         )
     if missing and (len(missing) == with_truth or not config.allow_missing):
         raise DataError(
-            f"{folder}: {len(missing)} of {with_truth} images with ground truth have no mask there, the first "
+            f"{folder.masks}: {len(missing)} of {with_truth} images with ground truth have no mask there, the first "
             f"{missing[0]}; label them first"
             + ("" if len(missing) == with_truth else ", or score the rest with --allow-missing")
         )

@@ -17,9 +17,7 @@ from cpn_fast.data.loading.parallel import parallel_map
 from cpn_fast.data.sources.base import check_same_size
 from cpn_fast.data.types import Record, Sample, Source
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.images import image_size
-from cpn_fast.files.mask_folder import MASK_FOLDER, classes_of, find_masks
-from cpn_fast.files.masks import read_mask
+from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder
 from cpn_fast.inference.class_mapping import ClassMapping
 
 log = logging.getLogger(__name__)
@@ -70,38 +68,27 @@ class FolderMasks:
 
     Attributes:
         source: reads the images.
-        folder: holds ID.png.
+        folder: the masks.
         mapping: the folder's classes in the source's order.
     """
 
     source: Source
-    folder: Path
+    folder: MaskFolder
     mapping: ClassMapping
-
-    def path(self, record: Record) -> Path:
-        """Where the mask of a record lies."""
-        return self.folder / f"{record.id}.png"
 
     def read(self, record: Record) -> Sample:
         """Image and mask."""
-        path = self.path(record)
-        mask = read_mask(path, len(self.mapping.labels))
+        path = self.folder.mask_path(record.id)
+        mask = self.folder.read(record.id, len(self.mapping.labels))
         sample = self.source.read(dataclasses.replace(record, mask_path=path))
         check_same_size(sample.record, sample.image, mask)
         return dataclasses.replace(sample, mask=self.mapping.mask(mask))
 
     def check(self, record: Record) -> str | None:
         """Read the mask, and of the image its header."""
-        path = self.path(record)
-        if not path.is_file():
-            return str(path)
-        height, width = read_mask(path, len(self.mapping.labels)).shape
-        expected = image_size(record.image_path)
-        if (width, height) != expected:
-            raise DataError(
-                f"{path}: the mask is {width} x {height} pixels, its image {record.image_path} {expected[0]} x "
-                f"{expected[1]} (after EXIF rotation); make the mask again from this image"
-            )
+        if not self.folder.has(record.id):
+            return str(self.folder.mask_path(record.id))
+        self.folder.read(record.id, len(self.mapping.labels), record.image_path)
         return None
 
 
@@ -117,13 +104,13 @@ def open_masks(masks: str, source: Source) -> TrainingMasks:
     """
     if masks == TRUTH:
         return TruthMasks(source)
-    folder = find_masks(Path(masks))
+    folder = MaskFolder.find(Path(masks))
     if folder is None:
         raise DataError(
             f"--masks {masks}: no masks there ({MASK_FOLDER}/ID.png or ID.png); give the folder that `cpn label` or "
             f"`cpn postprocess` wrote, or `--masks {TRUTH}` for the masks of {source.spec}"
         )
-    classes = classes_of(folder) or source.classes
+    classes = folder.classes() or source.classes
     unknown = [name for name in classes if name not in source.classes]
     if unknown:
         raise DataError(

@@ -9,10 +9,8 @@ from pathlib import Path
 from cpn_fast.data.sources.voc import VOC_CLASSES
 from cpn_fast.files.atomic import atomic_path
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.manifest import Manifest
-from cpn_fast.files.mask_folder import MASK_FOLDER, mask_path
+from cpn_fast.files.mask_folder import MaskFolder
 from cpn_fast.files.output_folder import MANIFEST_NAME, explained_writes
-from cpn_fast.files.regular import read_regular
 
 FOLDER = "results/VOC2012/Segmentation/comp5_test_cls"
 
@@ -37,12 +35,13 @@ def write_voc_zip(path: Path, output: Path, ids: Sequence[str]) -> None:
     Raises:
         DataError: where a mask is missing or the zip cannot be written.
     """
-    done = Manifest(output / MANIFEST_NAME).done()
-    missing = [name for name in ids if name not in done or not mask_path(output, name).is_file()]
+    folder = MaskFolder.at(output)
+    done = folder.manifest().done()
+    missing = [name for name in ids if name not in done or not folder.has(name)]
     if missing:
         raise DataError(
-            f"{path} is not written: {len(missing)} of {len(ids)} images have no mask in {output / MASK_FOLDER}, the "
-            f"first {missing[0]}; mend what {output / MANIFEST_NAME} says of them and call again"
+            f"{path} is not written: {len(missing)} of {len(ids)} images have no mask in {folder.masks}, the "
+            f"first {missing[0]}; fix what {output / MANIFEST_NAME} says of them and rerun the command"
         )
     with (
         explained_writes(path, "the zip"),
@@ -50,4 +49,4 @@ def write_voc_zip(path: Path, output: Path, ids: Sequence[str]) -> None:
         zipfile.ZipFile(temporary, "x", zipfile.ZIP_STORED) as archive,  # PNGs are compressed already
     ):
         for name in ids:
-            archive.writestr(zipfile.ZipInfo(f"{FOLDER}/{name}.png"), read_regular(mask_path(output, name)))
+            archive.writestr(zipfile.ZipInfo(f"{FOLDER}/{name}.png"), folder.mask_path(name).read_bytes())

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-import cpn_fast.affinity.labels as synthesis_module
+import cpn_fast.affinity.labels as labels_module
 from cpn_fast.affinity.batches import AffinityBatch, AffinityStream, crop_labels
 from cpn_fast.affinity.command import run_affinity
 from cpn_fast.affinity.labels import LabelStore
@@ -23,10 +23,10 @@ from cpn_fast.affinity.task import AffinityStage
 from cpn_fast.config.training import AffinityConfig, AugmentOptions
 from cpn_fast.data.loading.augment import Geometry
 from cpn_fast.data.loading.steps import Span
+from cpn_fast.files import disk_space
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import write_mask
 from cpn_fast.files.soft_maps import read_soft_maps, write_soft_maps
-from cpn_fast.inference import disk_space
 from cpn_fast.models.affinity_labels import affinity_labels
 from cpn_fast.models.affinity_net import affinity_loss, pair_counts, pair_labels
 from cpn_fast.refine.labelled_folder import LabelledFolder
@@ -305,13 +305,13 @@ def test_a_run_is_not_begun_twice(begun):
         run_affinity(replace(begun, resume=False))
 
 
-def test_an_image_that_is_gone_is_recorded_and_the_rest_is_trained_on(masks, tmp_path, capsys):
+def test_an_image_that_is_gone_is_recorded_and_the_rest_is_trained_on(masks, tmp_path, caplog):
     gone = Path(lines(masks / "manifest.jsonl")["2"]["image"])
     gone.unlink()
     run = run_affinity(config(masks, tmp_path / "aff", max_steps=1))
     entry = lines(run.path / "labels" / "manifest.jsonl")["2"]
     assert entry["status"] == "error" and str(gone) in entry["error"] and "--data SOURCE" in entry["error"]
-    assert "1 images are left out" in capsys.readouterr().err.replace("\n", " ")
+    assert "1 of 4 images are excluded" in caplog.text and str(gone) in caplog.text
     assert [e["id"] for e in LabelStore(run.path / "labels").frozen] == ["0", "1", "3"]
 
 
@@ -333,9 +333,9 @@ def test_a_stopped_synthesis_goes_on(masks, tmp_path, monkeypatch, error, raised
         write_soft_maps(path, soft)
 
     start = config(masks, tmp_path / "aff", max_steps=1)
-    monkeypatch.setattr(synthesis_module, "available_cores", lambda: 1)
+    monkeypatch.setattr(labels_module, "available_cores", lambda: 1)
     with monkeypatch.context() as patch:
-        patch.setattr(synthesis_module, "write_soft_maps", write)
+        patch.setattr(labels_module, "write_soft_maps", write)
         with pytest.raises(raised, match=message):
             run_affinity(start)
     with pytest.raises(DataError, match="stopped while its labels were made; repeat that call, without --resume"):
@@ -343,7 +343,7 @@ def test_a_stopped_synthesis_goes_on(masks, tmp_path, monkeypatch, error, raised
     assert len(lines(start.output / "labels" / "manifest.jsonl")) == 2
     made = []
     monkeypatch.setattr(
-        synthesis_module, "write_soft_maps", lambda path, soft: (made.append(path.stem), write_soft_maps(path, soft))
+        labels_module, "write_soft_maps", lambda path, soft: (made.append(path.stem), write_soft_maps(path, soft))
     )
     assert len(run_affinity(start).records("step")) == 1
     assert sorted(made) == ["2", "2", "3", "3"]
@@ -383,7 +383,7 @@ def test_what_is_missing_is_said(masks, tmp_path):
     shutil.rmtree(masks / "SoftMaps")
     with pytest.raises(DataError, match=r"no class maps there; call `cpn label` again with --soft-maps"):
         run_affinity(config(masks, tmp_path / "aff"))
-    with pytest.raises(DataError, match=r"manifest\.jsonl: not there; expected a folder that `cpn label` wrote"):
+    with pytest.raises(DataError, match=r"manifest\.jsonl: not found; expected a folder that `cpn label` wrote"):
         run_affinity(config(tmp_path, tmp_path / "aff"))
 
 

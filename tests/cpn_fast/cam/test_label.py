@@ -11,18 +11,19 @@ from PIL import Image
 import cpn_fast.cam.label as label_module
 from cpn_fast.cam.inference import open_labeller, predictions
 from cpn_fast.cam.label import LabelConfig, run_label
-from cpn_fast.cam.mask_writer import confidence
+from cpn_fast.console.terminal import TerminalProgress
 from cpn_fast.data.sources.demo_scenes import CLASSES
 from cpn_fast.data.sources.open import open_source
+from cpn_fast.files import disk_space
 from cpn_fast.files.contact_sheet import CELL, SheetItem, overlay, write_contact_sheet
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.mask_folder import mask_path
+from cpn_fast.files.mask_folder import MaskFolder
 from cpn_fast.files.masks import read_labelmap, voc_palette
 from cpn_fast.files.max_side import enlarge, reduce_image
 from cpn_fast.files.soft_maps import SoftMaps, read_soft_maps, write_soft_maps
-from cpn_fast.inference import disk_space
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.reader import Failure, InferenceOptions
+from cpn_fast.metrics.confidence import map_confidence, probability_confidence
 from cpn_fast.models.labeller import Labeller
 
 SCALES = (0.5, 1.0)
@@ -199,7 +200,7 @@ def test_bare_folder_without_labels_or_masks(run, tmp_path, capsys):
     photos, out = tmp_path / "photos", tmp_path / "out"
     write_images(photos)
     values = {"scales": SCALES, "beta": 0.3, "device": "cpu", "sheet": 2}
-    summary = run_label(LabelConfig(run.path, str(photos), out, **values))
+    summary = run_label(LabelConfig(run.path, str(photos), out, **values), TerminalProgress())
     assert (summary.written, summary.from_scores) == (5, 5)
     assert "5 without image labels" in capsys.readouterr().out
     expected = direct(run, photos, labelled=False)
@@ -356,16 +357,22 @@ def test_full_disk_is_said_before_the_work(run, data, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["../out", "/etc/x", "a/../../b", ""])
 def test_ids_that_lead_out_of_the_folder(tmp_path, name):
     with pytest.raises(DataError, match="leads out"):
-        mask_path(tmp_path, name)
+        MaskFolder.at(tmp_path).mask_path(name)
 
 
 def test_confidence_by_hand():
     maps = np.array([[[0.9, 0.1]], [[0.4, 0.0]]], np.float32)
     # pixel 1: (0.9 - 0.4) / (1 - 0.2); pixel 2 is background: (0.2 - 0.1) / 0.2
-    assert confidence(maps, 0.2) == pytest.approx((0.625 + 0.5) / 2)
-    assert confidence(maps[:1], 0.2) == pytest.approx((0.875 + 0.5) / 2)
-    assert confidence(np.full((1, 2, 2), 0.1, np.float32), 0.2) == 0  # a class is there, no pixel shows it
-    assert confidence(np.zeros((0, 2, 2), np.float32), 0.2) == 1
+    assert map_confidence(maps, 0.2) == pytest.approx((0.625 + 0.5) / 2)
+    assert map_confidence(maps[:1], 0.2) == pytest.approx((0.875 + 0.5) / 2)
+    assert map_confidence(np.full((1, 2, 2), 0.1, np.float32), 0.2) == 0  # a class is there, no pixel shows it
+    assert map_confidence(np.zeros((0, 2, 2), np.float32), 0.2) == 1
+
+
+def test_confidence_of_probabilities_by_hand():
+    probabilities = np.array([[[0.5, 0.1]], [[0.3, 0.2]], [[0.2, 0.7]]], np.float32)
+    assert probability_confidence(probabilities) == pytest.approx((0.2 + 0.5) / 2)
+    assert probability_confidence(probabilities[:1]) == 1
 
 
 def test_sheet_shows_the_least_confident_first(run, data, tmp_path, monkeypatch):

@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-import cpn_fast.refine.image as refiner_module
+import cpn_fast.files.mask_folder as mask_folder_module
 from cpn_fast.cam.label import LabelConfig, run_label
+from cpn_fast.console.terminal import TerminalProgress
 from cpn_fast.data.sources.open import open_source
+from cpn_fast.files import disk_space
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import read_labelmap, read_mask, write_mask
 from cpn_fast.files.soft_maps import read_soft_maps
-from cpn_fast.inference import disk_space
 from cpn_fast.models.affinity_labels import alpha_of_beta
 from cpn_fast.refine.command import PostprocessConfig, run_postprocess
 from cpn_fast.refine.crf import Background, as_probabilities, background_scores
@@ -74,7 +75,7 @@ def move_image(masks, entry):
 
 def test_masks_equal_the_crf_called_directly(labelled, to, capsys):
     out = to["output"]
-    summary = run_postprocess(config(labelled, **to))
+    summary = run_postprocess(config(labelled, **to), TerminalProgress())
     before, after, made = lines(labelled), found(out), lines(out)
     assert (summary.written, summary.skipped, summary.failed) == (6, 0, 0)
     assert after.keys() == before.keys() == made.keys()
@@ -194,14 +195,14 @@ class Killed(BaseException):
 def test_a_stopped_run_goes_on_and_leaves_nothing_half_written(labelled, to, monkeypatch, error, raised, message):
     out, count = to["output"], [0]
 
-    def write(path, mask):
+    def write(path, mask, palette):
         count[0] += 1
         if count[0] > 3:
             raise error
-        write_mask(path, mask)
+        write_mask(path, mask, palette)
 
     with monkeypatch.context() as patch:
-        patch.setattr(refiner_module, "write_mask", write)
+        patch.setattr(mask_folder_module, "write_mask", write)
         with pytest.raises(raised, match=message):
             run_postprocess(config(labelled, workers=1, **to))
     assert len(found(out)) == len(list((out / "SegmentationClass").iterdir())) == len(lines(out)) == 3
@@ -219,7 +220,7 @@ def test_hard_masks_with_void_unsure(masks, to, capsys):
     shutil.rmtree(masks / "SoftMaps")
     with pytest.raises(DataError, match=r"SoftMaps: no class maps there.*--soft-maps.*--hard"):
         run_postprocess(config(masks, **to))
-    run_postprocess(config(masks, hard=True, **to))
+    run_postprocess(config(masks, hard=True, **to), TerminalProgress())
     assert "hard masks (0.7 sure, void unsure)" in capsys.readouterr().out
     values = np.union1d([0], mask[mask != 255])
     labels = torch.from_numpy(np.where(mask == 255, 255, np.searchsorted(values, mask)))[None]
@@ -228,13 +229,13 @@ def test_hard_masks_with_void_unsure(masks, to, capsys):
     assert np.array_equal(found(to["output"])[name], values[refined])
 
 
-def test_an_image_that_moved_is_named_and_found_again_in_its_source(masks, to, labelled, capsys):
+def test_an_image_that_moved_is_named_and_found_again_in_its_source(masks, to, labelled, caplog):
     name, entry = next(iter(lines(masks).items()))
     gone = move_image(masks, entry)
     summary = run_postprocess(config(masks, **to))
     assert (summary.written, summary.failed) == (5, 1)
     error = lines(to["output"])[name]["error"]
-    assert gone in error and "--data SOURCE" in error and gone in capsys.readouterr().out.replace("\n", "")
+    assert gone in error and "--data SOURCE" in error and gone in caplog.text
     summary = run_postprocess(config(masks, data=f"demo:{labelled.parent / 'demo'}", **to))
     assert (summary.written, summary.skipped, summary.failed) == (1, 5, 0)
     assert lines(to["output"])[name]["image"] == entry["image"]
@@ -251,7 +252,7 @@ def test_no_image_is_there(masks, to):
     ("damage", "message"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:60]), "cannot read class maps"),
-        (lambda path: path.unlink(), "not there; label again with --soft-maps"),
+        (lambda path: path.unlink(), "not found; label again with --soft-maps"),
         (lambda path: save(path, size=(5, 7)), "made for 7 x 5 pixels but"),
         (lambda path: save(path, classes=[200]), "maps of class 200"),
     ],
@@ -282,7 +283,7 @@ def test_an_image_without_any_class_stays_background(masks, to):
 
 
 def test_a_folder_that_is_not_labelled(tmp_path):
-    with pytest.raises(DataError, match=r"manifest\.jsonl: not there; expected a folder that `cpn label` wrote"):
+    with pytest.raises(DataError, match=r"manifest\.jsonl: not found; expected a folder that `cpn label` wrote"):
         run_postprocess(config(tmp_path, output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
@@ -330,11 +331,11 @@ def test_full_disk_is_said_before_the_work(labelled, to, monkeypatch, tmp_path):
         run_postprocess(config(labelled, **to))
 
 
-def test_a_void_band_that_is_not_applied_is_said(masks, to, capsys):
+def test_a_void_band_that_is_not_applied_is_said(masks, to, caplog):
     path = masks / "settings.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"void_band": [0.2, 0.4]}))
     run_postprocess(config(masks, **to))
-    assert "void band [0.2, 0.4] is not applied" in capsys.readouterr().out
+    assert "void band [0.2, 0.4] is not applied" in caplog.text
 
 
 def test_refined_masks_are_scored_by_evaluate(labelled, to):

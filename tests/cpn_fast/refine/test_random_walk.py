@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cpn_fast.config.training import AffinityConfig
+from cpn_fast.console.terminal import TerminalProgress
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import read_mask
 from cpn_fast.files.soft_maps import SoftMaps, read_soft_maps, write_soft_maps
@@ -155,7 +156,7 @@ def test_steps_and_power_of_nothing(affinity_run):
 
 
 def test_masks_are_those_of_the_walk_from_the_power_of_beta(toys, affinity_run, tmp_path, capsys):
-    summary = run_postprocess(config(toys, affinity_run, tmp_path / "out", steps=8, beta=0.3))
+    summary = run_postprocess(config(toys, affinity_run, tmp_path / "out", steps=8, beta=0.3), TerminalProgress())
     assert (summary.written, summary.failed) == (4, 0)
     alpha, net = alpha_of_beta(0.3), affinity_run.load_affinity_net()
     masks = found(tmp_path / "out")

@@ -16,16 +16,17 @@ import pytest
 import torch
 from PIL import Image
 
+import cpn_fast.files.mask_folder as mask_folder_module
 import cpn_fast.segment.predict as predict_module
 from cpn_fast.cam.label import LabelConfig, run_label
 from cpn_fast.config.training import SegmentConfig
 from cpn_fast.data.sources.demo_scenes import CLASSES
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.voc import VOC_CLASSES
+from cpn_fast.files import disk_space
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import read_labelmap, read_mask, voc_palette
 from cpn_fast.files.max_side import enlarge, reduce_image
-from cpn_fast.inference import disk_space
 from cpn_fast.models.build import create_deeplab
 from cpn_fast.models.segmenter import Segmenter
 from cpn_fast.report.command import ReportConfig, run_report
@@ -258,18 +259,18 @@ def test_removed_image_is_recorded_and_made_up_for_later(run: Path, squares: Pat
 def test_full_disk_says_what_to_do_and_leaves_nothing_half(
     run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, calls = predict_module.write_mask, []
+    write, calls = mask_folder_module.write_mask, []
 
-    def full(path: Path, mask: np.ndarray) -> None:
+    def full(path: Path, mask: np.ndarray, palette: np.ndarray | None) -> None:
         calls.append(path)
         if len(calls) == 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, mask)
+        write(path, mask, palette)
 
-    monkeypatch.setattr(predict_module, "write_mask", full)
+    monkeypatch.setattr(mask_folder_module, "write_mask", full)
     with pytest.raises(DataError, match=r"cannot write the mask of val_\d \(No space left on device\).*goes on"):
         run_segment_predict(config(run, squares, workers=1))
-    monkeypatch.setattr(predict_module, "write_mask", write)
+    monkeypatch.setattr(mask_folder_module, "write_mask", write)
     left = [path.name for path in (tmp_path / "masks" / "SegmentationClass").iterdir()]
     assert calls[1].name not in left and not [name for name in left if name.startswith(".tmp")]
     run_segment_predict(config(run, squares))

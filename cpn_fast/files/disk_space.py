@@ -1,4 +1,4 @@
-"""What masks and scores take on disk, said and checked before the work begins."""
+"""What results take on disk, said and checked before the work begins."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from cpn_fast.data.sources.spread import spread
-from cpn_fast.data.types import Record
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import image_size
 
@@ -21,7 +17,7 @@ USUAL_PIXELS = 250_000
 """Of an image whose size is not known."""
 
 
-def need_space(output: Path, what: str, needed: float) -> str:
+def check_disk_space(output: Path, what: str, needed: float) -> str:
     """Refuse work whose results do not fit on the disk.
 
     Args:
@@ -44,13 +40,13 @@ def need_space(output: Path, what: str, needed: float) -> str:
     return f"disk: about {needed / 1e6:.1f} MB, {free / 1e9:.1f} GB free at {output}"
 
 
-def mean_pixels(records: Sequence[Record], looked_at: int = 16) -> float:
-    """Mean width x height over a few records, from their headers; 0.25 million where none can be read."""
+def mean_pixels(images: Sequence[Path], looked_at: int = 16) -> float:
+    """Mean width x height over a few images, from their headers; 0.25 million where none can be read."""
     found = []
-    for record in spread(records, looked_at):
+    for path in images[:: max(1, len(images) // looked_at)]:
         try:
-            width, height = image_size(record.image_path)
+            width, height = image_size(path)
         except DataError:
             continue
         found.append(width * height)
-    return float(np.mean(found)) if found else USUAL_PIXELS
+    return sum(found) / len(found) if found else USUAL_PIXELS

@@ -1,0 +1,250 @@
+"""One resumable job over many images: what labelling, predicting, refining and their like share. Free of torch.
+
+A job knows its images, when one is up to date, and how one becomes files and a line of the manifest. `run` does the
+rest: the lock, the settings, what is left to do, disk and time, threads, the manifest, the summary.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from cpn_fast.files.disk_space import check_disk_space
+from cpn_fast.files.errors import DataError
+from cpn_fast.files.lock import locked
+from cpn_fast.files.manifest import Manifest
+from cpn_fast.files.output_folder import MANIFEST_NAME, explained_writes, record_settings
+from cpn_fast.files.progress import SILENT, Progress, duration
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Ready = TypeVar("Ready")
+Result = TypeVar("Result")
+Entry = dict[str, Any]
+"""A line of the manifest: `id`, `status` ("ok" or "error"), and what the job has to say of the image."""
+
+
+def bounded_map(
+    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], limit: int
+) -> Iterator[Result]:
+    """`map` over a pool with at most `limit` items begun and not yet given back, so that memory stays bounded.
+
+    Args:
+        pool: where `function` runs.
+        function: called once per item.
+        items: taken one by one, in the caller's thread, as there is room for them.
+        limit: at least 1.
+
+    Yields:
+        the results, in the items' order. The first exception ends the work and is raised here; what has not begun by
+        then never does.
+    """
+    pending: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            while pending and (len(pending) >= limit or pending[0].done()):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+@dataclass(frozen=True)
+class JobSummary:
+    """What a job did.
+
+    Attributes:
+        written: images done now.
+        skipped: images that were up to date.
+        failed: images that could not be done; the manifest says why.
+        output: the folder.
+        made: the manifest's lines of the images of this call, those that failed among them.
+    """
+
+    written: int
+    skipped: int
+    failed: int
+    output: Path
+    made: tuple[Entry, ...] = field(default=(), repr=False)
+
+    @property
+    def done(self) -> list[Entry]:
+        """The lines of the images done now."""
+        return [entry for entry in self.made if entry["status"] == "ok"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageJobs(ABC, Generic[Item, Ready]):
+    """The images of a job, and what is done to each of them.
+
+    Attributes:
+        output: folder of the results, with `manifest.jsonl` and `settings.json`.
+        items: the images.
+        settings: JSON-able values (lists, no tuples), everything that decides what a result looks like; a folder holds
+            results of one.
+        data: what the images are, for the terminal.
+        workers: threads that call `work`.
+        overwrite: do everything again, also with other settings.
+        shard: `i/n` where the items are the i-th of n parts.
+        verb: what is done to an image, in the infinitive.
+        participle: the same, as a participle.
+        needed_to: what cannot be done to an image that fails, as a participle.
+        results: what is written.
+        waits: for another process that makes the same results, instead of refusing to work beside it.
+    """
+
+    output: Path
+    items: Sequence[Item]
+    settings: Mapping[str, Any]
+    data: str
+    workers: int
+    overwrite: bool = False
+    shard: str | None = None
+
+    verb: ClassVar[str]
+    participle: ClassVar[str]
+    needed_to: ClassVar[str] = "read"
+    results: ClassVar[str] = "masks"
+    waits: ClassVar[bool] = False
+
+    @abstractmethod
+    def id_of(self, item: Item) -> str:
+        """The id of an image in the manifest."""
+
+    @abstractmethod
+    def is_done(self, item: Item, entry: Mapping[str, Any]) -> bool:
+        """Whether an image is up to date.
+
+        Args:
+            item: the image.
+            entry: the manifest's last line of it, of status "ok".
+        """
+
+    @abstractmethod
+    def work(self, item: Ready) -> Entry:
+        """Write the files of one image. Called in threads.
+
+        Returns:
+            the manifest's line; status "error" and `error`, the reason, where the image cannot be done.
+
+        Raises:
+            DataError: for what ends the whole job, such as a full disk.
+        """
+
+    @abstractmethod
+    def bytes_needed(self, todo: Sequence[Item]) -> float:
+        """What the results of these images take on disk, generously."""
+
+    def ready(self, todo: Sequence[Item]) -> Iterator[Ready]:
+        """The images as `work` takes them, e.g. as they come out of a network; as they are, unless overridden."""
+        yield from todo  # type: ignore[misc]
+
+    def prepare(self) -> None:
+        """Write what the folder holds beside the results, such as the labelmap. Raises OSError where it cannot."""
+
+    def about(self) -> str:
+        """The settings in a few words, for the terminal."""
+        return ""
+
+    def threads(self) -> AbstractContextManager[object]:
+        """Entered while `work` runs in threads, e.g. to share the cores among them."""
+        return nullcontext()
+
+
+def run(jobs: ImageJobs[Any, Any], progress: Progress = SILENT) -> JobSummary:
+    """Do what is left of a job. Rerun, it resumes: what is up to date is skipped, what failed is tried again.
+
+    Args:
+        jobs: the images and what to do to them.
+        progress: where plan, bar and result are shown.
+
+    Returns:
+        how many images were done, skipped, failed.
+
+    Raises:
+        DataError: where another command writes to the folder, it holds results of other settings, the disk is full, or
+            if there were images to do and none could be done.
+    """
+    # Overwriting forgets what other shards have done, so they cannot work beside it.
+    shard = None if jobs.overwrite else jobs.shard
+    with locked(jobs.output, shard, jobs.waits), Manifest(jobs.output / MANIFEST_NAME) as manifest:
+        with explained_writes(jobs.output, "settings and labelmap"):
+            record_settings(jobs.output, jobs.settings, jobs.overwrite, jobs.participle)
+            jobs.prepare()
+        todo = _todo(jobs, manifest)
+        skipped = len(jobs.items) - len(todo)
+        _say_plan(jobs, todo, skipped, progress)
+        made = tuple(_made(jobs, todo, manifest, progress)) if todo else ()
+    failed = [entry for entry in made if entry["status"] != "ok"]
+    summary = JobSummary(len(made) - len(failed), skipped, len(failed), jobs.output, made)
+    _say_failures(jobs, failed, summary)
+    return summary
+
+
+def error_entry(image_id: str, image: Path, error: str) -> Entry:
+    """The manifest's line of an image that could not be done."""
+    return {"id": image_id, "status": "error", "image": str(image), "error": error}
+
+
+def _todo(jobs: ImageJobs[Any, Any], manifest: Manifest) -> list[Any]:
+    known = manifest.entries()
+
+    def is_done(item: Any) -> bool:
+        entry = known.get(jobs.id_of(item))
+        return entry is not None and entry.get("status") == "ok" and jobs.is_done(item, entry)
+
+    return [item for item in jobs.items if not is_done(item)]
+
+
+def _say_plan(jobs: ImageJobs[Any, Any], todo: Sequence[Any], skipped: int, progress: Progress) -> None:
+    """What will be done and the disk it takes; refuses where that is more than there is."""
+    about = jobs.about()
+    progress.say(
+        f"{len(todo)} images of {jobs.data} to {jobs.verb}, {skipped} up to date{f'; {about}' if about else ''}"
+    )
+    if todo:
+        progress.say(check_disk_space(jobs.output, jobs.results, jobs.bytes_needed(todo)))
+
+
+def _made(jobs: ImageJobs[Any, Any], todo: Sequence[Any], manifest: Manifest, progress: Progress) -> Iterator[Entry]:
+    """Do the images in threads and record each; the first ones give the time estimate."""
+    start, first = time.monotonic(), min(len(todo), jobs.workers)
+    with (
+        progress.items(jobs.verb, len(todo)) as advance,
+        jobs.threads(),
+        ThreadPoolExecutor(jobs.workers, thread_name_prefix=jobs.verb) as pool,
+    ):
+        entries = bounded_map(pool, jobs.work, jobs.ready(todo), 2 * jobs.workers + 1)
+        for number, entry in enumerate(entries, start=1):
+            with explained_writes(jobs.output, MANIFEST_NAME):
+                manifest.append(entry)
+            advance(1)
+            if number == first:
+                expected = (time.monotonic() - start) / number * len(todo)
+                progress.say(f"time: about {duration(expected)}, by the first {number}")
+            yield entry
+
+
+def _say_failures(jobs: ImageJobs[Any, Any], failed: Sequence[Entry], summary: JobSummary) -> None:
+    if not failed:
+        return
+    reason = failed[0]["error"]
+    if not summary.written and not summary.skipped:
+        raise DataError(f"none of the {len(failed)} images could be {jobs.needed_to}; the first: {reason}")
+    log.warning(
+        "%d of %d images could not be %s, see %s; the first: %s",
+        len(failed), len(failed) + summary.written + summary.skipped, jobs.needed_to, jobs.output / MANIFEST_NAME,
+        reason,
+    )  # fmt: skip

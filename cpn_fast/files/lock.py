@@ -1,0 +1,147 @@
+"""A lock on a folder that is being written, which says who holds it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import itertools
+import json
+import logging
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cpn_fast.files.errors import DataError
+from cpn_fast.files.output_folder import explained_writes
+from cpn_fast.files.shard import parse_shard
+
+log = logging.getLogger(__name__)
+
+LOCK_NAME = ".lock"
+
+_ATTEMPTS, _PAUSE = 5, 0.02  # another process that only looks whether a lock is held holds it for a moment
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
+
+@contextmanager
+def locked(folder: Path, shard: str | None = None, wait: bool = False) -> Iterator[int]:
+    """Hold a folder against other commands that would write to it, in other processes or in this one.
+
+    The system gives the lock back when its process ends, however it ends; the file `.lock` goes with it, or is taken
+    over where it was left behind.
+
+    Args:
+        folder: made where it is not there.
+        shard: `i/n`, the part of the work that this process does: other parts of the same n may be written at the same
+            time. None = all of it.
+        wait: until another process that holds the folder has ended its work, as processes of one command do.
+
+    Yields:
+        the descriptor of the lock; a child process that inherits it keeps the folder locked for as long as it runs.
+
+    Raises:
+        DataError: where another command holds the folder, or the lock cannot be written.
+    """
+    with explained_writes(folder, "its lock"):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / _name(shard)
+        descriptor = _acquire(path, wait)
+        try:
+            for other in sorted(folder.glob(f"{LOCK_NAME}*")):
+                if other != path and _conflict(path.name, other.name) and _is_held(other):
+                    raise _refusal(other)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, _about_us().encode("utf-8"), 0)
+        except BaseException:
+            _release(path, descriptor)
+            raise
+    try:
+        yield descriptor
+    finally:
+        _release(path, descriptor)
+
+
+def _name(shard: str | None) -> str:
+    return LOCK_NAME if shard is None else "{}-{}-of-{}".format(LOCK_NAME, *parse_shard(shard))
+
+
+def _conflict(one: str, other: str) -> bool:
+    """Whether two locks stand for overlapping work: all of it, or parts of different numbers of parts."""
+    return LOCK_NAME in (one, other) or one.rpartition("-")[2] != other.rpartition("-")[2]
+
+
+def _acquire(path: Path, wait: bool) -> int:
+    """The descriptor of the locked file. Raises DataError where another process holds it, unless `wait`."""
+    for _ in itertools.count() if wait else range(_ATTEMPTS):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(descriptor)
+            time.sleep(_PAUSE)
+            continue
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(descriptor)
+                raise
+            log.warning("%s: this file system has no locks; do not let two commands write here at once", path.parent)
+            return descriptor
+        if _is_at(path, descriptor):
+            return descriptor
+        os.close(descriptor)  # the one that held it has removed the file in between
+    raise _refusal(path)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _release(path: Path, descriptor: int) -> None:
+    if _is_at(path, descriptor):
+        with suppress(OSError):  # a folder without permission to remove: the lock is given back all the same
+            path.unlink()
+    os.close(descriptor)
+
+
+def _about_us() -> str:
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    about = {"command": command[:300], "pid": os.getpid(), "host": socket.gethostname(), "since": since}
+    return json.dumps(about, ensure_ascii=False) + "\n"
+
+
+def _refusal(path: Path) -> DataError:
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        holder = f"`{about['command']}` (process {about['pid']} on {about['host']}, since {about['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        holder = "another command"
+    return DataError(
+        f"{path.parent}: {holder} is writing here; wait until it ends, or give another --output. The lock ends with "
+        f"that process: if it is gone, end the processes that it left behind, or delete {path}, and rerun the command"
+    )
