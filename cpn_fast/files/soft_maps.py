@@ -20,7 +20,7 @@ MAX_VALUES = 2**28
 """Most values P * h * w of one image's maps: 1 GiB as float32."""
 
 _SPECS = {
-    "classes": ArraySpec("ui", 1, MAX_CLASSES),
+    "classes": ArraySpec("ui", 1, MAX_CLASSES + 1),
     "maps": ArraySpec("u", 3, MAX_VALUES),
     "size": ArraySpec("ui", 1, 2),
 }
@@ -31,7 +31,7 @@ class SoftMaps:
     """Class maps of one image.
 
     Attributes:
-        classes: uint8 [P], mask values 1..K of the maps, ascending.
+        classes: uint8 [P], mask values of the maps, ascending: 1..K, and 0 where background has one too.
         maps: float32 [P, h, w] in 0..1, to 1/255; smaller than the image where `--max-side` reduced it.
         size: (height, width) of the image in pixels.
     """
@@ -91,8 +91,8 @@ def _misfit(classes: NDArray[np.integer], maps: NDArray[np.integer], size: list[
             "classes and the size of an image"
         )
     values = classes.astype(np.int64)
-    if len(values) and (values.min() < 1 or values.max() > MAX_CLASSES or (np.diff(values) <= 0).any()):
-        return f"maps of the classes {values[:10].tolist()}; expected different ones in 1..{MAX_CLASSES}, ascending"
+    if len(values) and (values.min() < 0 or values.max() > MAX_CLASSES or (np.diff(values) <= 0).any()):
+        return f"maps of the classes {values[:10].tolist()}; expected different ones in 0..{MAX_CLASSES}, ascending"
     height, width = size
     if min(size) < 1 or height * width > DEFAULT_MAX_PIXELS:
         return f"for an image of {width} x {height} pixels; expected 1 to {DEFAULT_MAX_PIXELS:,} pixels"

@@ -338,7 +338,7 @@ def test_a_stopped_synthesis_goes_on(masks, tmp_path, monkeypatch, error, raised
         patch.setattr(labels_module, "write_soft_maps", write)
         with pytest.raises(raised, match=message):
             run_affinity(start)
-    with pytest.raises(DataError, match="stopped while its labels were made; repeat that call, without --resume"):
+    with pytest.raises(DataError, match="stopped while its labels were made; rerun that command, without --resume"):
         parse([str(masks), "--output", str(start.output), "--resume"])
     assert len(lines(start.output / "labels" / "manifest.jsonl")) == 2
     made = []

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.mask_folder import MaskFolder
 from cpn_fast.files.soft_maps import SoftMaps, read_soft_maps, write_soft_maps
 
 
@@ -74,7 +75,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "fewer maps": (lambda: saved(arrays(maps=np.zeros((1, 3, 4), np.uint8))), "of 2 classes"),
     "a class twice": (lambda: saved(arrays(classes=np.array([2, 2], np.uint8))), r"the classes \[2, 2\]"),
     "classes descending": (lambda: saved(arrays(classes=np.array([7, 2], np.uint8))), r"the classes \[7, 2\]"),
-    "class 0": (lambda: saved(arrays(classes=np.array([0, 2], np.uint8))), r"the classes \[0, 2\]"),
+    "class -1": (lambda: saved(arrays(classes=np.array([-1, 2], np.int16))), r"the classes \[-1, 2\]"),
     "class 300": (lambda: saved(arrays(classes=np.array([2, 300]))), r"the classes \[2, 300\]"),
     "float classes": (lambda: saved(arrays(classes=np.array([2.0, 7.0]))), "'classes' is float64"),
     "no maps": (lambda: saved(arrays(maps=None)), "no array 'maps'"),
@@ -133,3 +134,12 @@ def test_values_that_are_no_scores_are_not_written(tmp_path: Path, value: float)
     with pytest.raises(DataError, match=r"a\.npz: class maps with values from .*expected 0\.\.1"):
         write_soft_maps(tmp_path / "a.npz", SoftMaps(np.array([1], np.uint8), maps, (3, 4)))
     assert not list(tmp_path.iterdir())
+
+
+def test_background_may_have_a_map_of_its_own_but_not_in_a_labelling(tmp_path: Path) -> None:
+    folder = MaskFolder.at(tmp_path)
+    maps = np.zeros((2, 3, 4), np.float32)
+    write_soft_maps(folder.soft_path("a"), SoftMaps(np.array([0, 2], np.uint8), maps, (6, 8)))
+    assert read_soft_maps(folder.soft_path("a")).classes.tolist() == [0, 2]
+    with pytest.raises(DataError, match=r"maps of class 0; expected 1\.\.3"):
+        folder.read_soft("a", 3)
