@@ -115,6 +115,11 @@ COMMANDS: dict[str, Command] = {
         "cpn_fast.data.check.options:CheckConfig",
         "cpn_fast.data.check.command:run_check",
     ),
+    "weights check": Command(
+        "say what a file of weights is and which backbone it fits",
+        "cpn_fast.weights.options:CheckWeightsConfig",
+        "cpn_fast.weights.command:run_check_weights",
+    ),
 }
 """A new subcommand is one more line here; one of a group has both words as its key."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.regular import open_regular
-from cpn_fast.models.backbones import Backbone
+from cpn_fast.models.backbones import Backbone, FeatureBackbone
+from cpn_fast.models.weights.layouts import best_fit, expected_tensors, is_head, strip_prefixes, timm_key
 from cpn_fast.models.weights.mxnet_params import read_params, resnet38_key
 
 if TYPE_CHECKING:
@@ -24,11 +25,11 @@ logger = logging.getLogger(__name__)
 State = dict[str, Tensor]
 """A state dict: key -> tensor."""
 
-IMAGENET_HEADS = ("fc.", "classifier.", "linear1000")
-"""How the keys of the ImageNet classifiers begin; no backbone has them."""
+PICKLES = (".pth", ".pt", ".ckpt", ".pth.tar")
+"""Suffixes of files that torch.save writes."""
 
-OWN_BACKBONE = "backbone."
-"""How the keys of the backbone begin in a network of this package."""
+MOST_KEYS = 10
+"""So many keys of each kind are listed where weights do not fit."""
 
 SEAM_HEADS = {"fc8": "classifier", "f8_3": "f_mid", "f8_4": "f_high", "f9": "f9"}
 """Heads of the SEAM/psa family -> CamNet's."""
@@ -38,7 +39,8 @@ def read_weights(path: str | Path) -> State:
     """Read the tensors of a weights file, by its suffix.
 
     Args:
-        path: `.params` (ResNet38 in MXNet's names, translated here), `.pth` / `.pt` / `.ckpt`, or `.safetensors`.
+        path: `.params` (ResNet38 in MXNet's names, translated here), `.pth` / `.pt` / `.ckpt` / `.pth.tar` (a
+            `state_dict`, or a dict that holds one under `state_dict` or `model`), or `.safetensors`.
 
     Returns:
         Key -> tensor on the CPU.
@@ -53,7 +55,7 @@ def read_weights(path: str | Path) -> State:
         return _read_params(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    if path.suffix in (".pth", ".pt", ".ckpt"):
+    if path.name.endswith(PICKLES):
         return _read_pth(path)
     raise DataError(f"{path}: unknown weights format {path.suffix!r}; expected .params, .pth or .safetensors")
 
@@ -105,9 +107,7 @@ def _read_pth(path: Path) -> State:
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise DataError(f"{path}: holds a {type(content).__name__}, expected a state_dict (key -> tensor)")
-    # DataParallel puts its own name before every key
-    prefix = "module." if all(key.startswith("module.") for key in content) else ""
-    return {key.removeprefix(prefix): value for key, value in content.items()}
+    return content
 
 
 def load_backbone_weights(backbone: Backbone, path: str | Path) -> tuple[str, ...]:
@@ -115,34 +115,35 @@ def load_backbone_weights(backbone: Backbone, path: str | Path) -> tuple[str, ..
 
     Args:
         backbone: receives the weights in place; they are cast to its dtype.
-        path: see `read_weights`. Of a network of this package (`model.safetensors` of a run, of any kind) its backbone
-            is taken, so that one training begins where another ended.
+        path: see `read_weights`. Prefixes of the keys (`module.`, `_orig_mod.`, `model.`, `backbone.`) are taken off
+            where the backbone's own keys are found behind them: so of a whole network, as a run's `model.safetensors`
+            holds it, the backbone is taken, and one training begins where another ended.
 
     Returns:
-        The keys that were passed over: ImageNet classifier heads, `num_batches_tracked`, and what else a run's
-        network has.
+        The keys that were skipped: ImageNet classifier heads, `num_batches_tracked`, what else a whole network has,
+        and of a `FeatureBackbone` what its module leaves out of the network.
 
     Raises:
-        DataError: lists every missing, unexpected and misshapen key.
+        DataError: lists missing, unexpected and misshapen keys, and says which backbone the weights fit.
     """
     state = read_weights(path)
-    whole = any(key.startswith(OWN_BACKBONE) for key in state)
-    if whole:
-        logger.info("%s: a network of this package; its backbone is taken", path)
-    heads = tuple(key for key in state if whole and not key.startswith(OWN_BACKBONE))
-    state = {key.removeprefix(OWN_BACKBONE): value for key, value in state.items() if key not in heads}
-    skipped = tuple(key for key in state if key.startswith(IMAGENET_HEADS) or key.endswith("num_batches_tracked"))
-    if named := [key for key in skipped if not key.endswith("num_batches_tracked")]:
-        logger.info("%s: passed over %d keys: %s", path, len(named), ", ".join(named))
-    kept = {key: value for key, value in state.items() if key not in skipped}
+    own = expected_tensors(backbone)
+    if isinstance(backbone, FeatureBackbone):
+        state = {timm_key(key): value for key, value in state.items()}
+    found, prefix, others = strip_prefixes(state, own)
+    if prefix:
+        logger.info("%s: the keys begin with %r, which is taken off", path, prefix)
+    skipped = tuple(key for key in found if key not in own and (is_head(key) or isinstance(backbone, FeatureBackbone)))
+    if named := [key for key in (*others, *skipped) if not key.endswith("num_batches_tracked")]:
+        logger.info("%s: skipped %d keys: %s", path, len(named), _listed(named))
+    kept = {key: value for key, value in found.items() if key not in skipped}
     check_finite(kept, path)
-    _load_exactly(backbone, kept, path)
-    return heads + skipped
+    _copy_exactly(backbone, own, kept, path)
+    return others + skipped
 
 
-def _load_exactly(backbone: Backbone, state: State, path: str | Path) -> None:
-    """Copy `state` into the backbone; any difference in keys or shapes is an error."""
-    own = {key: value for key, value in backbone.state_dict().items() if not key.endswith("num_batches_tracked")}
+def _copy_exactly(backbone: Backbone, own: State, state: State, path: str | Path) -> None:
+    """Copy `state` into the backbone's tensors; any difference in keys or shapes is an error."""
     shared = [key for key in own if key in state]
     problems = {
         "missing": [key for key in own if key not in state],
@@ -155,10 +156,25 @@ def _load_exactly(backbone: Backbone, state: State, path: str | Path) -> None:
         "not floating point": [f"{key} ({state[key].dtype})" for key in shared if not state[key].is_floating_point()],
     }
     if any(problems.values()):
-        found = "; ".join(f"{len(keys)} {kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys)
-        name = type(backbone).__name__
-        raise DataError(f"{path}: does not hold the weights of {name}: {found}. Check that --backbone fits the file")
-    backbone.load_state_dict(state, strict=False)
+        name, fit = type(backbone).__name__, best_fit(state)
+        if fit is not None and fit.exact:
+            raise DataError(
+                f"{path}: holds the weights of {fit.backbone}, expected those of {name}; give --backbone "
+                f"{' or '.join(fit.names)}, or other weights"
+            )
+        found = "; ".join(f"{len(keys)} {kind}: {_listed(keys)}" for kind, keys in problems.items() if keys)
+        raise DataError(
+            f"{path}: does not hold the weights of {name}: {found}. Check that --backbone fits the file; "
+            "`cpn weights check` says what it holds"
+        )
+    with torch.no_grad():
+        for key, value in own.items():
+            value.copy_(state[key])
+
+
+def _listed(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - MOST_KEYS} more" if len(keys) > MOST_KEYS else ""
+    return ", ".join(keys[:MOST_KEYS]) + more
 
 
 def read_seam_checkpoint(path: str | Path, num_classes: int) -> tuple[State, State]:
@@ -213,7 +229,7 @@ def load_seam_checkpoint(net: CamNet, path: str | Path) -> None:
     ]
     if wrong:
         raise DataError(f"{path}: does not fit the network's heads: {', '.join(wrong)}. Check its refinement")
-    _load_exactly(net.backbone, state, path)
+    _copy_exactly(net.backbone, expected_tensors(net.backbone), state, path)
     net.affinity = "cosine"  # what the family's heads were trained for
     net.load_state_dict({key: heads[key] for key in own}, strict=False)
     if unused := sorted(heads.keys() - own.keys()):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cpn_fast.files.errors import DataError
-from cpn_fast.models.backbones import create_backbone
+from cpn_fast.models.backbones import FeatureBackbone, create_backbone
 from cpn_fast.models.cam import CamNet
 from cpn_fast.models.weights.pretrained import (
     load_backbone_weights,
@@ -24,9 +24,11 @@ from cpn_fast.models.weights.pretrained import (
     read_seam_checkpoint,
     read_weights,
 )
+from tests.cpn_fast.models.backbones.pyramids import Pyramid
 
 DATA = Path(os.environ.get("CPN_TEST_DATA", "no test data"))
 MOBILENET = DATA / "weights" / "mobilenet_v2_imagenet.safetensors"
+LITE2 = DATA / "weights" / "tf_efficientnet_lite2_imagenet.safetensors"
 COCO_MINI = DATA / "coco_mini"
 needs_weights = pytest.mark.data("weights/mobilenet_v2_imagenet.safetensors")
 
@@ -116,7 +118,7 @@ def test_params_in_double_are_cast(tmp_path: Path) -> None:
     assert all(torch.equal(backbone.state_dict()[key], value) for key, value in state.items())
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", "-wrapped.pth", "-parallel.pth"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", "-wrapped.pth", "-parallel.pth", ".pth.tar"])
 def test_heads_are_passed_over_and_logged_and_counters_without_a_word(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str
 ) -> None:
@@ -131,6 +133,9 @@ def test_heads_are_passed_over_and_logged_and_counters_without_a_word(
         save_file(state | extra, path)
     elif suffix == "-wrapped.pth":
         torch.save({"state_dict": state | extra, "epoch": 3}, path)
+    elif suffix == ".pth.tar":  # as the training scripts of many papers write them
+        content = {f"module.model._orig_mod.{key}": value for key, value in (state | extra).items()}
+        torch.save({"epoch": 3, "state_dict": content, "best": torch.tensor(0.5)}, path)
     elif suffix == "-parallel.pth":
         torch.save({f"module.{key}": value for key, value in (state | extra).items()}, path)
     else:
@@ -139,8 +144,9 @@ def test_heads_are_passed_over_and_logged_and_counters_without_a_word(
     with caplog.at_level(logging.INFO):
         skipped = load_backbone_weights(backbone, path)
     assert set(skipped) == set(extra)
+    assert ("begin with 'module.model.'" in caplog.text) == (suffix == ".pth.tar")
     assert all((key in caplog.text) == (not key.endswith("num_batches_tracked")) for key in extra)
-    assert "passed over 2 keys" in caplog.text
+    assert "skipped 2 keys" in caplog.text
     assert all(torch.equal(a, b) for a, b in zip(forward(backbone), features_of(state), strict=True))
 
 
@@ -154,7 +160,7 @@ def test_the_backbone_of_a_run_is_taken(tmp_path: Path) -> None:
     assert {"mean", "classifier.weight", "f9.weight"} <= set(skipped)
     for ours, theirs in zip(forward(backbone), features_of(state), strict=True):
         assert torch.equal(ours, theirs)
-    with pytest.raises(DataError, match="Check that --backbone fits"):
+    with pytest.raises(DataError, match="holds the weights of resnet38_tiny, expected those of ResNet50"):
         load_backbone_weights(create_backbone("resnet50"), tmp_path / "model.safetensors")
 
 
@@ -175,6 +181,45 @@ def test_every_missing_unexpected_and_misshapen_key_is_listed(tmp_path: Path) ->
     assert "1 misshapen: conv1a.weight (found [8, 3, 5, 5], expected [8, 3, 3, 3])" in message
     assert "1 not floating point: bn7.bias (torch.int8)" in message
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "backbone.", "model.backbone.module."])
+def test_prefixes_are_taken_off_and_what_has_none_is_skipped(tmp_path: Path, prefix: str) -> None:
+    state, path = tiny_state(), tmp_path / "w.safetensors"
+    beside = {} if prefix == "_orig_mod." else {"decode_head.weight": torch.ones(3)}
+    save_file({f"{prefix}{key}": value for key, value in state.items()} | beside, path)
+    backbone = create_backbone("resnet38_tiny")
+    assert load_backbone_weights(backbone, path) == tuple(beside)
+    assert all(torch.equal(backbone.state_dict()[key], value) for key, value in state.items())
+
+
+def test_weights_of_another_backbone_say_of_which(tmp_path: Path) -> None:
+    state = create_backbone("mobilenet_v2").state_dict()
+    save_file({f"module.{key}": value for key, value in state.items()}, tmp_path / "w.safetensors")
+    with pytest.raises(DataError, match=r"of mobilenet_v2, .* --backbone mobilenet_v2 or mobilenet_v2_stride8"):
+        load_backbone_weights(create_backbone("resnet38_tiny"), tmp_path / "w.safetensors")
+
+
+def test_a_whole_network_of_timm_goes_into_its_features(tmp_path: Path) -> None:
+    """timm's wrapper says stages_0 where the network says stages.0; its head, and stages not asked for, are skipped."""
+    given = {key: torch.rand_like(value) for key, value in Pyramid().state_dict().items() if value.is_floating_point()}
+    whole = {key.replace("stages_", "stages."): value for key, value in given.items()}
+    whole |= {"stages.4.0.weight": torch.ones(3), "head.fc.weight": torch.ones(10, 4)}
+    save_file(whole, tmp_path / "timm.safetensors")
+    backbone = FeatureBackbone(Pyramid())
+    assert set(load_backbone_weights(backbone, tmp_path / "timm.safetensors")) == {
+        "stages.4.0.weight",
+        "head.fc.weight",
+    }
+    assert all(torch.equal(backbone.body.state_dict()[key], value) for key, value in given.items())
+    # and so does the network of a run
+    save_file({f"backbone.body.{key}": value for key, value in given.items()}, tmp_path / "model.safetensors")
+    other = FeatureBackbone(Pyramid())
+    load_backbone_weights(other, tmp_path / "model.safetensors")
+    assert all(torch.equal(other.body.state_dict()[key], value) for key, value in given.items())
+    save_file({key: value for key, value in whole.items() if "stages.2" not in key}, tmp_path / "less.safetensors")
+    with pytest.raises(DataError, match=r"6 missing: stages\.2\.0\.weight"):
+        load_backbone_weights(other, tmp_path / "less.safetensors")
 
 
 def test_two_names_for_one_key_are_refused(tmp_path: Path) -> None:
@@ -302,19 +347,34 @@ def test_mobilenet_weights_fit_exactly() -> None:
         assert key.endswith("num_batches_tracked") or torch.equal(value, stored[key])
 
 
+@pytest.mark.data("weights/tf_efficientnet_lite2_imagenet.safetensors")
+@pytest.mark.parametrize("name", ["efficientnet_lite2", "efficientnet_lite2_stride8"])
+def test_efficientnet_lite2_weights_fit_exactly(name: str) -> None:
+    stored = load_file(LITE2)
+    backbone = create_backbone(name)
+    skipped = load_backbone_weights(backbone, LITE2)
+    assert {key for key in skipped if not key.endswith("tracked")} == {"classifier.weight", "classifier.bias"}
+    held = {key: value for key, value in backbone.state_dict().items() if not key.endswith("tracked")}
+    assert len(held) == 386 - 2 - sum(key.endswith("tracked") for key in stored)
+    assert all(torch.equal(value, stored[key]) for key, value in held.items())
+    assert backbone.has_statistics()
+
+
 @needs_weights
 def test_mobilenet_weights_in_another_backbone_are_refused() -> None:
-    with pytest.raises(DataError, match=r"ResNet38: \d+ missing: conv1a\.weight.*unexpected: features\.0\.0\.weight"):
+    with pytest.raises(DataError, match=r"holds the weights of mobilenet_v2, expected those of ResNet38; give"):
         load_backbone_weights(create_backbone("resnet38_tiny"), MOBILENET)
 
 
 @needs_weights
 @pytest.mark.data("coco_mini")
-def test_mobilenet_recognises_dogs_and_birds() -> None:
+@pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_lite2"])
+def test_dogs_and_birds_are_recognised(name: str) -> None:
     """ImageNet's classes 151..268 are dogs, 7..24 and 80..100 and 127..146 birds; chance is one in ten."""
-    backbone = create_backbone("mobilenet_v2").eval()
-    load_backbone_weights(backbone, MOBILENET)
-    stored = load_file(MOBILENET)
+    path, head = (MOBILENET, "classifier.1") if name == "mobilenet_v2" else (LITE2, "classifier")
+    backbone = create_backbone(name).eval()
+    load_backbone_weights(backbone, path)
+    stored = load_file(path)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     birds = {*range(7, 25), *range(80, 101), *range(127, 147)}
     right = []
@@ -326,6 +386,6 @@ def test_mobilenet_recognises_dogs_and_birds() -> None:
             pixels = torch.from_numpy(np.array(image.convert("RGB"))).float() / 255
         with torch.no_grad():
             pooled = backbone(((pixels - mean) / std).permute(2, 0, 1)[None])[2].mean((2, 3))
-        best = (pooled @ stored["classifier.1.weight"].T + stored["classifier.1.bias"]).argmax().item()
+        best = (pooled @ stored[f"{head}.weight"].T + stored[f"{head}.bias"]).argmax().item()
         right.append(best in (birds if names == {"bird"} else range(151, 269)))
     assert len(right) >= 10 and sum(right) / len(right) >= 0.6

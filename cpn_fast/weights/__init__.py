@@ -1,0 +1,1 @@
+"""`cpn weights`: what files of weights are."""
