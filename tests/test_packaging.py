@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from cpn_fast.files.images import read_image
-from cpn_fast.files.masks import read_mask
+from cpn_fast.files.masks import read_mask, write_labelmap, write_mask
 from cpn_fast.runs.folder import RunFolder
 
 MakeRun = Callable[..., RunFolder]
@@ -49,8 +50,14 @@ def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def base_distributions(wheel_metadata: str) -> dict[str, importlib.metadata.Distribution]:
-    """The distributions that the wheel's base requires, and what those require, from this environment."""
+def runtime_extra() -> str:
+    """The extra whose onnxruntime is installed here: "gpu" or "cpu"."""
+    names = {distribution.name.lower() for distribution in importlib.metadata.distributions()}
+    return "gpu" if "onnxruntime-gpu" in names else "cpu"
+
+
+def distributions_of(wheel_metadata: str, extra: str = "") -> dict[str, importlib.metadata.Distribution]:
+    """The distributions that the wheel's base and one extra require, and what those require, from this environment."""
     found: dict[str, importlib.metadata.Distribution] = {}
     waiting = [
         Requirement(line.removeprefix("Requires-Dist: "))
@@ -59,7 +66,7 @@ def base_distributions(wheel_metadata: str) -> dict[str, importlib.metadata.Dist
     ]
     while waiting:
         requirement = waiting.pop()
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
             continue
         name = re.sub(r"[-_.]+", "-", requirement.name).lower()
         if name not in found:
@@ -80,11 +87,12 @@ def base_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         text = archive.read(metadata).decode("utf-8")
-    for distribution in base_distributions(text).values():
+    for distribution in distributions_of(text, runtime_extra()).values():
         for top in {file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")}:
             source = Path(str(distribution.locate_file(top)))
             if source.exists() and not (site / top).exists():
                 (site / top).symlink_to(source)
+    assert "onnxruntime" not in {name.partition("-")[0] for name in distributions_of(text)}, "an extra brings it"
     return python
 
 
@@ -110,9 +118,43 @@ def test_base_has_no_torch(base_python: Path) -> None:
 def test_base_says_what_training_needs(base_python: Path, tmp_path: Path) -> None:
     program = base_python.parent / "cpn"
     assert "check-data" in run(program, "--help")
-    done = subprocess.run([program, "report", tmp_path], capture_output=True, text=True, timeout=60, check=False)
+    words = ("train", "--data", tmp_path, "--output", tmp_path / "run")
+    done = subprocess.run([program, *words], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "cpn-fast[train]" in done.stderr
+
+
+def test_base_checks_and_converts(base_python: Path, small_demo: Path, tmp_path: Path) -> None:
+    program = base_python.parent / "cpn"
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("train_0000", "train_0001"):
+        shutil.copy(small_demo / "JPEGImages" / f"{name}.jpg", folder)
+    (folder / "labels.csv").write_text("image,labels\ntrain_0000.jpg,cat\ntrain_0001.jpg,dog\n", encoding="utf-8")
+    assert "cpn-fast[train]" in run(program, "check-data", folder)
+    write_mask(tmp_path / "masks" / "SegmentationClass" / "a.png", np.ones((4, 6), np.uint8))
+    write_labelmap(tmp_path / "masks" / "labelmap.txt", ("cat",))
+    run(program, "convert", tmp_path / "masks", "--format", "cvat", "--output", tmp_path / "masks.zip")
+    words = ("convert", tmp_path / "masks", "--format", "coco", "--output", tmp_path / "masks.json")
+    done = subprocess.run([program, *words], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2 and "cpn-fast[report]" in done.stderr
+
+
+def test_base_says_how_to_get_a_runtime(base_python: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"a model")
+    (tmp_path / "onnxruntime.py").write_text("raise ModuleNotFoundError(name='onnxruntime')\n", encoding="utf-8")
+    words = (tmp_path / "model.onnx", tmp_path, "--output", tmp_path / "masks")
+    code = "import sys; from cpn_export.label import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [base_python, "-c", code, *words],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "cpn-fast[cpu]" in done.stderr and "cpn-fast[gpu]" in done.stderr
 
 
 def test_base_labels_an_image(base_python: Path, make_run: MakeRun, small_demo: Path, tmp_path: Path) -> None:
@@ -144,6 +186,7 @@ def test_every_dependency_is_pinned_within_its_range(repository: Path) -> None:
 
 def test_constraints_match_what_the_tests_run_with(repository: Path) -> None:
     lines = (repository / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    for name in ("numpy", "torch", "onnxruntime-gpu", "lightning"):
+    runtime = "onnxruntime-gpu" if runtime_extra() == "gpu" else "onnxruntime"
+    for name in ("numpy", "torch", runtime, "lightning"):
         (pin,) = (line.partition("==")[2] for line in lines if line.startswith(f"{name}=="))
         assert importlib.metadata.version(name).partition("+")[0] == pin

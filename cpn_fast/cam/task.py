@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 
 from lightning.fabric import Fabric
@@ -23,6 +24,9 @@ from cpn_fast.runs.folder import RunFolder
 from cpn_fast.training.run import labelled_records, run_stage
 from cpn_fast.training.task import Stage
 from cpn_fast.training.tensorboard import MapStatistics
+from cpn_kernels import native_library
+
+log = logging.getLogger(__name__)
 
 
 def run_train(config: TrainConfig) -> RunFolder:
@@ -39,6 +43,8 @@ def run_train(config: TrainConfig) -> RunFolder:
         NonFiniteError: if a loss or gradient was not finite.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the checkpoint is written.
     """
+    if without := native_library.missing():
+        log.warning("%s", without)
     config = with_recipe(config)
     _check_options(config)
     return run_stage(settle_backend(config, RunFolder(config.output)), CamStage)

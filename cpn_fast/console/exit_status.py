@@ -16,6 +16,16 @@ EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 
+EXTRAS = {
+    "onnxruntime": "cpn-fast[cpu]' or, on a machine with an NVIDIA GPU, 'cpn-fast[gpu]",
+    "matplotlib": "cpn-fast[report]",
+    "pycocotools": "cpn-fast[report]",
+    "scipy": "cpn-fast[report]",
+    "timm": "timm",
+}
+"""Top-level module -> what to install where it is missing; all others come with [train]."""
+
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -37,7 +47,7 @@ def guarded(action: Callable[[], Any]) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("cpn_fast", "cpn_kernels", "cpn_export"):
             raise
-        return fail(f"this command needs the package {error.name!r}; install it with: pip install 'cpn-fast[train]'")
+        return fail(f"this command needs the package {error.name!r}; {_how_to_install(error.name)}")
     except OSError as error:
         if error.errno not in _FULL + _FORBIDDEN:
             raise
@@ -47,6 +57,12 @@ def guarded(action: Callable[[], Any]) -> int:
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED
     return 0
+
+
+def _how_to_install(module: str) -> str:
+    """Which extra of cpn-fast holds a module."""
+    extra = EXTRAS.get(module.partition(".")[0], "cpn-fast[train]")
+    return f"install it with: pip install '{extra}'"
 
 
 def fail(message: str) -> int:

@@ -82,8 +82,8 @@ def _warn(jobs: RefineJobs) -> None:
     band = jobs.folder.settings.get("void_band")
     if jobs.beginning.background is not None and band is not None:
         log.warning("the labelling's void band %s is not applied: no pixel stays void", band)
-    if not native_library.available():
-        log.warning("without the native library: plain torch, which is slower")
+    if without := native_library.missing():
+        log.warning("%s", without)
 
 
 def _check_options(config: PostprocessConfig) -> Settings | None:

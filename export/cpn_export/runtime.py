@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from cpn_export.metadata import Kind, ModelInfo
 from cpn_fast.files.errors import DataError
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 
@@ -100,14 +102,27 @@ def label_rows(labels: Sequence[tuple[int, ...] | None], num_classes: int) -> ND
     return rows
 
 
+def _installed_onnxruntime() -> Any:
+    """The package `onnxruntime`, whichever distribution brought it."""
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise DataError(
+            "running a model needs onnxruntime, which is not installed: pip install 'cpn-fast[cpu]', or "
+            "'cpn-fast[gpu]' on a machine with an NVIDIA GPU (one of them, not both)"
+        ) from error
+    return onnxruntime
+
+
 def _open_session(path: Path, provider: Provider, threads: int) -> onnxruntime.InferenceSession:
     """A session on exactly the provider asked for, or a DataError: never a silent fall back to the CPU."""
+    onnxruntime = _installed_onnxruntime()
     wanted = PROVIDERS[provider][0]
     available = onnxruntime.get_available_providers()
     if wanted not in available:
         raise DataError(
             f"--provider {provider}: this onnxruntime has no {wanted} (it has {', '.join(available)}); "
-            "install onnxruntime-gpu, or use --provider cpu"
+            "install cpn-fast[gpu] in its place, or use --provider cpu"
         )
     if provider != "cpu":
         onnxruntime.preload_dlls()

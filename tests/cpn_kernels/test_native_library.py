@@ -91,6 +91,8 @@ except ImportError as error:
     print(error)
 """
     assert "CPN_NATIVE_LIBRARY is none" in python(code, CPN_NATIVE_LIBRARY="none")
+    said = call(sys.executable, "-m", "cpn_kernels.native_library", env=os.environ | {"CPN_NATIVE_LIBRARY": "none"})
+    assert "the native library is missing: CPN_NATIVE_LIBRARY is none" in said and "15 times" in said
     broken = tmp_path / "broken.so"
     broken.write_text("not a library")
     said = python(code, CPN_NATIVE_LIBRARY=str(broken))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -243,7 +244,7 @@ def _count(records: Iterable[Record], found: dict[Path, Inspection], num_classes
 def _rates(source: Source, records: dict[Path, Record], found: dict[Path, Inspection]) -> Rates | None:
     sizes = {path: found[path].size for path in records}
     readable = [path for path, size in sizes.items() if size is not None]
-    if not readable:
+    if not readable or importlib.util.find_spec("torch") is None:
         return None
     small = [path for path in readable if np.prod(sizes[path] or 0) <= _TIMED_PIXELS][:_TIMED_IMAGES]
     masks = [path for path in readable if found[path].mask_bytes]
@@ -272,12 +273,23 @@ def run_check(config: CheckConfig) -> CheckReport:
     if config.strict:
         report = replace(report, problems=report.problems + report.warnings, warnings=())
     print_report(report, Console())
+    if lacking := what_is_missing():
+        console.print(lacking, markup=False, highlight=False, soft_wrap=True)
     if report.problems:
         count = len(report.problems)
         raise DataError(
             f"{report.spec}: {count} problem{'s' if count > 1 else ''} (listed above); mend them and check again"
         )
     return report
+
+
+def what_is_missing() -> str:
+    """What this machine lacks for training and what that costs, in one line; "" where nothing is missing."""
+    if importlib.util.find_spec("torch") is None:
+        return "costs are not estimated, and nothing can be trained here: pip install 'cpn-fast[train]' for both"
+    from cpn_kernels import native_library
+
+    return native_library.missing()
 
 
 def print_report(report: CheckReport, console: Console) -> None:

@@ -9,11 +9,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from cpn_fast.config.training import AugmentOptions, PatchOptions
 from cpn_fast.data.types import Record, Source
+
+if TYPE_CHECKING:
+    import torch
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ def measure_rates(source: Source, records: Sequence[Record], mask_bytes: float |
         records: a few typical images, all readable. Empty: superpixels are not measured.
         mask_bytes: bytes per pixel of the masks at hand; None = VOC's.
     """
+    import torch
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     slic_seconds, slic_bytes = _superpixel_rates(source, records) if records else (None, None)
     forwards = {name: _forward_seconds(name, side, device) for name, side in BACKBONE_PROBES.items()}
@@ -131,6 +135,8 @@ def _superpixel_rates(source: Source, records: Sequence[Record]) -> tuple[float 
 
 def _forward_seconds(name: str, side: int, device: torch.device) -> float:
     """Seconds per pixel of the second of two forwards (the first one allocates)."""
+    import torch
+
     from cpn_fast.models.backbones import create_backbone
 
     with torch.device("meta"):  # no time for an initialisation that nobody needs

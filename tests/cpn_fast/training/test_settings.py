@@ -19,6 +19,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.runs.checkpoint import load_checkpoint, save_checkpoint, state_sha256
 from cpn_fast.runs.folder import DEFAULT_BETA, RunFolder
 from cpn_fast.train import main
+from cpn_kernels import native_library
 
 BASE = ["--data", "voc:somewhere", "--output", "runs/x"]
 
@@ -176,3 +177,12 @@ def test_allocator_keeps_freed_pages() -> None:
         for mode in ("tuned", "plain")
     ]
     assert faults[0] < 100 < faults[1]
+
+
+def test_a_training_says_first_that_the_native_library_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(native_library, "load", lambda: (None, "no compiler"))
+    with pytest.raises(DataError):
+        run_train(TrainConfig(data=f"voc:{tmp_path / 'nothing'}", output=tmp_path / "run"))
+    assert "the native library is missing: no compiler" in caplog.messages[0]

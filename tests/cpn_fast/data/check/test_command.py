@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from cpn_fast.data.sources.demo import generate_demo
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import write_mask
+from cpn_kernels import native_library
 
 
 @pytest.fixture(autouse=True)
@@ -170,3 +173,34 @@ def test_rates_are_measured(folder: Path) -> None:
     assert 1e-9 < rates.forward_seconds["resnet38_tiny"] < 1e-2
     stored = sum((folder / "masks" / f"{number}.png").stat().st_size for number in range(2))
     assert rates.mask_bytes == pytest.approx(stored / (40 * 30 + 20 * 50))
+
+
+def test_a_missing_native_library_is_said_with_its_cost(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_check(CheckConfig(data=str(folder)))
+    assert "native library" not in capsys.readouterr().err
+    monkeypatch.setattr(native_library, "load", lambda: (None, "no compiler"))
+    run_check(CheckConfig(data=str(folder)))
+    said = capsys.readouterr().err
+    assert "the native library is missing: no compiler" in said and "15 times" in said
+
+
+def test_without_torch_everything_but_the_costs_is_checked(folder: Path) -> None:
+    """In a process of its own in which the training packages cannot be imported."""
+    code = f"""
+import importlib.util, sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {{"torch", "lightning", "skimage", "scipy", "cv2", "safetensors", "pycocotools"}}:
+            raise ModuleNotFoundError(name=name)
+sys.meta_path.insert(0, Hidden())
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "torch" else found(name, package)
+from cpn_fast.cli.main import main
+sys.exit(main(["check-data", {str(folder)!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "No problems found" in done.stdout and "rough cost" not in done.stdout
+    assert "cpn-fast[train]" in done.stderr
