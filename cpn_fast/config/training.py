@@ -20,10 +20,14 @@ class MethodOptions:
 
     Attributes:
         map_norm: CAM normalisation, "minmax" (the ancestors') or "max" (eq. 16).
-        pair_norm: a hidden view is normalised by its "own" maximum, or by at least that of the full image ("shared").
+        pair_norm: a hidden view is normalised by its "own" maximum, or by at least that of the full image ("shared");
+            with "image" all views are on the scale of the full image, a constant: no map is divided by its own peak,
+            so that a loss between them cannot be lowered by shrinking to it. No Triton kernel has "image".
         tcp: use the triplet complementary-pair loss (eq. 14).
         tcp_target: what stands still in its first term: the map of the full "image", which the pair of hidden views
             has to reproduce, or the "pair". With max-normalised maps the latter rewards maps that shrink to a peak.
+            "union": the image learns what either hidden view shows (the maximum of their maps, normalised once). No
+            Triton kernel has it.
         cpcr: use the cross-regularisation loss (eq. 15).
         affinity: what PCM compares pixels by: "correlation" (embeddings centred per image, then cosine) or "cosine" of
             the embeddings as they are (the ancestors').
@@ -50,9 +54,9 @@ class MethodOptions:
     """
 
     map_norm: Literal["minmax", "max"] = "minmax"
-    pair_norm: Literal["own", "shared"] = "own"
+    pair_norm: Literal["own", "shared", "image"] = "own"
     tcp: bool = True
-    tcp_target: Literal["image", "pair"] = "image"
+    tcp_target: Literal["image", "pair", "union"] = "image"
     cpcr: bool = True
     pcm: bool = True
     affinity: Literal["correlation", "cosine"] = "correlation"

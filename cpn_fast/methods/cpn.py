@@ -45,7 +45,7 @@ class CpnMethod(nn.Module):
         if self.net.refinement == "none":
             return None
         floor = None
-        if self.options.pair_norm == "shared":
+        if self.options.pair_norm != "own":
             floor = channel_peak(cam.detach()[: labels.shape[0]]).repeat(3, 1)
         return self.net.refine(cam, features, labels.repeat(3, 1), self.options.map_norm, floor)
 

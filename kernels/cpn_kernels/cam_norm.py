@@ -51,20 +51,54 @@ def normalise_cam(
     Raises:
         ValueError: for an unknown `map_norm`.
     """
-    if map_norm not in ("minmax", "max"):
-        raise ValueError(f"map_norm is {map_norm!r}; expected 'minmax' or 'max'")
     rectified = raw.relu()
     own_peak = rectified.amax(dim=(2, 3), keepdim=True)
     peak = own_peak
     if floor is not None:
         floor = floor[:, :, None, None]
         peak = torch.where(own_peak >= floor, own_peak, floor)
+    return _normalised(rectified, rectified.amin(dim=(2, 3), keepdim=True), peak, own_peak, labels, map_norm)
+
+
+def normalise_on_scale_of(
+    raw: Tensor,  # [B, K, h, w]
+    scale: Tensor,  # [B, K, h, w]
+    labels: Tensor,  # [B, K]
+    map_norm: MapNorm = "minmax",
+) -> Tensor:
+    """Normalise logit maps by minimum and maximum of other ones, e.g. a hidden view's by those of the full image.
+
+    Both are constants, so no map gains by a change of its peak alone: a gradient at a position stays there.
+
+    Args:
+        raw: logit maps A, float [B, K, h, w].
+        scale: logit maps of the same classes whose minimum and maximum count.
+        labels: 1 where the class is in the image, else 0; [B, K].
+        map_norm: "minmax" or "max".
+
+    Returns:
+        Foreground maps, [B, K, h, w], 0 or more; above 1 where `raw` exceeds the maximum of `scale`. A channel of an
+        absent class, or one whose `scale` has a maximum below 1e-2, is exactly 0.
+
+    Raises:
+        ValueError: for an unknown `map_norm`.
+    """
+    bounds = scale.detach().relu()
+    lowest, peak = bounds.amin(dim=(2, 3), keepdim=True), bounds.amax(dim=(2, 3), keepdim=True)
+    return _normalised(raw.relu(), lowest, peak, peak, labels, map_norm)
+
+
+def _normalised(
+    rectified: Tensor, lowest: Tensor, peak: Tensor, judged: Tensor, labels: Tensor, map_norm: MapNorm
+) -> Tensor:
+    """Rectified maps divided by `peak`; zero where the class is absent or the maximum `judged` too small."""
+    if map_norm not in ("minmax", "max"):
+        raise ValueError(f"map_norm is {map_norm!r}; expected 'minmax' or 'max'")
     if map_norm == "minmax":
-        lowest = rectified.amin(dim=(2, 3), keepdim=True)
         normalised = (rectified - lowest - EPS).relu() / (peak - lowest + EPS)
     else:
         normalised = rectified / (peak + EPS)
-    kept = (labels > 0)[:, :, None, None] & ~(own_peak < MIN_PEAK)  # a NaN is kept: it must show
+    kept = (labels > 0)[:, :, None, None] & ~(judged < MIN_PEAK)  # a NaN is kept: it must show
     return torch.where(kept, normalised, torch.zeros_like(normalised))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cpn_kernels.cam_norm import channel_peak, normalise_cam, winner_mask, with_background
+from cpn_kernels.cam_norm import channel_peak, normalise_cam, normalise_on_scale_of, winner_mask, with_background
 
 
 def loop_normalise(raw: Tensor, labels: Tensor, map_norm: str, floor: Tensor | None = None) -> Tensor:
@@ -118,6 +118,25 @@ def test_gradcheck(map_norm: str) -> None:
     assert torch.autograd.gradcheck(lambda r: normalise_cam(r, labels, map_norm), raw)
     gradient = torch.autograd.grad(normalise_cam(raw, labels, map_norm).square().sum(), raw)[0]
     assert (gradient[0, 1] == 0).all()
+
+
+@pytest.mark.parametrize("map_norm", ["minmax", "max"])
+def test_on_the_scale_of_another_map(map_norm: str) -> None:
+    raw, scale, labels = tie_free(2, 3, 3, 4), tie_free(2, 3, 5, 2, seed=1) / 2, torch.tensor([[1, 0, 1], [1, 1, 1]])
+    scale[1, 0] = -1.0  # its own maximum is judged: nothing there
+    scale.requires_grad_()
+    found = normalise_on_scale_of(raw, scale, labels, map_norm)  # type: ignore[arg-type]
+    for b, c in itertools.product(range(2), range(3)):
+        low, high = (float(f(scale[b, c].clamp(min=0))) for f in (torch.min, torch.max))
+        positive = raw[b, c].clamp(min=0)
+        if labels[b, c] == 0 or high < 1e-2:
+            expected = torch.zeros_like(positive)
+        elif map_norm == "max":
+            expected = positive / (high + 1e-5)
+        else:
+            expected = (positive - low - 1e-5).clamp(min=0) / (high - low + 1e-5)
+        torch.testing.assert_close(found[b, c], expected, rtol=1e-12, atol=1e-15)
+    assert found.amax() > 1 and not found.requires_grad
 
 
 def test_background_and_winner() -> None:

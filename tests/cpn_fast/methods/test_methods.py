@@ -196,6 +196,7 @@ def test_an_unknown_preset_is_named():
     [
         {"map_norm": "max"},
         {"pair_norm": "shared"},
+        {"pair_norm": "image"},
         {"ohem": 1.0},
         {"ohem_pool": "all"},
         {"cpcr_target": "dense"},
@@ -205,6 +206,7 @@ def test_an_unknown_preset_is_named():
         {"min_pool_weight": 1.0},
         {"prcm": "softmax"},
         {"tcp_target": "pair"},
+        {"tcp_target": "union"},
         {"affinity": "cosine"},
         {"prcm": "released"},
         {"pcm": False},

@@ -29,6 +29,9 @@ def cp_loss(
     The maps are normalised inside. The unrefined maps are the target of L_cpcr, so `cam_triplet` receives gradient from
     the first L_tcp term alone (and only on the side that is not its target), `rcam_triplet` from the rest.
 
+    CUDA tensors take the Triton kernels, but for `tcp_target` "union" and `pair_norm` "image": the reference computes
+    those everywhere.
+
     Args:
         cam_triplet: raw logit maps of (I.., I_h.., I_hbar..), float [3B, K, h, w].
         rcam_triplet: raw refined foreground maps in the same order; None leaves the first L_tcp term alone.
@@ -50,7 +53,7 @@ def cp_loss(
         raise ValueError(f"rcam_triplet is {tuple(rcam_triplet.shape)}; expected {tuple(cam_triplet.shape)}")
     if visible.shape != (images,):
         raise ValueError(f"visible is {tuple(visible.shape)}; expected [{images}]")
-    if takes_kernel(cam_triplet, rcam_triplet, labels, visible):
+    if options.has_kernel and takes_kernel(cam_triplet, rcam_triplet, labels, visible):
         losses = cp_loss_op(cam_triplet, rcam_triplet, labels, visible, list(size or ()), *options.values())[0]
         return losses[0], losses[1]
     return reference.cp_loss(cam_triplet, rcam_triplet, labels, visible, options, size)

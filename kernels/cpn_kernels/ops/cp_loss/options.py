@@ -15,10 +15,12 @@ class CpLossOptions:
     Attributes:
         map_norm: normalisation of the maps, "minmax" or "max".
         pair_norm: hidden views are normalised by their "own" maximum, or by one at least that of I ("shared"; the
-            maximum of I is a constant there).
+            maximum of I is a constant there); "image" puts all views on the scale of I, whose minimum and maximum are
+            constants, so that no map is divided by its own peak.
         tcp: compute L_tcp, else it is 0.
         tcp_target: the constant side of L_tcp's first term: the map of the full "image", which the pair is then to
-            reproduce, or the "pair".
+            reproduce, or the "pair"; "union" teaches the image what either view of the pair shows: the maximum of
+            their raw maps at each position, normalised once. A view in which nothing is visible is not in it.
         cpcr: compute L_cpcr, else it is 0.
         ohem: share of L_cpcr's elements that count per image, the largest; in (0, 1].
         ohem_pool: they are chosen from the background and "present" classes, or from "all" channels.
@@ -31,9 +33,9 @@ class CpLossOptions:
     """
 
     map_norm: MapNorm = "minmax"
-    pair_norm: Literal["own", "shared"] = "own"
+    pair_norm: Literal["own", "shared", "image"] = "own"
     tcp: bool = True
-    tcp_target: Literal["image", "pair"] = "image"
+    tcp_target: Literal["image", "pair", "union"] = "image"
     cpcr: bool = True
     ohem: float = 0.2
     ohem_pool: Literal["present", "all"] = "present"
@@ -47,6 +49,11 @@ class CpLossOptions:
                 raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")
         if not 0 < self.ohem <= 1:
             raise ValueError(f"ohem is {self.ohem}; expected a share in (0, 1]")
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether the Triton kernels know these options; the reference serves the others on every device."""
+        return self.tcp_target != "union" and self.pair_norm != "image"
 
     def values(self) -> tuple[Any, ...]:
         """The options in the order of the fields, which is that of the operators' arguments."""

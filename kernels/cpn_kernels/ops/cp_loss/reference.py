@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cpn_kernels.cam_norm import channel_peak, normalise_cam, winner_mask, with_background
+from cpn_kernels.cam_norm import channel_peak, normalise_cam, normalise_on_scale_of, winner_mask
 from cpn_kernels.ops.cp_loss.options import CpLossOptions
 
 Triplet = tuple[Tensor, Tensor, Tensor]
@@ -48,20 +48,56 @@ def ohem_mean(errors: Tensor, pool_mask: Tensor | None, fraction: float) -> Tens
     return (sums / kept_elements.to(errors.dtype)).mean()
 
 
-def normalised_triplet(
-    raw_triplet: Tensor, labels: Tensor, options: CpLossOptions, size: tuple[int, int] | None
-) -> Triplet:
-    """Normalised foreground maps of I, I_h and I_hbar, each [B, K, H, W], in at least single precision."""
+def raw_views(raw_triplet: Tensor, size: tuple[int, int] | None) -> Triplet:
+    """Raw maps of I, I_h and I_hbar, each [B, K, H, W], at the losses' resolution and in at least single precision."""
     raw_triplet = raw_triplet if raw_triplet.dtype == torch.float64 else raw_triplet.float()
     if size is not None:
         raw_triplet = F.interpolate(raw_triplet, size, mode="bilinear", align_corners=True)
     full, hidden, complement = raw_triplet.chunk(3)
+    return full, hidden, complement
+
+
+def normalise_pair_map(raw: Tensor, full: Tensor, labels: Tensor, options: CpLossOptions) -> Tensor:
+    """Normalised foreground maps [B, K, H, W] of what the pair shows, where the full image shows `full`; both raw."""
+    if options.pair_norm == "image":
+        return normalise_on_scale_of(raw, full, labels, options.map_norm)
     floor = channel_peak(full.detach()) if options.pair_norm == "shared" else None
+    return normalise_cam(raw, labels, options.map_norm, floor)
+
+
+def normalised_triplet(raw: Triplet, labels: Tensor, options: CpLossOptions) -> Triplet:
+    """Normalised foreground maps of I, I_h and I_hbar from their raw maps."""
+    full, hidden, complement = raw
+    if options.pair_norm == "image":
+        whole = normalise_on_scale_of(full, full, labels, options.map_norm)
+    else:
+        whole = normalise_cam(full, labels, options.map_norm)
     return (
-        normalise_cam(full, labels, options.map_norm),
-        normalise_cam(hidden, labels, options.map_norm, floor),
-        normalise_cam(complement, labels, options.map_norm, floor),
+        whole,
+        normalise_pair_map(hidden, full, labels, options),
+        normalise_pair_map(complement, full, labels, options),
     )
+
+
+def union_error(raw: Triplet, whole: Tensor, labels: Tensor, visible: Tensor, options: CpLossOptions) -> Tensor:
+    """L_tcp's first term with the pair's union as its constant target: mean |N(max(A_h, A_hbar)) - Y_o|.
+
+    Args:
+        raw: raw maps of I, I_h and I_hbar.
+        whole: Y_o, [B, K, h, w].
+        labels: [B, K].
+        visible: lambda, [B, 1, 1, 1]; a view that shows nothing counts as zero.
+        options: of the losses.
+    """
+    full, hidden, complement = (maps.detach() for maps in raw)
+    zero = torch.zeros_like(hidden)
+    shown = torch.maximum(torch.where(visible > 0, hidden, zero), torch.where(visible < 1, complement, zero))
+    return (normalise_pair_map(shown, full, labels, options) - whole).abs().mean()
+
+
+def background_first(foreground: Tensor) -> Tensor:
+    """Foreground maps behind their background, which is not below 0 where `pair_norm` "image" lets a map exceed 1."""
+    return torch.cat([(1 - foreground.amax(dim=1, keepdim=True)).clamp(min=0), foreground], dim=1)
 
 
 def triplet_error(maps: Triplet, visible: Tensor, target: str) -> Tensor:
@@ -91,9 +127,9 @@ def cross_target(full: Tensor, part: Tensor, share: Tensor, target: str) -> Tens
     full, part = full.detach(), part.detach()
     if target == "released":
         # Both backgrounds hold a 1 that cancels: the rest of the background is 0 or less wherever an object is left.
-        rest = with_background(full) - with_background(share * part)
+        rest = background_first(full) - background_first(share * part)
         return torch.where(rest < rest.amax(dim=1, keepdim=True), torch.zeros_like(rest), rest)
-    full, part = with_background(full), with_background(part)
+    full, part = background_first(full), background_first(part)
     if target == "dense":
         return full - share * part
     mask = winner_mask(full)
@@ -114,7 +150,7 @@ def scaled_with_background(maps: Tensor, share: Tensor, target: str) -> Tensor:
     Returns:
         [B, K + 1, h, w].
     """
-    return with_background(share * maps) if target == "released" else share * with_background(maps)
+    return background_first(share * maps) if target == "released" else share * background_first(maps)
 
 
 def cp_loss(
@@ -126,13 +162,18 @@ def cp_loss(
     size: tuple[int, int] | None,
 ) -> tuple[Tensor, Tensor]:
     """(L_tcp, L_cpcr); see the public function."""
-    cam = normalised_triplet(cam_triplet, labels, options, size)
+    raw = raw_views(cam_triplet, size)
+    cam = normalised_triplet(raw, labels, options)
     share = visible.to(cam[0].dtype)[:, None, None, None]
     zero = torch.zeros((), dtype=cam[0].dtype, device=cam_triplet.device)
-    tcp_loss = triplet_error(cam, share, options.tcp_target) if options.tcp else zero
+    tcp_loss = zero
+    if options.tcp and options.tcp_target == "union":
+        tcp_loss = union_error(raw, cam[0], labels, share, options)
+    elif options.tcp:
+        tcp_loss = triplet_error(cam, share, options.tcp_target)
     if rcam_triplet is None:
         return tcp_loss, zero
-    refined = normalised_triplet(rcam_triplet, labels, options, size)
+    refined = normalised_triplet(raw_views(rcam_triplet, size), labels, options)
     if options.tcp:
         tcp_loss = tcp_loss + triplet_error(refined, share, "none" if options.refined_pair_gradient else "pair")
     if not options.cpcr:
