@@ -81,10 +81,10 @@ def timm_key(key: str) -> str:
 def expected_tensors(backbone: Backbone) -> dict[str, Tensor]:
     """The tensors that a weights file has to hold for a backbone, by the keys that it may have there."""
     if isinstance(backbone, FeatureBackbone):
-        held, rename = backbone.body.state_dict(), timm_key
+        held = {timm_key(key): value for key, value in backbone.body.state_dict().items()}
     else:
-        held, rename = backbone.state_dict(), str
-    return {rename(key): value for key, value in held.items() if not key.endswith("num_batches_tracked")}
+        held = dict(backbone.state_dict())
+    return {key: value for key, value in held.items() if not key.endswith("num_batches_tracked")}
 
 
 @cache
