@@ -5,15 +5,17 @@ from __future__ import annotations
 from cpn_fast.affinity.task import AffinityStage
 from cpn_fast.config.recipes import with_recipe
 from cpn_fast.config.training import AffinityConfig
+from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.training.run import run_stage
 
 
-def run_affinity(config: AffinityConfig) -> RunFolder:
+def run_affinity(config: AffinityConfig, progress: Progress = SILENT) -> RunFolder:
     """Make labels and train one run (the same in every process of a distributed one).
 
     Args:
         config: the settings.
+        progress: where the training is shown.
 
     Returns:
         The run folder, with final weights.
@@ -24,4 +26,4 @@ def run_affinity(config: AffinityConfig) -> RunFolder:
         NonFiniteError: if a loss or gradient was not finite.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the checkpoint is written.
     """
-    return run_stage(with_recipe(config), AffinityStage)
+    return run_stage(with_recipe(config), AffinityStage, progress)

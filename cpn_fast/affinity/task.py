@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from lightning.fabric import Fabric
-from rich.console import Console
 from torch import Tensor, nn
 
 from cpn_fast.affinity.batches import AffinityBatch, AffinityStream
@@ -14,10 +13,9 @@ from cpn_fast.affinity.labels import LabelStore, make_affinity_labels
 from cpn_fast.affinity.options import LABELS
 from cpn_fast.affinity.validation import WalkCurves, create_walk_curves
 from cpn_fast.config.training import AffinityConfig
-from cpn_fast.console.terminal import TerminalProgress
 from cpn_fast.data.loading.steps import Span
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.progress import SILENT
+from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.models import create_affinity_net
 from cpn_fast.models.affinity_net import AffinityNet, affinity_loss
 from cpn_fast.refine.labelled_folder import images_of
@@ -61,16 +59,15 @@ class AffinityStage(Stage[AffinityConfig]):
     losses = ("loss", "background", "foreground", "negative")
     headline = ("maps_miou", "walk_miou")
 
-    def __init__(self, config: AffinityConfig, fabric: Fabric) -> None:
-        super().__init__(config, fabric)
+    def __init__(self, config: AffinityConfig, fabric: Fabric, progress: Progress = SILENT) -> None:
+        super().__init__(config, fabric, progress)
         run = RunFolder(config.output)
         self.store = LabelStore(run.path / LABELS)
         if config.resume:
             self.store.check_unchanged(config.masks)
             self.classes = run.classes
         else:
-            progress = TerminalProgress(Console(stderr=True)) if fabric.is_global_zero else SILENT
-            made = make_affinity_labels(config, self.store.path, progress)
+            made = make_affinity_labels(config, self.store.path, self.progress)
             if fabric.is_global_zero:
                 self.store.freeze(made.images)
             fabric.barrier()

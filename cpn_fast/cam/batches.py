@@ -20,6 +20,7 @@ from cpn_fast.data.superpixels.device_maps import DeviceMaps, geometry_numbers
 from cpn_fast.data.superpixels.online import online_patches, online_patches_of_batch
 from cpn_fast.data.types import Batch, Record, Sample, Source
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.progress import SILENT, Progress
 from cpn_kernels.ops.superpixels import backend_version, runs_on
 
 
@@ -56,6 +57,7 @@ class BatchStream:
         fill: colour of crop padding, uint8 RGB.
         map_device: keep cached superpixels there and take the patches of the crops there; where the backend runs on it,
             missing maps, and with `online` the superpixels of the crops, are made there too. None = on the host.
+        progress: where the making of superpixels is shown.
 
     Raises:
         DataError: for no records, records without labels, a batch that the processes cannot share evenly, or a
@@ -75,6 +77,7 @@ class BatchStream:
         cache: SuperpixelCache | None = None,
         fill: tuple[int, int, int] = IMAGENET_MEAN_PIXEL,
         map_device: torch.device | None = None,
+        progress: Progress = SILENT,
     ) -> None:
         _check(source, records, config, world_size)
         slic_device = None
@@ -82,7 +85,7 @@ class BatchStream:
             slic_device = map_device
         if cache is None and needs_superpixels(config):
             cache = SuperpixelCache(source, records, config.patch, config.augment)
-            cache.prepare(progress=rank == 0, device=slic_device)
+            cache.prepare(progress=progress is not SILENT, device=slic_device)
         self._maps = None
         if cache is not None and map_device is not None:
             self._maps = DeviceMaps(cache, records, map_device)

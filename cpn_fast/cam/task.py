@@ -17,6 +17,7 @@ from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.superpixels.backend import settle_backend, share_backend
 from cpn_fast.data.types import Batch
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.methods import create_method
 from cpn_fast.models import create_model
 from cpn_fast.models.cam import CamNet
@@ -29,11 +30,12 @@ from cpn_kernels import native_library
 log = logging.getLogger(__name__)
 
 
-def run_train(config: TrainConfig) -> RunFolder:
+def run_train(config: TrainConfig, progress: Progress = SILENT) -> RunFolder:
     """Train one run (the same in every process of a distributed one).
 
     Args:
         config: the settings.
+        progress: where the training is shown.
 
     Returns:
         The run folder, with final weights.
@@ -47,7 +49,7 @@ def run_train(config: TrainConfig) -> RunFolder:
         log.warning("%s", without)
     config = with_recipe(config)
     _check_options(config)
-    return run_stage(settle_backend(config, RunFolder(config.output)), CamStage)
+    return run_stage(settle_backend(config, RunFolder(config.output)), CamStage, progress)
 
 
 class CamStage(Stage[TrainConfig]):
@@ -56,8 +58,8 @@ class CamStage(Stage[TrainConfig]):
     losses = ("loss", "cls", "tcp", "cpcr", "er", "ecr", "min_pool")
     headline = ("cam_miou", "rcam_miou", "map", "f1")
 
-    def __init__(self, config: TrainConfig, fabric: Fabric) -> None:
-        super().__init__(config, fabric)
+    def __init__(self, config: TrainConfig, fabric: Fabric, progress: Progress = SILENT) -> None:
+        super().__init__(config, fabric, progress)
         self.backend = share_backend(fabric, config)
         self.source = open_source(config.data)
         self.records = labelled_records(self.source, config.split)
@@ -90,7 +92,15 @@ class CamStage(Stage[TrainConfig]):
         red, green, blue = (round(255 * value) for value in net.mean.tolist())
         device = self.fabric.device if self.fabric.device.type == "cuda" else None
         steps = (span.start_step, span.total_steps, span.rank, span.world_size)
-        return BatchStream(self.source, self.records, self.config, *steps, fill=(red, green, blue), map_device=device)
+        return BatchStream(
+            self.source,
+            self.records,
+            self.config,
+            *steps,
+            fill=(red, green, blue),
+            map_device=device,
+            progress=self.progress,
+        )
 
     def inputs(self, batch: Batch, step: int, total_steps: int) -> tuple[Tensor | bool, ...]:
         """The batch's tensors, and whether the step is one of the warm-up."""

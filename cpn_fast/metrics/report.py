@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from cpn_fast.files.atomic import atomic_path, atomic_write_text
@@ -72,7 +71,7 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def print_run_table(console: Console, metrics: Mapping[str, Any]) -> None:
+def run_table(metrics: Mapping[str, Any]) -> Table:
     """Every map and scale at its own best beta, the headline's row in bold."""
     table = Table(title="mIoU in % at the best beta", title_justify="left")
     table.add_column("map")
@@ -85,10 +84,10 @@ def print_run_table(console: Console, metrics: Mapping[str, Any]) -> None:
             cells = [percent(values["miou"]), f"{values['beta']:.2f}"]
             cells += [percent(values["background"]), percent(values["foreground"])]
             table.add_row(name.upper(), scale, *cells, style="bold" if headline else None)
-    console.print(table)
+    return table
 
 
-def print_comparison(console: Console, scored: Sequence[Mapping[str, Any]]) -> None:
+def comparison_table(scored: Sequence[Mapping[str, Any]]) -> Table:
     """One row per target from their metrics.json, with the change of mIoU in points from the first."""
     table = Table(title="IoU in %", title_justify="left")
     table.add_column("target", overflow="fold")
@@ -98,11 +97,11 @@ def print_comparison(console: Console, scored: Sequence[Mapping[str, Any]]) -> N
         change = f"{100 * (metrics['miou'] - scored[0]['miou']):+.1f}" if number else ""
         cells = [percent(metrics["miou"]), change, percent(metrics["background"]), percent(metrics["foreground"])]
         table.add_row(metrics["target"], str(metrics["images"]), *cells)
-    console.print(table)
+    return table
 
 
-def print_class_table(console: Console, metrics: Mapping[str, Any], title: str) -> None:
-    """IoU per class, several to a line, best first."""
+def class_table(metrics: Mapping[str, Any], title: str) -> Table:
+    """IoU per class, several to a line, best first; classes without one stand below."""
     found = [(name, value) for name, value in metrics["per_class"].items() if value is not None]
     found.sort(key=lambda item: -item[1])
     columns = 3
@@ -115,10 +114,11 @@ def print_class_table(console: Console, metrics: Mapping[str, Any], title: str) 
         picked = found[row::height]
         cells = [text for name, value in picked for text in (name, percent(value))]
         table.add_row(*cells)
-    console.print(table)
     missing = [name for name, value in metrics["per_class"].items() if value is None]
     if missing:
-        console.print(f"neither in masks nor predicted, so not counted: {', '.join(missing)}", highlight=False)
+        table.caption = f"neither in masks nor predicted, so not counted: {', '.join(missing)}"
+        table.caption_justify = "left"
+    return table
 
 
 def plot_sweeps(path: Path, metrics: Mapping[str, Any], title: str) -> None:

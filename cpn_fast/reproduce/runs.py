@@ -15,6 +15,7 @@ from cpn_fast.cam.task import run_train
 from cpn_fast.config.recipes import with_recipe
 from cpn_fast.config.serialise import config_to_dict, flat
 from cpn_fast.config.training import TrainConfig, replace_dotted
+from cpn_fast.console.terminal import TerminalProgress
 from cpn_fast.data.loading.parallel import folder_lock
 from cpn_fast.data.sources.spread import records_of, spread_evenly
 from cpn_fast.data.superpixels.backend import hides_superpixels, version_of
@@ -113,14 +114,14 @@ class RunStore:
         run = RunFolder(config.output)
         if not run.exists():
             log.info("training %s", run.path)
-            return run_train(config)
+            return run_train(config, TerminalProgress())
         if run.model_path.is_file():
             stored = run.config
             check_same_settings(stored, dataclasses.replace(config, data=stored.data, weights=stored.weights), run.path)
             log.info("%s is trained already", run.path)
             return run
         log.info("training goes on: %s", run.path)
-        return run_train(dataclasses.replace(config, resume=True))
+        return run_train(dataclasses.replace(config, resume=True), TerminalProgress())
 
     def scored(self, run: RunFolder, config: TrainConfig) -> dict[str, Any]:
         """The run's metrics.json: as it is where these weights were scored so, else scored now.
@@ -153,7 +154,7 @@ class RunStore:
         if same and stored["images"] + stored["without_mask"] == len(records):
             log.info("%s is scored already", run.path)
             return stored
-        return run_evaluate(evaluation)
+        return run_evaluate(evaluation, TerminalProgress())
 
     def measured(self, row: Row, config: TrainConfig, columns: Sequence[str]) -> Measurement:
         """A row of a table for one seed: trained and scored where it is not yet.

@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from cpn_fast.cam.inference import Prediction, map_of, open_labeller, predictions
-from cpn_fast.console.terminal import item_progress
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import records_of, spread_evenly
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder
+from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.image_size import warn_of_size
 from cpn_fast.inference.options import check_counts
@@ -30,13 +29,13 @@ from cpn_fast.metrics.confusion import confusion_of
 from cpn_fast.metrics.maps import MULTI, MapName, scale_name
 from cpn_fast.metrics.report import (
     METRICS_NAME,
+    class_table,
+    comparison_table,
     percent,
     plot_sweeps,
     point_values,
-    print_class_table,
-    print_comparison,
-    print_run_table,
     run_metrics,
+    run_table,
     write_metrics,
 )
 from cpn_fast.models.labeller import Labeller
@@ -47,11 +46,12 @@ from cpn_fast.scoring.options import EvaluateConfig
 PLOT_NAME = "beta_sweep.png"
 
 
-def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
+def run_evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> dict[str, Any]:
     """Score runs or folders of masks; writes metrics.json (and, for a run, the plot of mIoU over beta) for each.
 
     Args:
         config: what to score, and how.
+        progress: where bar and tables are shown.
 
     Returns:
         the content of the first target's metrics.json; all IoU values in 0..1.
@@ -68,23 +68,29 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     records = spread_evenly(every, config.images)
     config = dataclasses.replace(config, split=split)
     if not config.others:
-        return _evaluate_target(config, source, records)
+        return _evaluate_target(config, source, records, progress)
     if config.output is not None:
         raise DataError("--output is for one target; each of several gets its own metrics.json: leave it out")
     targets = (config.target, *config.others)
-    scored = [_evaluate_target(dataclasses.replace(config, target=target), source, records) for target in targets]
-    print_comparison(Console(), scored)
+    scored = [
+        _evaluate_target(dataclasses.replace(config, target=target), source, records, progress) for target in targets
+    ]
+    progress.say(comparison_table(scored))
     return scored[0]
 
 
-def _evaluate_target(config: EvaluateConfig, source: Source, records: Sequence[Record]) -> dict[str, Any]:
+def _evaluate_target(
+    config: EvaluateConfig, source: Source, records: Sequence[Record], progress: Progress
+) -> dict[str, Any]:
     if RunFolder(config.target).exists():
-        return _evaluate_run(config, source, records)
-    return _evaluate_masks(config, source, records)
+        return _evaluate_run(config, source, records, progress)
+    return _evaluate_masks(config, source, records, progress)
 
 
-def _evaluate_run(config: EvaluateConfig, source: Source, records: Sequence[Record]) -> dict[str, Any]:
-    run, console = RunFolder(config.target), Console()
+def _evaluate_run(
+    config: EvaluateConfig, source: Source, records: Sequence[Record], progress: Progress
+) -> dict[str, Any]:
+    run = RunFolder(config.target)
     labeller = open_labeller(run, config.scales, config.flip, config.device, 0.0, config.threshold)
     headline, classes = map_of(labeller), run.classes
     tally = Tally.of(labeller, len(classes))
@@ -95,7 +101,7 @@ def _evaluate_run(config: EvaluateConfig, source: Source, records: Sequence[Reco
     mapping = ClassMapping.between(source.classes, classes)
     warn_of_size(run, records, config.max_side)
     stream = predictions(labeller, source, records, mapping, options)
-    with item_progress(console, "evaluate", len(records)) as advance:
+    with progress.items("evaluate", len(records)) as advance:
         _count_all(stream, tally, advance)
     _need_masks(config, tally)
     about = {
@@ -112,10 +118,10 @@ def _evaluate_run(config: EvaluateConfig, source: Source, records: Sequence[Reco
     output = config.output or config.target
     write_metrics(output / METRICS_NAME, metrics)
     plot_sweeps(output / PLOT_NAME, metrics, f"{config.target.name} on {source.spec} ({config.split})")
-    print_run_table(console, metrics)
-    print_class_table(console, metrics, f"IoU in %, {headline.upper()} multi-scale at beta {metrics['beta']:.2f}")
-    _say_counts(console, config, about)
-    console.print(f"{output / METRICS_NAME}, {output / PLOT_NAME}", highlight=False, soft_wrap=True)
+    progress.say(run_table(metrics))
+    progress.say(class_table(metrics, f"IoU in %, {headline.upper()} multi-scale at beta {metrics['beta']:.2f}"))
+    _say_counts(progress, config, about)
+    progress.say(f"{output / METRICS_NAME}, {output / PLOT_NAME}")
     return metrics
 
 
@@ -200,7 +206,7 @@ def _about(config: EvaluateConfig, source: Source, images: int, without_mask: in
     }
 
 
-def _say_counts(console: Console, config: EvaluateConfig, about: dict[str, Any]) -> None:
+def _say_counts(progress: Progress, config: EvaluateConfig, about: dict[str, Any]) -> None:
     text = f"{config.target}: {about['images']} images scored"
     if config.images is not None:
         text += f" (at most {config.images} of the split, spread evenly)"
@@ -211,18 +217,19 @@ def _say_counts(console: Console, config: EvaluateConfig, about: dict[str, Any])
     average = about.get("classifier", {}).get("map")
     if average is not None:
         text += f"; classifier mAP {average:.3f}"
-    console.print(text, highlight=False, soft_wrap=True)
+    progress.say(text)
 
 
-def _evaluate_masks(config: EvaluateConfig, source: Source, records: Sequence[Record]) -> dict[str, Any]:
-    console = Console()
+def _evaluate_masks(
+    config: EvaluateConfig, source: Source, records: Sequence[Record], progress: Progress
+) -> dict[str, Any]:
     folder = _mask_folder(config.target)
     classes = folder.classes() or tuple(source.classes)
     mapping = ClassMapping.between(source.classes, classes)
     confusion = np.zeros((len(classes) + 1, len(classes) + 2), dtype=np.int64)
     missing: list[str] = []
     without_truth = 0
-    with item_progress(console, "evaluate", len(records)) as advance:
+    with progress.items("evaluate", len(records)) as advance:
         for counts in _count_masks(source, records, folder, mapping, config.workers):
             advance(1)
             if counts is None:
@@ -241,13 +248,13 @@ def _evaluate_masks(config: EvaluateConfig, source: Source, records: Sequence[Re
     metrics = {**point_values(iou_point(confusion), classes), "sweep": None, **about}
     output = config.output or config.target
     write_metrics(output / METRICS_NAME, metrics)
-    print_class_table(console, metrics, f"IoU in %, mean {percent(metrics['miou'])}")
+    progress.say(class_table(metrics, f"IoU in %, mean {percent(metrics['miou'])}"))
     if missing:
-        console.print(f"[yellow]{len(missing)} images with ground truth have no mask and are not scored[/]")
+        progress.say(f"{len(missing)} images with ground truth have no mask and are not scored")
     if about["void_share"]:
-        console.print(f"{percent(about['void_share'])}% of the pixels are void in the masks: counted as missed")
-    _say_counts(console, config, about)
-    console.print(str(output / METRICS_NAME), highlight=False, soft_wrap=True)
+        progress.say(f"{percent(about['void_share'])}% of the pixels are void in the masks: counted as missed")
+    _say_counts(progress, config, about)
+    progress.say(str(output / METRICS_NAME))
     return metrics
 
 

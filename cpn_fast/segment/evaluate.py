@@ -11,21 +11,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
-from cpn_fast.console.terminal import item_progress
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import records_of
 from cpn_fast.device import threads_shared_by
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.output_folder import explained_writes
+from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.image_size import warn_of_size
 from cpn_fast.inference.reader import Failure
 from cpn_fast.metrics.beta_sweep import check_mask, iou_point
 from cpn_fast.metrics.confusion import confusion_of
-from cpn_fast.metrics.report import METRICS_NAME, percent, point_values, print_class_table, write_metrics
+from cpn_fast.metrics.report import METRICS_NAME, class_table, percent, point_values, write_metrics
 from cpn_fast.runs.digest import weights_digest
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.segment.inference import Segmentation, open_segmenters, segmentations
@@ -35,11 +34,12 @@ from cpn_kernels.ops.dense_crf import Settings
 SINGLE, MULTI, CRF = "single scale", "multi-scale", "multi-scale + CRF"
 
 
-def run_segment_evaluate(config: SegmentEvaluateConfig) -> dict[str, Any]:
+def run_segment_evaluate(config: SegmentEvaluateConfig, progress: Progress = SILENT) -> dict[str, Any]:
     """Score a run; writes metrics.json.
 
     Args:
         config: what to score, and how.
+        progress: where bar and tables are shown.
 
     Returns:
         the content of metrics.json: at the top the figures of the last row of the table, under `results` those of all;
@@ -49,7 +49,7 @@ def run_segment_evaluate(config: SegmentEvaluateConfig) -> dict[str, Any]:
         DataError: for a run, source or option that does not fit, an image or mask that cannot be read, a mask of
             another size than its image, or a split without any mask.
     """
-    console, options = Console(), config.inference_options(with_mask=True)
+    options = config.inference_options(with_mask=True)
     crf = config.crf_settings(config.crf_preset) if config.crf else None
     run, source = RunFolder(config.run), open_source(config.data)
     inferences = {SINGLE: ((1.0,), False), MULTI: (config.scales, config.flip)}
@@ -60,7 +60,7 @@ def run_segment_evaluate(config: SegmentEvaluateConfig) -> dict[str, Any]:
     warn_of_size(run, records, config.max_side)
     stream = segmentations(segmenters, source, records, mapping, options, keep_probabilities=crf is not None)
     tally = Tally(len(classes), (SINGLE, MULTI) if crf is None else (SINGLE, MULTI, CRF))
-    with item_progress(console, "evaluate", len(records)) as advance:
+    with progress.items("evaluate", len(records)) as advance:
         _count_all(stream, tally, crf, config.workers, advance)
     if not tally.images:
         raise DataError(
@@ -71,11 +71,11 @@ def run_segment_evaluate(config: SegmentEvaluateConfig) -> dict[str, Any]:
     path = (config.output or config.run) / METRICS_NAME
     with explained_writes(path.parent, METRICS_NAME):
         write_metrics(path, metrics)
-    _print_table(console, metrics)
-    print_class_table(console, metrics, f"IoU in %, {metrics['headline']}")
+    progress.say(_table(metrics))
+    progress.say(class_table(metrics, f"IoU in %, {metrics['headline']}"))
     left_out = f", {tally.without_mask} without ground truth left out" if tally.without_mask else ""
-    console.print(f"{config.run}: {tally.images} images scored{left_out}", highlight=False, soft_wrap=True)
-    console.print(str(path), highlight=False, soft_wrap=True)
+    progress.say(f"{config.run}: {tally.images} images scored{left_out}")
+    progress.say(str(path))
     return metrics
 
 
@@ -165,7 +165,7 @@ def _metrics(
     }
 
 
-def _print_table(console: Console, metrics: dict[str, Any]) -> None:
+def _table(metrics: dict[str, Any]) -> Table:
     """A row for each way to make a mask."""
     scales = " ".join(f"{scale:g}" for scale in metrics["scales"])
     table = Table(title=f"IoU in %; scales {scales}{' with flip' if metrics['flip'] else ''}", title_justify="left")
@@ -175,4 +175,4 @@ def _print_table(console: Console, metrics: dict[str, Any]) -> None:
     for name, values in metrics["results"].items():
         cells = [percent(values[column]) for column in ("miou", "background", "foreground")]
         table.add_row(name, *cells, style="bold" if name == metrics["headline"] else None)
-    console.print(table)
+    return table

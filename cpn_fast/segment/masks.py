@@ -10,14 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
-from rich.console import Console
-
-from cpn_fast.console.terminal import item_progress
 from cpn_fast.data.loading.parallel import parallel_map
 from cpn_fast.data.sources.base import check_same_size
 from cpn_fast.data.types import Record, Sample, Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder
+from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.inference.class_mapping import ClassMapping
 
 log = logging.getLogger(__name__)
@@ -137,13 +135,16 @@ def examine(masks: TrainingMasks, record: Record) -> Finding:
     return Finding("ok") if absent is None else Finding("missing", absent)
 
 
-def check_masks(masks: TrainingMasks, records: Sequence[Record], allow_missing: bool) -> list[bool]:
-    """Look at every mask before training, in parallel, with a progress bar.
+def check_masks(
+    masks: TrainingMasks, records: Sequence[Record], allow_missing: bool, progress: Progress = SILENT
+) -> list[bool]:
+    """Look at every mask before training, in parallel.
 
     Args:
         masks: where they come from.
         records: the split.
         allow_missing: leave out what has no mask, with a warning.
+        progress: where a bar is shown.
 
     Returns:
         per record, whether it can be trained on.
@@ -153,7 +154,7 @@ def check_masks(masks: TrainingMasks, records: Sequence[Record], allow_missing: 
             number of such masks, naming the first.
     """
     findings = []
-    with item_progress(Console(stderr=True), "check masks", len(records)) as advance:
+    with progress.items("check masks", len(records)) as advance:
         for finding in parallel_map(partial(examine, masks), records, chunk=32):
             findings.append(finding)
             advance(1)

@@ -13,6 +13,7 @@ from cpn_fast.data.loading.steps import Span, steps_per_epoch
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.types import Record
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.models.build import create_deeplab
 from cpn_fast.models.deeplab import DeepLab, norm_momentum, set_norm_momentum
 from cpn_fast.runs.folder import RunFolder
@@ -24,11 +25,12 @@ from cpn_fast.training.run import run_stage
 from cpn_fast.training.task import Stage
 
 
-def run_segment_train(config: SegmentConfig) -> RunFolder:
+def run_segment_train(config: SegmentConfig, progress: Progress = SILENT) -> RunFolder:
     """Train one segmentation network (the same in every process of a distributed run).
 
     Args:
         config: the settings.
+        progress: where the training is shown.
 
     Returns:
         The run folder, with final weights.
@@ -41,7 +43,7 @@ def run_segment_train(config: SegmentConfig) -> RunFolder:
     config = with_recipe(config)
     if not 0 <= config.dropout < 1:
         raise DataError(f"--dropout {config.dropout}: expected 0 or more, below 1")
-    return run_stage(config, SegmentStage)
+    return run_stage(config, SegmentStage, progress)
 
 
 class SegmentStage(Stage[SegmentConfig]):
@@ -50,8 +52,8 @@ class SegmentStage(Stage[SegmentConfig]):
     losses = ("loss",)
     headline = ("miou",)
 
-    def __init__(self, config: SegmentConfig, fabric: Fabric) -> None:
-        super().__init__(config, fabric)
+    def __init__(self, config: SegmentConfig, fabric: Fabric, progress: Progress = SILENT) -> None:
+        super().__init__(config, fabric, progress)
         self.source = open_source(config.data)
         self.masks = open_masks(config.masks, self.source)
         self.records = self._usable(self.source.records(config.split))
@@ -62,7 +64,7 @@ class SegmentStage(Stage[SegmentConfig]):
         found: list[bool] | str = ""
         if self.fabric.is_global_zero:
             try:
-                found = check_masks(self.masks, records, self.config.allow_missing)
+                found = check_masks(self.masks, records, self.config.allow_missing, self.progress)
             except DataError as error:
                 found = str(error)
         found = self.fabric.broadcast(found)

@@ -20,6 +20,7 @@ from cpn_fast.data.sources.unlabelled import none_labelled
 from cpn_fast.data.types import Record, Source
 from cpn_fast.device import set_tf32, tune_allocator
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.runs.checkpoint import load_checkpoint
 from cpn_fast.runs.folder import RunFolder, check_same_settings
 from cpn_fast.runs.metrics_log import MetricsLog
@@ -31,12 +32,13 @@ from cpn_fast.training.trainer import Network, Outputs, Schedule, Trainer
 log = logging.getLogger(__name__)
 
 
-def run_stage(config: ConfigT, kind: type[Stage[ConfigT]]) -> RunFolder:
+def run_stage(config: ConfigT, kind: type[Stage[ConfigT]], progress: Progress = SILENT) -> RunFolder:
     """Train one run (the same in every process of a distributed one).
 
     Args:
         config: the settings, with nothing left to the recipe.
         kind: which kind of training.
+        progress: where the training is shown.
 
     Returns:
         The run folder, with final weights.
@@ -54,7 +56,7 @@ def run_stage(config: ConfigT, kind: type[Stage[ConfigT]]) -> RunFolder:
     fabric = create_fabric(config, kind.partial_gradients(config))
     fabric.launch()
     _check_devices(fabric, config)
-    stage = kind(config, fabric)
+    stage = kind(config, fabric, progress)
     _start_folder(fabric, folder, stage)
 
     per_epoch = steps_per_epoch(stage.num_records, config.batch_size)
@@ -207,7 +209,12 @@ def _restore(folder: RunFolder, fabric: Fabric, network: Network) -> int:
 def _open_outputs(folder: RunFolder, stage: Stage[Any], schedule: Schedule, start_step: int) -> Outputs:
     config, first = stage.config, stage.fabric.is_global_zero
     progress = TrainProgress(
-        schedule.last_step, start_step, config.batch_size, config.log_every, enabled=first, losses=stage.losses
+        schedule.last_step,
+        start_step,
+        config.batch_size,
+        config.log_every,
+        enabled=stage.progress is not SILENT,
+        losses=stage.losses,
     )
     if not first:
         return Outputs(folder, progress)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cpn_fast.config.training import LoopConfig
 from cpn_fast.data.loading.steps import Span
+from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.training.tensorboard import MapStatistics
 
 ConfigT = TypeVar("ConfigT", bound=LoopConfig)
@@ -62,6 +63,7 @@ class Stage(ABC, Generic[ConfigT]):
         headline: figures of an `Evaluation` that are shown in the terminal, in 0..1.
         statistics: counts the maps of each step where there are such.
         backend: what made the patches, where there are such.
+        progress: where what precedes the first step is shown; silent on all processes but the first.
     """
 
     losses: ClassVar[tuple[str, ...]]
@@ -71,8 +73,9 @@ class Stage(ABC, Generic[ConfigT]):
     statistics: MapStatistics | None = None
     backend: str | None = None
 
-    def __init__(self, config: ConfigT, fabric: Fabric) -> None:
+    def __init__(self, config: ConfigT, fabric: Fabric, progress: Progress = SILENT) -> None:
         self.config, self.fabric = config, fabric
+        self.progress = progress if fabric.is_global_zero else SILENT
 
     @classmethod
     def partial_gradients(cls, config: ConfigT) -> bool:

@@ -398,7 +398,7 @@ def test_unknown_tables_and_options_exit_2(arguments: list[str]) -> None:
 def test_a_split_without_masks_is_refused_before_anything_is_trained(
     configured: Callable[..., ReproduceConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "run_train", lambda config: pytest.fail("trained"))
+    monkeypatch.setattr(runs, "run_train", lambda config, progress: pytest.fail("trained"))
     with pytest.raises(DataError, match=r"'pretrain' has a mask.*--eval-split"):
         reproduce(configured("table1", "--eval-split", "pretrain"))
 
@@ -419,7 +419,7 @@ def test_every_way_to_make_patches_is_timed_on_every_image(
 def test_a_loss_that_is_not_finite_fails_its_row_alone(
     configured: Callable[..., ReproduceConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(config: TrainConfig) -> RunFolder:
+    def train(config: TrainConfig, progress: Any) -> RunFolder:
         if config.method == "seam":
             raise NonFiniteError("step 3: loss is NaN")
         return RunFolder(config.output)
@@ -446,20 +446,20 @@ def test_a_table_that_was_killed_goes_on(
     trained: list[TrainConfig] = []
     train, evaluate = runs.run_train, runs.run_evaluate
 
-    def counted(config: TrainConfig) -> RunFolder:
+    def counted(config: TrainConfig, progress: Any) -> RunFolder:
         trained.append(config)
-        return train(config)
+        return train(config, progress)
 
-    def killed_when_cpn_begins(config: TrainConfig) -> RunFolder:
+    def killed_when_cpn_begins(config: TrainConfig, progress: Any) -> RunFolder:
         if config.method == "cpn":
             RunFolder(config.output).create(config, whole_classes)
             raise KeyboardInterrupt
-        return counted(config)
+        return counted(config, progress)
 
-    def killed_at_seam(config: Any) -> Any:
+    def killed_at_seam(config: Any, progress: Any) -> Any:
         if "seam" in config.target.name:
             raise KeyboardInterrupt
-        return evaluate(config)
+        return evaluate(config, progress)
 
     whole_classes = open_source(configured("table3").base.data).classes
     monkeypatch.setattr(runs, "run_train", killed_when_cpn_begins)
@@ -482,8 +482,8 @@ def test_a_table_that_was_killed_goes_on(
     for suffix in ("csv", "json", "png"):
         assert (tmp_path / "tables" / f"table3.{suffix}").is_file()
 
-    monkeypatch.setattr(runs, "run_evaluate", lambda config: pytest.fail("scored again"))
-    monkeypatch.setattr(runs, "run_train", lambda config: pytest.fail("trained again"))
+    monkeypatch.setattr(runs, "run_evaluate", lambda config, progress: pytest.fail("scored again"))
+    monkeypatch.setattr(runs, "run_train", lambda config, progress: pytest.fail("trained again"))
     assert reproduce(configured("table3")).measurements == report.measurements
     with pytest.raises(DataError, match=r"table3\.json: was made with other settings: .*epochs"):
         reproduce(configured("table3", "--epochs", "3"))
@@ -496,7 +496,9 @@ def _scores_belong_to_weights_and_settings(
 ) -> None:
     """Other evaluation settings or weights score a run again; the same do not."""
     scored: list[Any] = []
-    monkeypatch.setattr(runs, "run_evaluate", lambda config: scored.append(config) or evaluate(config))
+    monkeypatch.setattr(
+        runs, "run_evaluate", lambda config, progress: scored.append(config) or evaluate(config, progress)
+    )
     store_of = configured("table3")
     source = open_source(store_of.base.data)
     base = command.settled_base(store_of, source)[0]

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from cpn_fast.cam.inference import open_labeller, predictions
+from cpn_fast.console.terminal import TerminalProgress
 from cpn_fast.data.sources.base import FileSource
 from cpn_fast.data.sources.demo_scenes import CLASSES
 from cpn_fast.data.sources.open import open_source
@@ -190,7 +191,8 @@ def test_a_run_keeps_its_beta_in_its_folder(make_run, data, tmp_path):
 
 
 def test_without_image_labels_the_scores_stand_in(run, data, tmp_path, capsys):
-    metrics = run_evaluate(config(run.path, data, output=tmp_path, scales=(1.0,), use_labels=False))
+    settings = config(run.path, data, output=tmp_path, scales=(1.0,), use_labels=False)
+    metrics = run_evaluate(settings, TerminalProgress())
     assert metrics["labels_from_scores"] == 3
     assert metrics["classifier"] == {"map": None, "f1": None}
     assert "3 without image labels" in capsys.readouterr().out
@@ -285,7 +287,7 @@ def test_several_folders_are_scored_alike_and_compared(data, predicted, tmp_path
     perfect = shutil.copytree(data / "masks", tmp_path / "perfect")
     alone = run_evaluate(config(predicted, data))
     capsys.readouterr()
-    assert run_evaluate(config(predicted, data, others=(perfect,))) == alone
+    assert run_evaluate(config(predicted, data, others=(perfect,)), TerminalProgress()) == alone
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     shown = next(row for row in rows if "+" in row)
     assert "100.0" in shown and f"{100 * (1 - alone['miou']):+.1f}" in shown

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import jaccard_score
 
+from cpn_fast.console.terminal import TerminalProgress
 from cpn_fast.data.sources.voc import VOC_CLASSES
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import read_mask
@@ -72,7 +73,8 @@ def test_every_row_equals_scikit_learn_on_the_predicted_masks(run: Path, tmp_pat
 
 def test_without_crf_the_headline_is_multi_scale(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = f"voc:{run.parent / 'voc'}"
-    metrics = run_segment_evaluate(SegmentEvaluateConfig(run, data, output=tmp_path, scales=(0.5, 1.0), device="cpu"))
+    settings = SegmentEvaluateConfig(run, data, output=tmp_path, scales=(0.5, 1.0), device="cpu")
+    metrics = run_segment_evaluate(settings, TerminalProgress())
     assert list(metrics["results"]) == ["single scale", "multi-scale"] and metrics["headline"] == "multi-scale"
     assert metrics["miou"] == metrics["results"]["multi-scale"]["miou"] and metrics["images"] == 3
     shown = capsys.readouterr().out
