@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
 from typing import Any
 
-from cpn_fast.console.commands import CommandLine
 from cpn_fast.console.exit_status import EXIT_ERROR, fail, guarded
 
 
@@ -27,7 +26,7 @@ class Command:
         run: the function that takes that config, and `progress` where it shows any.
         parse: a parser of the command's own (list of str -> config), for one whose defaults depend on its other
             options; None = the options are the dataclass.
-        calls_others: the function also takes the command line, as a `CommandLine`.
+        calls_others: the function also takes `run_config`, to call commands that lie above it.
     """
 
     summary: str
@@ -47,13 +46,13 @@ COMMANDS: dict[str, Command] = {
     "label": Command(
         "write pseudo masks with a trained run", "cpn_fast.cam.options:LabelConfig", "cpn_fast.cam.label:run_label"
     ),
-    "affinity": Command(
+    "train-affinity": Command(
         "train AffinityNet on a labelling",
         "cpn_fast.config.training:AffinityConfig",
         "cpn_fast.affinity.command:run_affinity",
         "cpn_fast.affinity.options:parse",
     ),
-    "postprocess": Command(
+    "refine": Command(
         "refine masks by random walk, dense CRF",
         "cpn_fast.refine.options:PostprocessConfig",
         "cpn_fast.refine.command:run_postprocess",
@@ -83,8 +82,7 @@ COMMANDS: dict[str, Command] = {
         "all stages from images to a segmentation model",
         "cpn_fast.pipeline.plan:PipelineConfig",
         "cpn_fast.pipeline.command:run_pipeline",
-        "cpn_fast.pipeline.plan:parse",
-        calls_others=True,
+        "cpn_fast.pipeline.options:parse",
     ),
     "convert": Command(
         "write masks as COCO JSON or a CVAT zip",
@@ -99,7 +97,6 @@ COMMANDS: dict[str, Command] = {
         "cpn_fast.reproduce.options:ReproduceConfig",
         "cpn_fast.reproduce.command:run_reproduce",
         "cpn_fast.reproduce.options:parse",
-        calls_others=True,
     ),
     "report": Command(
         "write one HTML page about a run", "cpn_fast.report.options:ReportConfig", "cpn_fast.report.command:run_report"
@@ -123,6 +120,9 @@ COMMANDS: dict[str, Command] = {
 }
 """A new subcommand is one more line here; one of a group has both words as its key."""
 
+FORMER_NAMES = {"affinity": "train-affinity", "postprocess": "refine"}
+"""Names that commands had in the version before, which still run them."""
+
 
 def usage(group: str | None = None) -> str:
     """The text of `cpn --help`, or of `cpn GROUP --help` for the first word of some commands' names."""
@@ -140,7 +140,8 @@ def split_name(args: Sequence[str]) -> tuple[str, list[str]]:
         args: not empty. Words that name no command are given back as they are.
     """
     words = 2 if args[0] in _groups() else 1
-    return " ".join(args[:words]), list(args[words:])
+    name = " ".join(args[:words])
+    return FORMER_NAMES.get(name, name), list(args[words:])
 
 
 def _groups() -> set[str]:
@@ -167,21 +168,25 @@ def _imported(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def run(name: str, args: Sequence[str]) -> Any:
-    """Parse the arguments of subcommand `name`, run it, and return what its function returns."""
-    config = parse(name, args)
+def config_class(name: str) -> Any:
+    """The dataclass of subcommand `name`'s config."""
+    return _imported(COMMANDS[name].config)
+
+
+def run_config(name: str, config: Any) -> Any:
+    """Run subcommand `name` with a config, and return what its function returns."""
     command = COMMANDS[name]
     function = _imported(command.run)
     from cpn_fast.console.terminal import TerminalProgress
 
-    others = (command_line(),) if command.calls_others else ()
+    others = (run_config,) if command.calls_others else ()
     shown = {"progress": TerminalProgress()} if "progress" in signature(function).parameters else {}
     return function(config, *others, **shown)
 
 
-def command_line() -> CommandLine:
-    """The command line as a value, for commands that call others."""
-    return CommandLine(lambda words: parse(*split_name(words)), lambda words: run(*split_name(words)))
+def run(name: str, args: Sequence[str]) -> Any:
+    """Parse the arguments of subcommand `name`, run it, and return what its function returns."""
+    return run_config(name, parse(name, args))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -205,6 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, rest = split_name(args)
     if name not in COMMANDS:
         return fail(f"unknown command {name!r}; known: {', '.join(COMMANDS)}")
+    if args[0] in FORMER_NAMES:
+        sys.stderr.write(f"`cpn {args[0]}` is now `cpn {name}`; the next version forgets the old name\n")
     return guarded(lambda: run(name, rest))
 
 

@@ -1,20 +1,10 @@
-"""The command line as a value, handed down to the commands that call other commands; nothing below imports it."""
+"""Calling other commands; nothing below the command line imports it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-
-@dataclass(frozen=True)
-class CommandLine:
-    """What the pipeline and the demo need of the command line.
-
-    Attributes:
-        parse: words of a command, its name first -> its config, without running it.
-        run: the same words -> what the command's function returns.
-    """
-
-    parse: Callable[[Sequence[str]], Any]
-    run: Callable[[Sequence[str]], Any]
+RunCommand = Callable[[str, Any], Any]
+"""Runs a command by its name, e.g. "segment train", with its config, and gives what its function returns; the command
+line hands it down to a command that calls others, among them some that lie above it."""

@@ -1,10 +1,9 @@
-"""`cpn demo`: the whole pipeline on generated images, as the commands that a person would type."""
+"""`cpn demo`: the whole pipeline on generated images, shown as the commands that a person would type."""
 
 from __future__ import annotations
 
 import json
 import logging
-import shlex
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -17,22 +16,28 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from cpn_fast.console.commands import CommandLine
-from cpn_fast.demo.options import METHOD_OPTIONS, RECIPE, DemoConfig
+from cpn_fast.cam.options import LabelConfig
+from cpn_fast.config.demo import SCALES, SEGMENT_SCALES, affinity_recipe, cam_recipe, segment_recipe
+from cpn_fast.config.display import command_text
+from cpn_fast.config.export import ExportConfig
+from cpn_fast.config.training import AffinityConfig, MethodName, SegmentConfig, TrainConfig
+from cpn_fast.console.commands import RunCommand
+from cpn_fast.demo.options import DemoConfig
 from cpn_fast.demo.pretrain import PretrainSettings, pretrain_backbone
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import read_mask
+from cpn_fast.pipeline.command import run_pipeline
+from cpn_fast.pipeline.plan import NOWHERE, PipelineConfig
+from cpn_fast.refine.options import PostprocessConfig
+from cpn_fast.report.options import ReportConfig
+from cpn_fast.scoring.options import EvaluateConfig
+from cpn_fast.segment.options import SegmentEvaluateConfig
 
 log = logging.getLogger(__name__)
 
-METHODS = ("cam", "cpn")
+METHODS: tuple[MethodName, ...] = ("cam", "cpn")
 PRETRAIN = PretrainSettings()
-SCALES = ("0.5", "1", "1.5")
-AFFINITY = ("--epochs", "6", "--batch-size", "8", "--augment.resize", "104", "136")
-SEGMENTATION = ("--epochs", "12", "--batch-size", "8", "--augment.resize", "80", "160", "--eval-every", "4")
-SEGMENTATION_SCORING = ("--scales", "0.75", "1", "1.25", "--crf")
-"""Of `--full`; nothing was tried out but that they end in time."""
 LEAST_ACCURACY = 0.8
 """Of the pretrained backbone; with less it knows too little for a comparison of methods to mean anything."""
 LEAST_F1 = 0.9
@@ -44,7 +49,7 @@ class _Demo:
     """What one run of the demo has measured so far."""
 
     config: DemoConfig
-    commands: CommandLine
+    run_command: RunCommand
     seconds: dict[str, float] = field(default_factory=dict)
     miou: dict[str, list[float]] = field(default_factory=lambda: {method: [] for method in METHODS})
     f1: dict[str, list[float]] = field(default_factory=lambda: {method: [] for method in METHODS})
@@ -57,24 +62,18 @@ class _Demo:
         yield
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 1)
 
-    def call(self, *argv: str | Path) -> Any:
+    def call(self, command: str, config: Any) -> Any:
         """Show a command as a user would type it, and run it in this process."""
-        words = [str(word) for word in argv]
-        self.console.print(f"[bold]$ cpn {' '.join(words)}[/bold]", highlight=False)
-        return self.commands.run(words)
+        self.console.print(f"[bold]$ {command_text(command, config)}[/bold]", highlight=False)
+        return self.run_command(command, config)
 
 
-def epochs_of(recipe: Sequence[str]) -> int:
-    """The number behind --epochs in a recipe's words."""
-    return int(recipe[recipe.index("--epochs") + 1])
-
-
-def run_demo(config: DemoConfig, commands: CommandLine) -> Path:
+def run_demo(config: DemoConfig, run_command: RunCommand) -> Path:
     """Run the pipeline.
 
     Args:
         config: the settings.
-        commands: what runs its commands.
+        run_command: runs the commands, among them the export, which lies above this package.
 
     Returns:
         The summary's path, OUTPUT/summary.json: for each method `miou` (0..1, multi-scale, best background score, val)
@@ -87,9 +86,9 @@ def run_demo(config: DemoConfig, commands: CommandLine) -> Path:
     if config.seeds < 1:
         raise DataError(f"--seeds {config.seeds}: expected at least 1")
     if config.full:
-        return _run_full(config, commands)
+        return _run_full(config, run_command)
     _remove_earlier(config.folder)
-    demo = _Demo(config, commands)
+    demo = _Demo(config, run_command)
     started = time.perf_counter()
     weights = config.folder / "backbone.safetensors"
     with demo.stage("pretrain"):
@@ -97,7 +96,7 @@ def run_demo(config: DemoConfig, commands: CommandLine) -> Path:
     runs = [_train_and_score(demo, method, seed, weights) for seed in range(config.seeds) for method in METHODS]
     agreement = _label_twice(demo, runs[-1])
     with demo.stage("report"):
-        pages = [demo.call("report", run, "--images", "6") for run in runs[-len(METHODS) :]]
+        pages = [demo.call("report", ReportConfig(run, images=6)) for run in runs[-len(METHODS) :]]
     demo.seconds["total"] = round(time.perf_counter() - started, 1)
     summary = config.folder / "summary.json"
     content: dict[str, Any] = {
@@ -109,31 +108,30 @@ def run_demo(config: DemoConfig, commands: CommandLine) -> Path:
     return summary
 
 
-def _run_full(config: DemoConfig, commands: CommandLine) -> Path:
+def _run_full(config: DemoConfig, run_command: RunCommand) -> Path:
     """From generated images to a segmentation model; returns the report."""
-    from cpn_fast.pipeline.command import run_pipeline
-    from cpn_fast.pipeline.plan import PipelineConfig
-
     if config.seeds != 1:
         raise DataError(f"--seeds {config.seeds}: the full demo has one seed; leave --seeds or --full away")
-    demo, weights = _Demo(config, commands), config.folder / "backbone.safetensors"
+    demo, weights = _Demo(config, run_command), config.folder / "backbone.safetensors"
     if not weights.is_file():
         _pretrain(demo, weights)
-    steps = () if config.max_steps is None else ("--max-steps", str(config.max_steps))
-    pipeline = PipelineConfig(
-        data=config.data,
+    return run_pipeline(full_pipeline(config, weights))
+
+
+def full_pipeline(config: DemoConfig, weights: Path) -> PipelineConfig:
+    """The pipeline of `--full`: CPN, masks refined by random walk and dense CRF, DeepLab."""
+    affinity = affinity_recipe(AffinityConfig(masks=NOWHERE, output=NOWHERE))
+    segment = segment_recipe(SegmentConfig(config.data, NOWHERE, masks=""))
+    train = cam_recipe(TrainConfig(config.data, NOWHERE, method="cpn"))
+    return PipelineConfig(
         output=config.folder,
-        weights=weights,
-        backbone="resnet38_tiny",
-        crop=112,
-        scales=tuple(map(float, SCALES)),
-        refine="walk+crf",
-        train=shlex.join((*RECIPE, *METHOD_OPTIONS["cpn"], *steps)),
-        affinity=shlex.join((*AFFINITY, *steps)),
-        segmentation=shlex.join((*SEGMENTATION, *steps)),
-        evaluate=shlex.join(SEGMENTATION_SCORING),
+        train=replace(train, weights=weights, max_steps=config.max_steps),
+        label=LabelConfig(NOWHERE, "", NOWHERE, scales=SCALES),
+        affinity=replace(affinity, weights=weights, max_steps=config.max_steps),
+        refine=PostprocessConfig(NOWHERE, NOWHERE, crf=True),
+        segment=replace(segment, weights=weights, max_steps=config.max_steps),
+        evaluate=SegmentEvaluateConfig(NOWHERE, "", scales=SEGMENT_SCALES, crf=True),
     )
-    return run_pipeline(pipeline, commands)
 
 
 def _remove_earlier(output: Path) -> None:
@@ -157,16 +155,15 @@ def _pretrain(demo: _Demo, weights: Path) -> float:
     return round(accuracy, 4)
 
 
-def _train_and_score(demo: _Demo, method: str, seed: int, weights: Path) -> Path:
+def _train_and_score(demo: _Demo, method: MethodName, seed: int, weights: Path) -> Path:
     """Train one method from the pretrained backbone and score its maps on val, which it has not seen."""
     config = demo.config
     run = config.folder / f"{method}-seed{seed}"
-    steps = () if config.max_steps is None else ("--max-steps", str(config.max_steps))
-    chosen = ("--method", method, "--weights", weights, "--seed", str(seed), "--output", run)
+    training = cam_recipe(TrainConfig(config.data, run, method=method))
     with demo.stage(f"train {method}"):
-        demo.call("train", "--data", config.data, *chosen, *RECIPE, *METHOD_OPTIONS[method], *steps)
+        demo.call("train", replace(training, weights=weights, seed=seed, max_steps=config.max_steps))
     with demo.stage(f"evaluate {method}"):
-        demo.call("evaluate", run, "--data", config.data, "--split", "val", "--scales", *SCALES)
+        demo.call("evaluate", EvaluateConfig(run, config.data, split="val", scales=SCALES))
     scores = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     demo.miou[method].append(round(scores["miou"], 5))
     demo.f1[method].append(round(scores["classifier"]["f1"], 4))
@@ -178,9 +175,9 @@ def _label_twice(demo: _Demo, run: Path) -> float:
     output, data = demo.config.folder, demo.config.data
     model, eager, exported = output / "model.onnx", output / "masks", output / "masks-onnx"
     with demo.stage("label"):
-        demo.call("label", run, "--data", data, "--split", "val", "--output", eager, "--scales", *SCALES)
+        demo.call("label", LabelConfig(run, data, eager, split="val", scales=SCALES))
     with demo.stage("export"):
-        demo.call("export", run, "--output", model, "--scales", *SCALES, "--flip")
+        demo.call("export", ExportConfig(run, model, scales=SCALES))
     with demo.stage("label onnx"):
         _label_onnx(demo, model, exported)
     return round(agreement_of(eager / "SegmentationClass", exported / "SegmentationClass"), 6)

@@ -1,4 +1,4 @@
-"""`cpn run`: every stage that is not done yet, in order; the same command goes on after a stop."""
+"""`cpn run`: every stage that is not up to date, in order; the same command resumes after a stop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cpn_fast.console.commands import CommandLine
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.types import Source
 from cpn_fast.files.digest import weights_sha256
@@ -23,7 +22,7 @@ from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.output_folder import MANIFEST_NAME, explained_writes
 from cpn_fast.files.progress import duration
 from cpn_fast.pipeline.page import write_page
-from cpn_fast.pipeline.plan import PipelineConfig, Stage, parse, plan, settings_of
+from cpn_fast.pipeline.plan import PipelineConfig, Stage, plan, settings_of
 from cpn_fast.pipeline.runner import Outcome, Runner, run_process
 from cpn_fast.pipeline.state import (
     StageResult,
@@ -37,17 +36,17 @@ from cpn_fast.pipeline.state import (
 from cpn_fast.report.command import read_scores
 
 STATE_FOLDER, REPLACED_FOLDER = "state", "replaced"
+UP_TO_DATE = "up to date"
 INTERRUPTED = 130
+FORMER_NAMES = {"refine.json": "postprocess.json"}
+"""State files that the version before named otherwise."""
 
-__all__ = ["PipelineConfig", "StageResult", "parse", "run_pipeline"]
 
-
-def run_pipeline(config: PipelineConfig, commands: CommandLine, runner: Runner = run_process) -> Path:
+def run_pipeline(config: PipelineConfig, runner: Runner = run_process) -> Path:
     """Run the pipeline.
 
     Args:
         config: the settings.
-        commands: reads the stages' options.
         runner: runs a command.
 
     Returns:
@@ -59,13 +58,12 @@ def run_pipeline(config: PipelineConfig, commands: CommandLine, runner: Runner =
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the stage in progress has stored its state.
     """
     console = Console(stderr=True)
-    source = open_source(config.data)
+    source = open_source(config.train.data)
     stages = plan(config, *_splits(config, source))
-    parsed = {stage.name: settings_of(commands.parse(stage.argv), config.output) for stage in stages}
     with explained_writes(config.output, "its state"), _only_one(config.output) as lock:
         pipeline = _Pipeline(config, source, console, runner, lock)
         for number, stage in enumerate(stages, start=1):
-            pipeline.bring_up_to_date(stage, parsed[stage.name], f"{number}/{len(stages)}")
+            pipeline.bring_up_to_date(stage, f"{number}/{len(stages)}")
         page = write_page(config, source, pipeline.results)
     _print_summary(console, pipeline.results)
     console.print(f"report: {page.resolve()}", highlight=False, soft_wrap=True)
@@ -78,7 +76,7 @@ def _splits(config: PipelineConfig, source: Source) -> tuple[str | None, bool]:
     evaluated = wanted if wanted and any(r.mask_path for r in source.records(wanted)) else None
     if config.eval_split and evaluated is None:
         raise DataError(f"--eval-split {config.eval_split}: none of its images has a mask; name one that has, or none")
-    return evaluated, any(record.mask_path for record in source.records(config.split))
+    return evaluated, any(record.mask_path for record in source.records(config.train.split))
 
 
 @contextmanager
@@ -108,22 +106,22 @@ class _Pipeline:
         self._outputs: dict[str, str] = {}
         self._data: dict[tuple[str, bool], str] = {}
 
-    def bring_up_to_date(self, stage: Stage, settings: dict[str, Any], place: str) -> None:
-        """Skip the stage, go on with it, or run it. Raises DataError where it fails."""
-        path = self.config.output / STATE_FOLDER / f"{stage.name.replace(' ', '-')}.json"
+    def bring_up_to_date(self, stage: Stage, place: str) -> None:
+        """Skip the stage, resume it, or run it. Raises DataError where it fails."""
+        path, settings = self._state_path(stage), settings_of(stage.config, self.config.output)
         digest = self._digest(stage, settings)
         stored = read_state(path)
         if stored is None or stored.digest != digest:
             self._set_aside(stage, stored)
             stored = StageState(digest, settings)
         elif stored.outputs is not None and content_digest(stage.outputs) == stored.outputs:
-            self._say(stage, place, "done already")
+            self._say(stage, place, UP_TO_DATE)
             self._keep(stage, stored, skipped=True)
             return
         state = dataclasses.replace(stored, outputs=None)
         write_state(path, state)
-        self._say(stage, place, "goes on" if stored.attempts else "")
-        outcome = self.runner(self._argv(stage), self.lock)
+        self._say(stage, place, "resuming" if stored.attempts else "")
+        outcome = self.runner(stage.command, self._config(stage), self.lock)
         state = dataclasses.replace(
             state,
             seconds=round(state.seconds + outcome.seconds, 1),
@@ -135,6 +133,14 @@ class _Pipeline:
         state = dataclasses.replace(state, outputs=_complete(stage))
         write_state(path, state)
         self._keep(stage, state, skipped=False)
+
+    def _state_path(self, stage: Stage) -> Path:
+        """Where the stage's state is kept; one that an earlier version kept under another name is renamed."""
+        path = self.config.output / STATE_FOLDER / f"{stage.name.replace(' ', '-')}.json"
+        former = path.with_name(FORMER_NAMES.get(path.name, path.name))
+        if former.is_file() and not path.exists():
+            former.rename(path)
+        return path
 
     def _digest(self, stage: Stage, settings: dict[str, Any]) -> str:
         """Of all that decides over what the stage writes; of the weights the content, wherever they lie."""
@@ -154,9 +160,9 @@ class _Pipeline:
             self._data[split, truth] = data_digest(self.source, self.source.records(split), truth)
         return self._data[split, truth]
 
-    def _argv(self, stage: Stage) -> tuple[str, ...]:
+    def _config(self, stage: Stage) -> Any:
         begun = stage.resumes and stage.owns is not None and (stage.owns / "config.json").is_file()
-        return (*stage.argv, "--resume") if begun else stage.argv
+        return dataclasses.replace(stage.config, resume=True) if begun else stage.config
 
     def _keep(self, stage: Stage, state: StageState, skipped: bool) -> None:
         assert state.outputs is not None
@@ -166,9 +172,8 @@ class _Pipeline:
 
     def _say(self, stage: Stage, place: str, how: str) -> None:
         self.console.rule(f"{place} {stage.name}" + (f": {how}" if how else ""), align="left")
-        if how != "done already":
-            words = " ".join(f'"{word}"' if " " in word else word for word in stage.argv)
-            self.console.print(f"$ cpn {words}", highlight=False, markup=False, soft_wrap=True)
+        if how != UP_TO_DATE:
+            self.console.print(f"$ {stage.text}", highlight=False, markup=False, soft_wrap=True)
 
     def _set_aside(self, stage: Stage, stored: StageState | None) -> None:
         """Make room for a stage that begins anew: what it made before is moved, in the place of what was moved last."""
@@ -177,7 +182,7 @@ class _Pipeline:
             return
         if stored is None:
             raise DataError(
-                f"{owned}: is there, and this pipeline did not make it; move it away, or give another --output"
+                f"{owned}: exists, and this pipeline did not make it; move it away, or give another --output"
             )
         replaced = self.config.output / REPLACED_FOLDER / owned.name
         self.console.print(
@@ -191,7 +196,7 @@ class _Pipeline:
 
 
 def _check(stage: Stage, outcome: Outcome) -> None:
-    again = "mend that and give the same command again: it goes on from here"
+    again = "fix this and rerun the same command to resume"
     if outcome.status == INTERRUPTED:
         raise KeyboardInterrupt
     if outcome.status < 0:
@@ -211,12 +216,12 @@ def _complete(stage: Stage) -> str:
         if failed:
             raise DataError(
                 f"stage {stage.name!r}: {len(failed)} of {len(entries)} images failed, the first: "
-                f"{failed[0].get('error')}; mend them, or take them off the split, and give the same command again"
+                f"{failed[0].get('error')}; fix them, or take them off the split, and rerun the same command to resume"
             )
     digest = content_digest(stage.outputs)
     if digest is None:
         missing = ", ".join(str(path) for path in stage.outputs if content_digest((path,)) is None)
-        raise DataError(f"stage {stage.name!r}: ended without writing {missing}; give the same command again")
+        raise DataError(f"stage {stage.name!r}: ended without writing {missing}; rerun the same command")
     return digest
 
 
@@ -228,7 +233,7 @@ def _print_summary(console: Console, results: Sequence[StageResult]) -> None:
     for result in results:
         miou = result.scores.get("miou")
         table.add_row(
-            result.stage.name + (" (done before)" if result.skipped else ""),
+            result.stage.name + (" (up to date)" if result.skipped else ""),
             duration(result.state.seconds),
             f"{result.state.peak_memory_mib / 1024:.1f} GiB",
             "" if miou is None else f"{100 * miou:.1f}",

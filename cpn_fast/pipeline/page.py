@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from cpn_fast.report.charts import bar_chart
 from cpn_fast.report.pictures import Row, mask_uri, photo_uri
 
 IMAGES = 8
-FOLDERS = {"label": ("mask", "masks"), "postprocess": ("refined mask", "masks-refined")}
+FOLDERS = {"label": ("mask", "masks"), "refine": ("refined mask", "masks-refined")}
 COLUMNS = ("image", "ground truth", "mask", "refined mask", "segmentation")
 
 
@@ -44,8 +43,8 @@ def write_page(config: PipelineConfig, source: Source, results: Sequence[StageRe
     figures["peak memory"] = f"{max(result.state.peak_memory_mib for result in results) / 1024:.1f} GiB"
     sections = [page.tiles(figures), _stages(results), _pictures(config, source, results), _classes(source, scored)]
     sections += [page.settings(f"Settings of {result.stage.name}", result.state.settings) for result in results]
-    path = config.output / "report.html"
-    subtitle = f"{config.method} on {source.spec}, backbone {config.backbone}, seed {config.seed}"
+    path, train = config.output / "report.html", config.train
+    subtitle = f"{train.method} on {source.spec}, backbone {train.backbone}, seed {train.seed}"
     with explained_writes(config.output, path.name):
         atomic_write_text(path, page.page(f"Pipeline {config.output.resolve().name}", subtitle, sections))
     return path
@@ -60,7 +59,7 @@ def _stages(results: Sequence[StageResult]) -> str:
             _percent(result.scores, "miou"),
             _percent(result.scores, "background"),
             _percent(result.scores, "foreground"),
-            f"cpn {shlex.join(result.stage.argv)}",
+            result.stage.text,
         )
         for result in results
     ]
@@ -83,11 +82,11 @@ def _classes(source: Source, scored: Sequence[StageResult]) -> str:
 def _pictures(config: PipelineConfig, source: Source, results: Sequence[StageResult]) -> str:
     """A few images of the training split with every mask that was made of them."""
     names = [result.stage.name for result in results]
-    records = spread(source.records(config.split), IMAGES)
+    records = spread(source.records(config.train.split), IMAGES)
     rows = [_row(config, source, record, names) for record in records]
     if "segment" in names:
         _add_segmentations(config, source, records, rows)
-    text = f"Images of split {config.split}; the masks are those that the stages wrote."
+    text = f"Images of split {config.train.split}; the masks are those that the stages wrote."
     return page.picture_rows(rows, source.classes, text, COLUMNS)
 
 
@@ -114,7 +113,7 @@ def _add_segmentations(config: PipelineConfig, source: Source, records: Sequence
     segmenter = Segmenter(RunFolder(config.output / "segment").load_deeplab(), scales=(1.0,), flip=False)
     for record, row in zip(records, rows, strict=True):
         image = source.read(record).image
-        small = torch.tensor(reduce_image(image, config.crop * 2))[None]
+        small = torch.tensor(reduce_image(image, config.train.augment.crop * 2))[None]
         with torch.inference_mode():
             mask = segmenter(small, torch.full((1, len(source.classes)), -1.0)).mask[0].numpy()
         row.pictures["segmentation"] = mask_uri(enlarge(mask, *image.shape[:2]))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
+
+from cpn_fast.config.serialise import config_to_dict
 
 _PR_SET_PDEATHSIG = 1
 
@@ -32,18 +37,32 @@ class Outcome:
 
 
 class Runner(Protocol):
-    """Runs `cpn ARGV`."""
+    """Runs a command with a config."""
 
-    def __call__(self, argv: Sequence[str], keep_open: int) -> Outcome:
-        """Run to the end. `keep_open` is a file descriptor (a lock) that the command's process keeps open too."""
+    def __call__(self, command: str, config: Any, keep_open: int) -> Outcome:
+        """Run to the end.
+
+        Args:
+            command: behind `cpn`, e.g. "segment train".
+            config: what it runs with.
+            keep_open: a file descriptor (a lock) that the command's process keeps open too.
+        """
 
 
-def run_process(argv: Sequence[str], keep_open: int) -> Outcome:
-    """Run `cpn ARGV` in a process group of its own: Ctrl-C reaches it once, through here, so that it can finish a
-    checkpoint; if this process is killed, it is asked to end as well (on Linux)."""
+def run_process(command: str, config: Any, keep_open: int) -> Outcome:
+    """Run a command in a process group of its own: Ctrl-C reaches it once, through here, so that it can finish a
+    checkpoint; if this process is killed, it is asked to end as well (on Linux). Its config is read from a file that is
+    there as long as it runs, since a training on several devices starts further processes with the same arguments."""
+    with tempfile.TemporaryDirectory(prefix="cpn-") as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps(config_to_dict(config)), encoding="utf-8")
+        return _run([sys.executable, "-m", "cpn_fast.cli.configured", command, str(path)], keep_open)
+
+
+def _run(argv: list[str], keep_open: int) -> Outcome:
     started = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "cpn_fast.cli", *argv],
+        argv,
         pass_fds=(keep_open,),
         start_new_session=True,
         preexec_fn=_end_with_parent(os.getpid()) if sys.platform == "linux" else None,

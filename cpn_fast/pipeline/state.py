@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cpn_fast.config.serialise import config_from_dict
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
@@ -94,16 +95,17 @@ def read_state(path: Path) -> StageState | None:
     """A stage's state, None where it was never begun. Raises DataError for a file of another version, or damaged."""
     if not path.is_file():
         return None
+    content = read_json(path, "the state of a stage", "delete it to run that stage again")
+    version = content.get("format") if isinstance(content, dict) else None
+    if version != FORMAT:
+        raise DataError(
+            f"{path}: key format: found {version!r}, expected {FORMAT}: the folder is of another version of cpn-fast, "
+            "or damaged; give another --output, or delete the file to run that stage again"
+        )
     try:
-        content = read_json(path, "the state of a stage", "delete it to run that stage again")
-        if content["format"] != FORMAT:
-            raise DataError(
-                f"{path}: key format: found {content['format']!r}, expected {FORMAT}: the folder is of another version "
-                "of cpn-fast; give another --output"
-            )
-        return StageState(**content["stage"])
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: not what `cpn run` wrote ({error!r}); delete it to run that stage again") from error
+        return config_from_dict(StageState, content.get("stage"), str(path), "stage.")
+    except DataError as error:
+        raise DataError(f"{error}; delete the file to run that stage again") from error
 
 
 def write_state(path: Path, state: StageState) -> None:

@@ -13,15 +13,14 @@ from typing import Any
 
 from rich.console import Console
 
+from cpn_fast.config.demo import SCALES as DEMO_SCALES
 from cpn_fast.config.recipes import with_recipe
 from cpn_fast.config.scales import CAM_SCALES
 from cpn_fast.config.training import TrainConfig, replace_dotted
-from cpn_fast.console.commands import CommandLine
 from cpn_fast.data.loading.parallel import folder_lock
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import spread_evenly
 from cpn_fast.data.types import Source
-from cpn_fast.demo import command as demo
 from cpn_fast.demo.pretrain import pretrain_backbone
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.output_folder import explained_writes
@@ -37,12 +36,11 @@ from cpn_fast.reproduce.tables import TABLES
 log = logging.getLogger(__name__)
 
 
-def run_reproduce(config: ReproduceConfig, commands: CommandLine) -> Report:
+def run_reproduce(config: ReproduceConfig) -> Report:
     """Make a table, or what is missing of it; writes TABLE.csv, TABLE.json and TABLE.png after every measurement.
 
     Args:
         config: what, on which source, how much of it.
-        commands: reads the options of a pipeline's stages.
 
     Returns:
         The table with all its measurements.
@@ -56,7 +54,7 @@ def run_reproduce(config: ReproduceConfig, commands: CommandLine) -> Report:
     source = open_source(config.base.data)
     with explained_writes(output, "the tables"):
         output.mkdir(parents=True, exist_ok=True)
-    report, found = MADE[TABLES[config.table].measured](config, source, commands)
+    report, found = MADE[TABLES[config.table].measured](config, source)
     for measurement in found:
         report = dataclasses.replace(report, measurements=(*report.measurements, measurement))
         write_report(output, report)
@@ -70,7 +68,7 @@ Begun = tuple[Report, Iterator[Measurement]]
 """A table without any figure yet, and where its measurements come from."""
 
 
-def begin_trained(config: ReproduceConfig, source: Source, commands: CommandLine) -> Begun:
+def begin_trained(config: ReproduceConfig, source: Source) -> Begun:
     """A table whose rows are trained and scored.
 
     Raises:
@@ -79,7 +77,7 @@ def begin_trained(config: ReproduceConfig, source: Source, commands: CommandLine
     of_demo = source.spec.startswith("demo:")
     scoring = Scoring(
         config.eval_split or ("val" if of_demo else None),
-        config.scales or (tuple(map(float, demo.SCALES)) if of_demo else CAM_SCALES),
+        config.scales or (DEMO_SCALES if of_demo else CAM_SCALES),
         config.images,
         config.max_side,
     )
@@ -104,7 +102,7 @@ def begin_trained(config: ReproduceConfig, source: Source, commands: CommandLine
     return report, store.measurements(report.rows, base, config.seeds, report.columns)
 
 
-def begin_time(config: ReproduceConfig, source: Source, commands: CommandLine) -> Begun:
+def begin_time(config: ReproduceConfig, source: Source) -> Begun:
     """A table whose rows are ways to make patches. Raises DataError for a table of other settings in the folder."""
     base, _ = settled_base(config, source)
     records = spread_evenly(source.records(base.split), config.images or measure_time.IMAGES)
@@ -122,14 +120,14 @@ def begin_time(config: ReproduceConfig, source: Source, commands: CommandLine) -
     return report, measure_time.measurements(report.rows, source, records, base, config.seeds)
 
 
-def begin_pipeline(config: ReproduceConfig, source: Source, commands: CommandLine) -> Begun:
+def begin_pipeline(config: ReproduceConfig, source: Source) -> Begun:
     """The table whose rows are stages of a whole pipeline.
 
     Raises:
         DataError: for a source without masks to score on, or a table of other settings in the folder.
     """
     of_demo = source.spec.startswith("demo:")
-    scales = config.scales or (tuple(map(float, demo.SCALES)) if of_demo else CAM_SCALES)
+    scales = config.scales or (DEMO_SCALES if of_demo else CAM_SCALES)
     split = final.need_eval_split(source, config.eval_split)
     base, recipe_epochs = settled_base(config, source)
     base = dataclasses.replace(base, weights=backbone_weights(base, source))
@@ -138,23 +136,20 @@ def begin_pipeline(config: ReproduceConfig, source: Source, commands: CommandLin
         seed: final.pipeline_of(base, seed, split, scales, partial(shortened_epochs, budget=config.budget))
         for seed in config.seeds
     }
-    first = pipelines[config.seeds[0]]
-    texts = {name: getattr(first, name) for name in ("train", "affinity", "postprocess", "segmentation", "evaluate")}
+    stages = final.settings_of_stages(pipelines[config.seeds[0]])
     report = begin_report(
         config,
         base,
         columns=TABLES[config.table].columns,
         settings={"source": source.spec, "split": base.split, "eval_split": split, "scales": list(scales),
-                  "backbone": base.backbone, "recipe_epochs": recipe_epochs, **texts},
+                  "backbone": base.backbone, "recipe_epochs": recipe_epochs, **stages},
         shortened=shortened(base, recipe_epochs, 0, 0),
         where=f"{source.spec} ({base.split}, {split}), {base.backbone}",
     )  # fmt: skip
-    return report, final.measurements(
-        report.rows, pipelines, report.columns[0], lambda pipeline: run_pipeline(pipeline, commands)
-    )
+    return report, final.measurements(report.rows, pipelines, report.columns[0], run_pipeline)
 
 
-MADE: dict[str, Callable[[ReproduceConfig, Source, CommandLine], Begun]] = {
+MADE: dict[str, Callable[[ReproduceConfig, Source], Begun]] = {
     "trained": begin_trained,
     "pipeline": begin_pipeline,
     "time": begin_time,

@@ -2,52 +2,34 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cpn_fast.config.recipes import AFFINITY_RECIPES, SEGMENT_RECIPES, for_backbone
-from cpn_fast.config.serialise import config_to_dict, flat
-from cpn_fast.config.training import TrainConfig
+from cpn_fast.cam.options import LabelConfig
+from cpn_fast.config.demo import SEGMENT_SCALES as DEMO_SCALES
+from cpn_fast.config.demo import affinity_recipe, segment_recipe
+from cpn_fast.config.display import changed_settings
+from cpn_fast.config.recipes import recipe_of
+from cpn_fast.config.training import AffinityConfig, C, SegmentConfig, TrainConfig
 from cpn_fast.data.types import Source
-from cpn_fast.demo import command as demo
 from cpn_fast.files.errors import DataError
-from cpn_fast.pipeline.plan import PipelineConfig
+from cpn_fast.pipeline.plan import NOWHERE, PipelineConfig
+from cpn_fast.refine.options import PostprocessConfig
 from cpn_fast.report.command import read_scores
 from cpn_fast.reproduce.summary import Measurement
 from cpn_fast.reproduce.tables import CAM_MASKS, SEGMENTED, SEGMENTED_CRF, WALKED, Row
 from cpn_fast.segment.evaluate import CRF, MULTI
+from cpn_fast.segment.options import SegmentEvaluateConfig
 
-GIVEN = ("data", "output", "split", "backbone", "weights", "method", "preset", "seed", "resume", "augment.crop")
-"""Settings of the training that are the pipeline's own, or (the preset) are there option by option."""
+PAPER_STEPS, PAPER_POWER = 64, 8
+"""Of the paper's random walk."""
 
-PAPER_WALK = ("--steps", "64", "--power", "8")
+SHARED = ("run", "masks", "data", "output", "split", "backbone", "weights", "seed")
+"""Settings of stages that a table tells once, or that say where it lies."""
 
 Pipeline = Callable[[PipelineConfig], Path]
-
-
-def words_of(config: TrainConfig) -> list[str]:
-    """The options of `cpn train` that give this config, but for those that the pipeline gives itself.
-
-    Args:
-        config: with nothing left to the recipe; its preset has been applied, so its options are given one by one.
-    """
-    blank = flat(config_to_dict(TrainConfig(data="", output=Path())))
-    words: list[str] = []
-    for name, value in flat(config_to_dict(config)).items():
-        if name in GIVEN or value == blank[name]:
-            continue
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            path, _, last = option.rpartition(".")
-            negative = f"{path}.no-{last}" if path else f"no-{last}"
-            words.append(f"--{option if value else negative}")
-        elif isinstance(value, list):
-            words += [f"--{option}", *map(str, value)]
-        else:
-            words += [f"--{option}", str(value)]
-    return words
 
 
 def need_eval_split(source: Source, split: str | None) -> str:
@@ -70,7 +52,7 @@ def pipeline_of(
 ) -> PipelineConfig:
     """The pipeline of one seed: CPN as `base` has it, random walk, DeepLab, each for its recipe's epochs, shortened.
 
-    The walk is the paper's, but with the preset `default` that of `cpn postprocess`.
+    The walk is the paper's, but with the preset `default` that of `cpn refine`.
 
     Args:
         base: the CAM network's training, its epochs shortened already.
@@ -79,34 +61,42 @@ def pipeline_of(
         scales: of labelling.
         shorten: epochs of a recipe -> epochs to train.
     """
-    of_demo = base.data.startswith("demo:")
-    walk = list(demo.AFFINITY) if of_demo else []
-    segment = list(demo.SEGMENTATION) if of_demo else []
-    recipes = {
-        "affinity": for_backbone(AFFINITY_RECIPES, base.backbone),
-        "segment": for_backbone(SEGMENT_RECIPES, base.backbone),
-    }
-    shown = {"affinity": demo.epochs_of(demo.AFFINITY), "segment": demo.epochs_of(demo.SEGMENTATION)}
-    epochs = shown if of_demo else {name: recipe.epochs for name, recipe in recipes.items()}
-    scoring = demo.SEGMENTATION_SCORING if of_demo else ("--crf",)
+    affinity = AffinityConfig(masks=NOWHERE, output=NOWHERE)
+    segment = SegmentConfig(base.data, NOWHERE, masks="")
+    evaluate = SegmentEvaluateConfig(NOWHERE, "", crf=True)
+    if base.data.startswith("demo:"):
+        affinity, segment = affinity_recipe(affinity), segment_recipe(segment)
+        evaluate = replace(evaluate, scales=DEMO_SCALES)
+    refine = PostprocessConfig(NOWHERE, NOWHERE)
+    if base.preset != "default":
+        refine = replace(refine, steps=PAPER_STEPS, power=PAPER_POWER)
     return PipelineConfig(
-        data=base.data,
         output=base.output / f"pipeline-seed{seed}",
-        weights=base.weights,
-        backbone=base.backbone,
-        method="cpn",
-        crop=base.augment.crop,
-        seed=seed,
-        split=base.split,
+        train=replace(base, method="cpn", preset="default", seed=seed),  # its options are given one by one
+        label=LabelConfig(NOWHERE, "", NOWHERE, scales=tuple(scales)),
+        affinity=_shortened(affinity, base, seed, shorten),
+        refine=refine,
+        segment=_shortened(segment, base, seed, shorten),
+        evaluate=evaluate,
         eval_split=eval_split,
-        scales=tuple(scales),
-        refine="walk",
-        train=shlex.join(words_of(base)),
-        affinity=shlex.join((*walk, "--epochs", str(shorten(epochs["affinity"])))),
-        postprocess="" if base.preset == "default" else shlex.join(PAPER_WALK),
-        segmentation=shlex.join((*segment, "--epochs", str(shorten(epochs["segment"])))),
-        evaluate=shlex.join(scoring),
     )
+
+
+def _shortened(config: C, base: TrainConfig, seed: int, shorten: Callable[[int], int]) -> C:
+    """A training with the base's network, crops of its size, and a share of its recipe's epochs."""
+    augment = replace(config.augment, crop=base.augment.crop)
+    config = replace(config, backbone=base.backbone, weights=base.weights, seed=seed, augment=augment)
+    return replace(config, epochs=shorten(config.epochs or recipe_of(config).epochs))
+
+
+def settings_of_stages(config: PipelineConfig) -> dict[str, dict[str, Any]]:
+    """Of each stage that a seed's pipeline shares with the others' the settings that differ from their defaults."""
+    stages = {name: getattr(config, name) for name in ("train", "affinity", "refine", "segment", "evaluate")}
+    return {
+        name: {key: value for key, value in changed_settings(stage).items() if key not in SHARED}
+        for name, stage in stages.items()
+        if stage is not None
+    }
 
 
 def measurements(

@@ -11,16 +11,16 @@ from typing import Annotated
 import tyro
 
 from cpn_fast.cam.options import parse as train_parse
+from cpn_fast.config.demo import cam_recipe
 from cpn_fast.config.training import TrainConfig
-from cpn_fast.demo.options import METHOD_OPTIONS, RECIPE
 from cpn_fast.files.errors import DataError
 from cpn_fast.reproduce.tables import TABLES, TableName
 
 ROWS_DECIDE = ("--method", "--seed", "--resume")
 """Options of `cpn train` that the rows, --seeds and the folder decide."""
-PAPER_BATCH = ("--batch-size", "4")
+PAPER_BATCH = 4
 DESCRIPTION = (
-    "Train and score the rows of one of the paper's tables, or go on where it stopped, and set the paper's figures "
+    "Train and score the rows of one of the paper's tables, or resume it after a stop, and set the paper's figures "
     "beside ours: cpn reproduce TABLE --data SOURCE --output DIR. Every option of `cpn train` is taken too and holds "
     "for all rows (--backbone, --weights, --epochs, --lr, --crop, --options.map-norm ...; `cpn train --help` lists "
     "them), but for --method, --seed and --resume. Rows that are the same training are trained once, whichever table "
@@ -79,9 +79,10 @@ def parse(argv: Sequence[str]) -> ReproduceConfig:
         if name in names:
             raise DataError(f"{name}: the rows of a table decide on it; expected --seeds for seeds, and no {name}")
     base = train_parse(rest)
-    defaults: list[str] = [] if "--preset" in names else ["--preset", TABLES[config.table].preset]
-    if base.data.startswith("demo:"):
-        defaults += [*RECIPE, *METHOD_OPTIONS["cpn"]]
-    elif base.backbone == "resnet38":
-        defaults += PAPER_BATCH
-    return dataclasses.replace(config, base=train_parse([*defaults, *rest]))
+
+    def recipe(config: TrainConfig) -> TrainConfig:
+        if base.data.startswith("demo:"):
+            return cam_recipe(config)
+        return dataclasses.replace(config, batch_size=PAPER_BATCH) if base.backbone == "resnet38" else config
+
+    return dataclasses.replace(config, base=train_parse(rest, recipe, TABLES[config.table].preset))

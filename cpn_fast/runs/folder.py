@@ -31,7 +31,7 @@ DEFAULT_BETA = 0.25
 
 TAKEN_BY = {
     "train": "`cpn label`, `evaluate`, `export` and `report` take",
-    "affinity": "`cpn postprocess --random-walk` takes",
+    "affinity": "`cpn refine --random-walk` takes",
     "segment": "`cpn segment predict`, `cpn segment evaluate` and `cpn export` take",
 }
 """What can be done with a run of each kind, for those who try something else."""

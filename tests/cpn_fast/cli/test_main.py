@@ -16,8 +16,8 @@ from cpn_kernels.ops.dense_crf import GT_PROB
 ARGUMENTS = {
     "train": ["--data", "demo:", "--output", "runs/x", "--method", "cpn", "--patch", "grid", "--crop", "96"],
     "label": ["runs/x", "--data", "demo:", "--output", "masks", "--split", "val"],
-    "affinity": ["masks", "--output", "runs/aff", "--crop", "96", "--backbone", "mobilenet_v2"],
-    "postprocess": ["masks", "--crf", "--output", "refined", "--preset", "segmentation", "--iterations", "5"],
+    "train-affinity": ["masks", "--output", "runs/aff", "--crop", "96", "--backbone", "mobilenet_v2"],
+    "refine": ["masks", "--crf", "--output", "refined", "--preset", "segmentation", "--iterations", "5"],
     "evaluate": ["runs/x", "--data", "demo:", "--split", "val", "--scales", "0.5", "1"],
     "segment train": ["--data", "demo:", "--masks", "masks", "--output", "runs/seg", "--crop", "96"],
     "segment predict": ["runs/seg", "--data", "demo:", "--split", "val", "--output", "predicted", "--crf"],
@@ -45,7 +45,7 @@ def test_arguments_become_the_commands_config(name: str) -> None:
 def test_arguments_reach_their_fields() -> None:
     assert cli.parse("evaluate", ARGUMENTS["evaluate"]).scales == (0.5, 1.0)
     assert cli.parse("evaluate", ["a", "b", "c", "--data", "demo:"]).others == (Path("b"), Path("c"))
-    assert cli.parse("affinity", ARGUMENTS["affinity"]).augment.crop == 96
+    assert cli.parse("train-affinity", ARGUMENTS["train-affinity"]).augment.crop == 96
     assert cli.parse("train", ARGUMENTS["train"]).augment.crop == 96
     assert cli.parse("demo", ARGUMENTS["demo"]).seeds == 2
 
@@ -186,3 +186,14 @@ def test_faults_of_the_program_keep_their_traceback(error: Exception) -> None:
 
     with pytest.raises(type(error)):
         cli.guarded(fail)
+
+
+@pytest.mark.parametrize(("former", "name"), [("affinity", "train-affinity"), ("postprocess", "refine")])
+def test_a_former_name_runs_the_command_and_says_so_once(
+    former: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([former, str(tmp_path / "nothing"), "--output", str(tmp_path / "out")]) == 2
+    said, error = capsys.readouterr().err.splitlines()
+    assert said == f"`cpn {former}` is now `cpn {name}`; the next version forgets the old name"
+    assert error.startswith("error: ") and "nothing" in error
+    assert f"\n  {former} " not in cli.usage() and f"\n  {name} " in cli.usage()

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cpn_fast.cli.main import command_line
+from cpn_fast.cli.main import run_config
+from cpn_fast.config.demo import cam_recipe
+from cpn_fast.config.training import AugmentOptions, TrainConfig
 from cpn_fast.demo import command as demo
 from cpn_fast.demo.command import DemoConfig, agreement_of, run_demo
 from cpn_fast.demo.pretrain import PretrainSettings
@@ -36,8 +39,13 @@ def test_agreement_needs_the_same_masks(tmp_path: Path) -> None:
 def test_a_folder_that_no_demo_wrote_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
     with pytest.raises(DataError, match="no demo wrote it"):
-        run_demo(DemoConfig(output=tmp_path), command_line())
+        run_demo(DemoConfig(output=tmp_path), run_config)
     assert (tmp_path / "thesis.tex").read_text(encoding="utf-8") == "years of work"
+
+
+def tiny_recipe(config: TrainConfig) -> TrainConfig:
+    augment = AugmentOptions(crop=64)
+    return replace(cam_recipe(config), batch_size=4, epochs=None, augment=augment, workers=0)
 
 
 @pytest.mark.slow
@@ -45,11 +53,9 @@ def test_pipeline_end_to_end(small_demo: Path, tmp_path: Path, monkeypatch: pyte
     """Every stage on a few images and steps; what it learns in them is worth nothing and is not looked at."""
     monkeypatch.setattr(demo, "PRETRAIN", PretrainSettings(epochs=1, batch_size=8, crop=32))
     monkeypatch.setattr(demo, "LEAST_ACCURACY", 0.0)
-    monkeypatch.setattr(demo, "SCALES", ("1",))
-    monkeypatch.setattr(
-        demo, "RECIPE", ("--backbone", "resnet38_tiny", "--batch-size", "4", "--crop", "64", "--workers", "0")
-    )
-    summary = run_demo(DemoConfig(output=tmp_path / "demo", data=f"demo:{small_demo}", max_steps=2), command_line())
+    monkeypatch.setattr(demo, "SCALES", (1.0,))
+    monkeypatch.setattr(demo, "cam_recipe", tiny_recipe)
+    summary = run_demo(DemoConfig(output=tmp_path / "demo", data=f"demo:{small_demo}", max_steps=2), run_config)
     content = json.loads(summary.read_text(encoding="utf-8"))
     assert summary == tmp_path / "demo" / "summary.json"
     for method in ("cam", "cpn"):

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from cpn_fast.cam.options import LabelConfig
 from cpn_fast.cli import main as cli
+from cpn_fast.config.export import ExportConfig
+from cpn_fast.config.presets import preset_defaults
+from cpn_fast.config.serialise import config_to_dict
+from cpn_fast.config.training import (
+    AffinityConfig,
+    AugmentOptions,
+    SegmentAugment,
+    SegmentConfig,
+    TrainConfig,
+    replace_dotted,
+)
+from cpn_fast.console.exit_status import guarded
+from cpn_fast.data.check.options import CheckConfig
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.files.digest import weights_sha256
 from cpn_fast.files.errors import DataError
@@ -22,11 +38,14 @@ from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.masks import write_mask
 from cpn_fast.pipeline import command
 from cpn_fast.pipeline.command import run_pipeline
+from cpn_fast.pipeline.options import PipelineOptions, parse, pipeline_of
 from cpn_fast.pipeline.plan import PipelineConfig, plan
 from cpn_fast.pipeline.runner import Outcome, Runner, run_process
 from cpn_fast.pipeline.state import content_digest
-
-NO_OPTIONS = ("--resume",)
+from cpn_fast.refine.options import PostprocessConfig
+from cpn_fast.report.options import ReportConfig
+from cpn_fast.scoring.options import EvaluateConfig
+from cpn_fast.segment.options import SegmentEvaluateConfig
 
 
 class Commands:
@@ -39,29 +58,25 @@ class Commands:
         self.statuses: dict[str, int] = {}
         self.failing_image: str | None = None
 
-    def __call__(self, argv: Sequence[str], keep_open: int) -> Outcome:
-        name = " ".join(argv[:2]) if argv[0] == "segment" else argv[0]
-        self.calls.append(name)
-        if "--resume" in argv:
-            self.resumed.append(name)
-        output = Path(argv[argv.index("--output") + 1]) if "--output" in argv else None
-        if name in ("train", "affinity", "segment train"):
-            assert output is not None
-            output.mkdir(parents=True, exist_ok=True)
-            (output / "config.json").write_text("{}")
-            if self.statuses.get(name, 0) == 0:
-                (output / "model.safetensors").write_text(" ".join(word for word in argv if word != "--resume"))
-        elif name in ("label", "postprocess"):
-            assert output is not None
-            self._masks(output, " ".join(argv))
-        elif name in ("evaluate", "segment evaluate"):
-            target = Path(argv[1] if name == "evaluate" else argv[2])
+    def __call__(self, command: str, config: Any, keep_open: int) -> Outcome:
+        self.calls.append(command)
+        given = json.dumps({**config_to_dict(config), "resume": False})
+        if getattr(config, "resume", False):
+            self.resumed.append(command)
+        if command in ("train", "train-affinity", "segment train"):
+            config.output.mkdir(parents=True, exist_ok=True)
+            (config.output / "config.json").write_text("{}")
+            if self.statuses.get(command, 0) == 0:
+                (config.output / "model.safetensors").write_text(given)
+        elif command in ("label", "refine"):
+            self._masks(config.output, given)
+        elif command in ("evaluate", "segment evaluate"):
+            target = config.target if command == "evaluate" else config.run
             scores = {"miou": 0.5, "background": 0.75, "foreground": 0.25, "per_class": {}}
             (target / "metrics.json").write_text(json.dumps(scores))
-        elif self.statuses.get(name, 0) == 0:
-            assert output is not None
-            output.write_text(" ".join(argv))
-        return Outcome(self.statuses.get(name, 0), 2.0, 100.0)
+        elif self.statuses.get(command, 0) == 0:
+            config.output.write_text(given)
+        return Outcome(self.statuses.get(command, 0), 2.0, 100.0)
 
     def _masks(self, output: Path, settings: str) -> None:
         with Manifest(output / "manifest.jsonl") as manifest:
@@ -75,15 +90,15 @@ class Commands:
 
 
 def run_all(config: PipelineConfig, runner: Runner) -> Path:
-    return run_pipeline(config, cli.command_line(), runner)
+    return run_pipeline(config, runner)
 
 
-def real_command(argv: Sequence[str], keep_open: int) -> Outcome:
+def real_command(command: str, config: Any, keep_open: int) -> Outcome:
     """The command itself in this process; but for exports, which take long and are tested on their own."""
-    if argv[0] == "export":
-        Path(argv[argv.index("--output") + 1]).write_bytes(b"onnx")
+    if command == "export":
+        config.output.write_bytes(b"onnx")
         return Outcome(0, 1.0, 1.0)
-    return Outcome(cli.main(list(argv)), 1.0, 1.0)
+    return Outcome(guarded(lambda: cli.run_config(command, config)), 1.0, 1.0)
 
 
 @pytest.fixture
@@ -92,13 +107,13 @@ def commands(small_demo: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     return Commands(f"demo:{small_demo}")
 
 
-def pipeline(small_demo: Path, output: Path, **changes: object) -> PipelineConfig:
-    fields: dict[str, object] = {"refine": "crf", "backbone": "resnet38_tiny", **changes}
-    return PipelineConfig(data=f"demo:{small_demo}", output=output, **fields)  # type: ignore[arg-type]
+def pipeline(small_demo: Path, output: Path, **options: Any) -> PipelineConfig:
+    given: dict[str, Any] = {"refine": "crf", "backbone": "resnet38_tiny", **options}
+    return pipeline_of(PipelineOptions(f"demo:{small_demo}", output, **given))
 
 
 ALL = [
-    *("train", "evaluate", "label", "evaluate", "export", "postprocess", "evaluate"),
+    *("train", "evaluate", "label", "evaluate", "export", "refine", "evaluate"),
     *("segment train", "segment evaluate", "export"),
 ]
 
@@ -114,7 +129,7 @@ def test_every_stage_runs_once_in_order(small_demo: Path, tmp_path: Path, comman
 
 def test_the_walk_needs_its_network(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
     run_all(pipeline(small_demo, tmp_path, refine="walk+crf", segment=False), commands)
-    assert commands.calls == [*ALL[:5], "affinity", "postprocess", "evaluate"]
+    assert commands.calls == [*ALL[:5], "train-affinity", "refine", "evaluate"]
 
 
 def test_options_of_a_stage_run_it_and_what_depends_on_it(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
@@ -122,7 +137,7 @@ def test_options_of_a_stage_run_it_and_what_depends_on_it(small_demo: Path, tmp_
     commands.calls.clear()
     run_all(pipeline(small_demo, tmp_path, label="--max-side 512"), commands)
     # All that reads the masks runs again; the segmentation model does not, since the refined ones came out equal.
-    assert commands.calls == ["label", "evaluate", "postprocess", "evaluate"]
+    assert commands.calls == ["label", "evaluate", "refine", "evaluate"]
     assert (tmp_path / "replaced" / "masks" / "SegmentationClass").is_dir()
     commands.calls.clear()
     run_all(pipeline(small_demo, tmp_path, label="--max-side 512 --workers 1"), commands)
@@ -224,7 +239,7 @@ def test_failed_images_stop_the_pipeline(small_demo: Path, tmp_path: Path, comma
 
 
 def test_a_stage_that_writes_nothing_is_noticed(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
-    def silent(argv: Sequence[str], keep_open: int) -> Outcome:
+    def silent(command: str, config: Any, keep_open: int) -> Outcome:
         return Outcome(0, 1.0, 1.0)
 
     with pytest.raises(DataError, match=r"without writing .*train/model\.safetensors"):
@@ -252,7 +267,10 @@ def test_a_state_of_another_version(small_demo: Path, tmp_path: Path, commands: 
     with pytest.raises(DataError, match=r"label\.json: key format: found 99, expected 1"):
         run_all(pipeline(small_demo, tmp_path), commands)
     (tmp_path / "state" / "label.json").write_text("{")
-    with pytest.raises(DataError, match=r"label\.json: not what `cpn run` wrote"):
+    with pytest.raises(DataError, match=r"label\.json.*not JSON"):
+        run_all(pipeline(small_demo, tmp_path), commands)
+    (tmp_path / "state" / "label.json").write_text('{"format": 1, "stage": {"digest": 3, "settings": {}}}')
+    with pytest.raises(DataError, match=r"label\.json: key stage\.digest: found 3, expected a text; delete the file"):
         run_all(pipeline(small_demo, tmp_path), commands)
 
 
@@ -262,7 +280,8 @@ def test_images_that_come_or_go_change_the_inputs(small_demo: Path, tmp_path: Pa
     for number, record in enumerate(commands.source.records("train")[:3]):
         os.link(record.image_path, folder / f"{number}.jpg")
     (folder / "labels.csv").write_text("image,labels,split\n0.jpg,a,train\n1.jpg,b,train\n")
-    config = PipelineConfig(data=f"folder:{folder}", output=tmp_path / "run", segment=False, refine="none")
+    options = PipelineOptions(data=f"folder:{folder}", output=tmp_path / "run", segment=False, refine="none")
+    config = pipeline_of(options)
     fake = Commands(f"folder:{folder}")
     run_all(config, fake)
     assert fake.calls == ["train", "label", "export"]  # no ground truth, so nothing to score
@@ -276,14 +295,73 @@ def test_images_that_come_or_go_change_the_inputs(small_demo: Path, tmp_path: Pa
 
 
 def test_options_that_do_not_exist_are_refused_before_anything_runs(
-    small_demo: Path, tmp_path: Path, commands: Commands, capsys: pytest.CaptureFixture[str]
+    small_demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        run_all(pipeline(small_demo, tmp_path, segmentation="--no-such-option 3"), commands)
+        pipeline(small_demo, tmp_path, segmentation="--no-such-option 3")
     assert "no-such-option" in capsys.readouterr().err
     with pytest.raises(DataError, match="--train"):
-        plan(pipeline(small_demo, tmp_path, train="--lr '0.1"), None, True)
+        pipeline(small_demo, tmp_path, train="--lr '0.1")
+    with pytest.raises(DataError, match=r"--label '--output x': --output follows from the pipeline's own options"):
+        pipeline(small_demo, tmp_path, label="--output x")
+
+
+def test_the_command_line_becomes_the_configs_of_the_stages(tmp_path: Path) -> None:
+    config = parse([
+        "--data", "voc:x", "--output", str(tmp_path), "--backbone", "mobilenet_v2", "--weights", "w.pth",
+        "--crop", "96", "--seed", "3", "--method", "seam", "--split", "train_aug",
+        "--scales", "0.5", "1", "--refine", "walk+crf",
+        "--train", "--preset paper --epochs 5 --patch.segments 40", "--affinity", "--crop 64 --beta 0.3",
+        "--label", "--max-side 512", "--postprocess", "--steps 64", "--segmentation", "--norms frozen",
+        "--evaluate", "--crf", "--export", "--variant float16", "--eval-split", "val",
+    ])  # fmt: skip
+    network = {"backbone": "mobilenet_v2", "weights": Path("w.pth"), "seed": 3}
+    stages = {stage.name: stage.config for stage in plan(config, "val", True)}
+    assert list(stages) == [
+        *("train", "score", "label", "score masks", "export labeller", "affinity", "refine", "score refined masks"),
+        *("segment", "evaluate", "export"),
+    ]
+    options = replace_dotted(TrainConfig("", Path()), preset_defaults("paper"))
+    assert stages["train"] == replace(
+        options, data="voc:x", split="train_aug", output=tmp_path / "train", preset="paper", method="seam", epochs=5,
+        augment=AugmentOptions(crop=96), patch=replace(options.patch, segments=40), **network,
+    )  # fmt: skip
+    assert stages["label"] == LabelConfig(
+        tmp_path / "train", "voc:x", tmp_path / "masks", split="train_aug", scales=(0.5, 1.0), max_side=512,
+        soft_maps=True,
+    )  # fmt: skip
+    assert stages["affinity"] == AffinityConfig(
+        masks=tmp_path / "masks", output=tmp_path / "affinity", data="voc:x", beta=0.3, augment=AugmentOptions(crop=64),
+        **network,
+    )  # fmt: skip
+    assert stages["refine"] == PostprocessConfig(
+        tmp_path / "masks", tmp_path / "masks-refined", random_walk=tmp_path / "affinity", crf=True, steps=64
+    )
+    assert stages["segment"] == SegmentConfig(
+        data="voc:x", split="train_aug", output=tmp_path / "segment", masks=str(tmp_path / "masks-refined"),
+        norms="frozen", augment=SegmentAugment(crop=96), **network,
+    )  # fmt: skip
+    assert stages["evaluate"] == SegmentEvaluateConfig(tmp_path / "segment", "voc:x", split="val", crf=True)
+    assert stages["export"] == ExportConfig(tmp_path / "segment", tmp_path / "segment.onnx", variant="float16")
+    assert stages["score"] == EvaluateConfig(tmp_path / "train", "voc:x", split="train_aug", scales=(0.5, 1.0))
+
+
+def test_the_command_that_is_shown_gives_the_stages_config(tmp_path: Path) -> None:
+    words = ["--data", "demo:", "--output", str(tmp_path / "a b"), "--refine", "walk", "--weights", "w.pth"]
+    words += ["--train", "--preset released --no-channels-last --options.no-tcp --patch.grid-sides 28 56"]
+    words += ["--evaluate", "--no-flip", "--label", "--void-band 0.2 0.3"]
+    for stage in plan(parse(words), "val", True):
+        program, *shown = shlex.split(stage.text)
+        assert program == "cpn" and cli.parse(*cli.split_name(shown)) == stage.config
+
+
+def test_a_stage_that_the_version_before_named_otherwise(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
+    run_all(pipeline(small_demo, tmp_path), commands)
+    (tmp_path / "state" / "refine.json").rename(tmp_path / "state" / "postprocess.json")
+    commands.calls.clear()
+    run_all(pipeline(small_demo, tmp_path), commands)
     assert commands.calls == []
+    assert not (tmp_path / "state" / "postprocess.json").exists()
 
 
 def test_content_digest_sees_names_and_bytes(tmp_path: Path) -> None:
@@ -299,14 +377,15 @@ def test_content_digest_sees_names_and_bytes(tmp_path: Path) -> None:
     assert len({first, second, content_digest((folder,)), None}) == 4
 
 
-def test_a_process_is_measured(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_process_is_measured(small_demo: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with open(os.devnull) as lock:
-        good = run_process(["--version"], lock.fileno())
-        bad = run_process(["no-such-command"], lock.fileno())
+        good = run_process("check-data", CheckConfig(f"demo:{small_demo}"), lock.fileno())
+        bad = run_process("report", ReportConfig(small_demo), lock.fileno())
     assert (good.status, bad.status) == (0, 2)
     assert 0 < good.seconds < 60
     assert 5 < good.peak_memory_mib < 2000
-    assert "cpn-fast" in capfd.readouterr().out
+    shown = capfd.readouterr()
+    assert "images" in shown.out + shown.err and "no run here" in shown.err
 
 
 SHORT = "--batch-size 2 --max-steps 2 --epochs 1 --workers 0 --val-images 2"
@@ -315,10 +394,9 @@ SHORT = "--batch-size 2 --max-steps 2 --epochs 1 --workers 0 --val-images 2"
 @pytest.mark.slow
 def test_every_stage_with_the_real_commands(small_demo: Path, tmp_path: Path) -> None:
     """A few images and steps: what is learnt in them is worth nothing and is not looked at."""
-    config = PipelineConfig(
-        data=f"demo:{small_demo}",
-        output=tmp_path / "run",
-        backbone="resnet38_tiny",
+    config = pipeline(
+        small_demo,
+        tmp_path / "run",
         crop=64,
         scales=(1.0,),
         refine="walk+crf",

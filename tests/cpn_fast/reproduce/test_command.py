@@ -68,7 +68,7 @@ def store(small_demo: Path, tmp_path: Path) -> RunStore:
 
 
 def reproduce(config: ReproduceConfig) -> Report:
-    return run_reproduce(config, cli.command_line())
+    return run_reproduce(config)
 
 
 def base_of(preset: str = "paper", **values: Any) -> TrainConfig:

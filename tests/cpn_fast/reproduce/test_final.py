@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from cpn_fast.cam import task as train
-from cpn_fast.cli import main as cli
-from cpn_fast.config.presets import PRESETS
 from cpn_fast.config.recipes import with_recipe
-from cpn_fast.config.training import TrainConfig, replace_dotted
+from cpn_fast.config.training import TrainConfig
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.files.errors import DataError
 from cpn_fast.pipeline.plan import PipelineConfig, plan
 from cpn_fast.refine.options import WALK_POWER, WALK_STEPS
 from cpn_fast.reproduce import command, final
+from cpn_fast.reproduce.options import parse
 from cpn_fast.reproduce.tables import TABLES
-
-
-@pytest.mark.parametrize("preset", sorted(PRESETS))
-def test_words_give_the_config_back(preset: str, tmp_path: Path) -> None:
-    given = ["--data", "demo:", "--output", str(tmp_path), "--preset", preset, "--no-channels-last", "--lr", "0.02"]
-    given += ["--patch.grid-sides", "28", "56", "--options.prcm", "softmax", "--options.refined-pair-gradient"]
-    base = with_recipe(train.parse([*given, "--augment.resize", "104", "136", "--options.no-tcp"]))
-    words = ["--data", "demo:", "--output", str(tmp_path), *final.words_of(base)]
-    back = with_recipe(train.parse([*words, "--backbone", base.backbone]))
-    assert dataclasses.replace(back, preset=preset) == base  # type: ignore[arg-type]
 
 
 def run_of(folder: Path, name: str, **content: object) -> None:
@@ -39,7 +26,7 @@ def run_of(folder: Path, name: str, **content: object) -> None:
 
 def finished(config: PipelineConfig) -> Path:
     """What a pipeline that has run leaves, different for each seed."""
-    more = 0.02 * config.seed
+    more = 0.02 * config.train.seed
     run_of(config.output, "masks", miou=0.30 + more)
     run_of(config.output, "masks-refined", miou=0.41 + more)
     results = {"single scale": {"miou": 0.1}, "multi-scale": {"miou": 0.50}, "multi-scale + CRF": {"miou": 0.52 + more}}
@@ -54,7 +41,7 @@ def test_the_table_of_two_seeds(small_demo: Path, tmp_path: Path, monkeypatch: p
         asked.append(config)
         return finished(config)
 
-    monkeypatch.setattr(command, "run_pipeline", lambda config, commands: run(config))
+    monkeypatch.setattr(command, "run_pipeline", run)
     (tmp_path / "backbone.safetensors").write_bytes(b"")
     words = [
         "table5",
@@ -68,7 +55,7 @@ def test_the_table_of_two_seeds(small_demo: Path, tmp_path: Path, monkeypatch: p
         "--budget",
         "0.5",
     ]
-    command.run_reproduce(command.parse(words), cli.command_line())
+    command.run_reproduce(parse(words))
     with (tmp_path / "table5.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     text = (tmp_path / "table5.csv").read_text()
@@ -76,37 +63,35 @@ def test_the_table_of_two_seeds(small_demo: Path, tmp_path: Path, monkeypatch: p
         assert figure in text
     assert {row["row"] for row in rows} == set(row.name for row in TABLES["table5"].rows(TrainConfig("", Path())))
     first, second = asked
-    assert (first.seed, second.seed, first.output.name) == (0, 1, "pipeline-seed0")
+    assert (first.train.seed, second.train.seed, first.output.name) == (0, 1, "pipeline-seed0")
     # Half of the demo's 14, 6 and 12 epochs, and the paper's CPN.
-    for text, epochs in ((first.train, "7"), (first.affinity, "3"), (first.segmentation, "6")):
-        assert f"--epochs {epochs}" in text
-    walk = next(stage for stage in plan(first, "val", True) if stage.name == "postprocess")
-    refining = cli.parse(*cli.split_name(walk.argv))
+    assert first.affinity is not None and first.segment is not None
+    assert (first.train.epochs, first.affinity.epochs, first.segment.epochs) == (7, 3, 6)
+    assert (first.train.options.prcm, first.train.options.map_norm) == ("softmax", "max")
+    crops = (first.train.augment.crop, first.affinity.augment.crop, first.segment.augment.crop)
+    assert crops == (112, 112, 112) and first.segment.augment.resize == (80, 160)
+    refining = {stage.name: stage.config for stage in plan(first, "val", True)}["refine"]
     assert (refining.steps, refining.power, refining.crf) == (64, 8, False)
-    assert "--options.prcm softmax" in first.train and "--options.map-norm max" in first.train
-    ours = command.parse([*words, "--preset", "default"])
-    settled, _ = command.settled_base(ours, open_source(first.data))
-    walk = next(
-        stage
-        for stage in plan(final.pipeline_of(settled, 0, "val", (1.0,), int), "val", True)
-        if stage.name == "postprocess"
-    )
-    refining = cli.parse(*cli.split_name(walk.argv))
-    assert (refining.steps, refining.power) == (WALK_STEPS, WALK_POWER) != (64, 8)
-    source = open_source(first.data)
-    for stage in plan(first, "val", True):  # the real parsers understand every stage
-        cli.parse(*cli.split_name(stage.argv))
-    assert source.records("val")
+    assert refining.random_walk == first.output / "affinity"
+    ours = parse([*words, "--preset", "default"])
+    settled, _ = command.settled_base(ours, open_source(first.train.data))
+    refining = final.pipeline_of(settled, 0, "val", (1.0,), int).refine
+    assert refining is not None and (refining.steps, refining.power) == (WALK_STEPS, WALK_POWER) != (64, 8)
+    stored = json.loads((tmp_path / "table5.json").read_text())["settings"]
+    assert stored["train"]["options.prcm"] == "softmax" and stored["refine"] == {"steps": 64, "power": 8}
+
+
+def test_photographs_have_the_recipes_epochs(tmp_path: Path) -> None:
+    base = with_recipe(TrainConfig("voc:x", tmp_path, backbone="mobilenet_v2"))
+    config = final.pipeline_of(base, 2, "val", (1.0,), lambda epochs: epochs * 10)
+    assert config.affinity is not None and config.segment is not None
+    assert (config.train.epochs, config.affinity.epochs, config.segment.epochs) == (16, 80, 200)
+    assert (config.affinity.seed, config.segment.backbone, config.evaluate.crf) == (2, "mobilenet_v2", True)
 
 
 def test_a_source_that_cannot_be_scored(small_demo: Path, tmp_path: Path) -> None:
     words = ["table5", "--data", f"demo:{small_demo}", "--output", str(tmp_path)]
     with pytest.raises(DataError, match="pretrain has none"):
-        command.run_reproduce(command.parse([*words, "--eval-split", "pretrain"]), cli.command_line())
+        command.run_reproduce(parse([*words, "--eval-split", "pretrain"]))
     with pytest.raises(DataError, match="--images 3"):
-        command.run_reproduce(command.parse([*words, "--images", "3"]), cli.command_line())
-
-
-def test_other_fields_are_kept(tmp_path: Path) -> None:
-    base = replace_dotted(TrainConfig(data="x", output=tmp_path), {"patch.segments": 40, "options.ohem": 1.0})
-    assert final.words_of(base) == ["--options.ohem", "1.0", "--patch.segments", "40"]
+        command.run_reproduce(parse([*words, "--images", "3"]))

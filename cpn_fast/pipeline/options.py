@@ -1,0 +1,179 @@
+"""Options of `cpn run` and the configs of its stages that they make; free of torch, for a quick --help."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import tyro
+
+from cpn_fast.affinity import options as affinity_options
+from cpn_fast.cam import options as cam_options
+from cpn_fast.cam.options import LabelConfig
+from cpn_fast.config.export import ExportConfig
+from cpn_fast.config.scales import CAM_SCALES
+from cpn_fast.config.training import AffinityConfig, C, MethodName, SegmentConfig, TrainConfig
+from cpn_fast.files.errors import DataError
+from cpn_fast.pipeline.plan import NOWHERE, PipelineConfig
+from cpn_fast.refine.options import PostprocessConfig
+from cpn_fast.segment import options as segment_options
+from cpn_fast.segment.options import SegmentEvaluateConfig
+
+T = TypeVar("T")
+
+Refinement = Literal["none", "crf", "walk", "walk+crf"]
+
+OptionsText = Annotated[str, tyro.conf.arg(metavar="OPTIONS")]
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """From images with labels to masks and a segmentation model: train, label, refine, segment, score, export, report.
+
+    A stage that is up to date, with the same settings and inputs, is skipped; after a stop, rerun the same command to
+    resume. Options of a single stage are given as one text, e.g. `--train "--epochs 20 --lr 0.004"`; `cpn STAGE --help`
+    lists them.
+
+    Attributes:
+        data: source, e.g. `voc:PATH`, `folder:PATH`, `classes:PATH`, `coco:PATH`, `demo:` or a bare path.
+        output: folder of everything that is made.
+        weights: backbone weights (.params, .pth, .safetensors), for every network that is trained.
+        backbone: of every network that is trained.
+        method: how the CAM network is trained.
+        crop: side of the training crops in pixels.
+        seed: of everything random.
+        split: split to train on and to label.
+        eval_split: split to score the segmentation model on; None = `val` where the source has it.
+        scales: scale factors when labelling.
+        refine: what is done to the masks before the segmentation model learns from them: dense CRF, AffinityNet with
+            random walk, both, or nothing.
+        segment: train the segmentation model.
+        train: further options of `cpn train`.
+        label: further options of `cpn label`.
+        affinity: further options of `cpn train-affinity`.
+        postprocess: further options of `cpn refine`.
+        segmentation: further options of `cpn segment train`.
+        evaluate: further options of `cpn segment evaluate`.
+        export: further options of `cpn export` for the segmentation model.
+    """
+
+    data: str
+    output: Path
+    weights: Path | None = None
+    backbone: str = "resnet38"
+    method: MethodName = "cpn"
+    crop: int = 448
+    seed: int = 0
+    split: str = "train"
+    eval_split: str | None = None
+    scales: tuple[float, ...] = CAM_SCALES
+    refine: Refinement = "crf"
+    segment: bool = True
+    train: OptionsText = ""
+    label: OptionsText = ""
+    affinity: OptionsText = ""
+    postprocess: OptionsText = ""
+    segmentation: OptionsText = ""
+    evaluate: OptionsText = ""
+    export: OptionsText = ""
+
+
+TEXTS = tuple(
+    f"--{name}" for name in ("train", "label", "affinity", "postprocess", "segmentation", "evaluate", "export")
+)
+"""Options whose value is a text of further options."""
+
+DECIDED = ("--data", "--split", "--output", "--masks", "--random-walk", "--resume")
+"""Options of stages that follow from the pipeline's own."""
+
+
+def parse(argv: Sequence[str]) -> PipelineConfig:
+    """The configs of all stages from the command line, where the text of a stage's options may begin with a dash.
+
+    Args:
+        argv: arguments without the program's name.
+
+    Raises:
+        SystemExit: with code 2 for arguments that don't fit, 0 after --help.
+        DataError: for a stage's option that the pipeline decides on, or an unfinished quotation.
+    """
+    given: list[str] = []
+    for word in argv:
+        if given and given[-1] in TEXTS:
+            given[-1] += f"={word}"  # a word of its own that begins with a dash would be taken for an option
+        else:
+            given.append(word)
+    return pipeline_of(tyro.cli(PipelineOptions, args=given, prog="cpn run"))
+
+
+def pipeline_of(options: PipelineOptions) -> PipelineConfig:
+    """The configs of the stages that the options ask for. Raises as `parse` does."""
+
+    def train(config: TrainConfig) -> TrainConfig:
+        config = replace(config, data=options.data, split=options.split, output=NOWHERE, method=options.method)
+        return _with_network(config, options)
+
+    label = LabelConfig(NOWHERE, "", NOWHERE, scales=options.scales)
+    evaluate, export = SegmentEvaluateConfig(NOWHERE, ""), ExportConfig(NOWHERE, NOWHERE)
+    return PipelineConfig(
+        output=options.output,
+        train=cam_options.parse(_words(options.train, "--train"), train),
+        label=_parsed(label, options.label, "--label", "label"),
+        affinity=_affinity(options) if "walk" in options.refine else None,
+        refine=_refine(options) if options.refine != "none" else None,
+        segment=_segment(options) if options.segment else None,
+        evaluate=_parsed(evaluate, options.evaluate, "--evaluate", "segment evaluate"),
+        export=_parsed(export, options.export, "--export", "export"),
+        eval_split=options.eval_split,
+    )
+
+
+def _affinity(options: PipelineOptions) -> AffinityConfig:
+    def recipe(config: AffinityConfig) -> AffinityConfig:
+        return _with_network(replace(config, masks=NOWHERE, output=NOWHERE), options)
+
+    return affinity_options.parse(_words(options.affinity, "--affinity"), recipe)
+
+
+def _refine(options: PipelineOptions) -> PostprocessConfig:
+    default = PostprocessConfig(NOWHERE, NOWHERE, crf="crf" in options.refine)
+    return _parsed(default, options.postprocess, "--postprocess", "refine")
+
+
+def _segment(options: PipelineOptions) -> SegmentConfig:
+    def recipe(config: SegmentConfig) -> SegmentConfig:
+        return _with_network(replace(config, data="", masks="", output=NOWHERE), options)
+
+    return segment_options.parse(_words(options.segmentation, "--segmentation"), recipe)
+
+
+def _with_network(config: C, options: PipelineOptions) -> C:
+    """What every network that is trained has of the pipeline's own options."""
+    return replace(
+        config,
+        backbone=options.backbone,
+        weights=options.weights,
+        seed=options.seed,
+        augment=replace(config.augment, crop=options.crop),
+    )
+
+
+def _parsed(default: T, text: str, option: str, command: str) -> T:
+    """A stage's config: the default, changed by the text of further options."""
+    return tyro.cli(type(default), args=_words(text, option), default=default, prog=f"cpn {command}")
+
+
+def _words(text: str, option: str) -> list[str]:
+    """An option's text as words. Raises DataError for an unfinished quotation, or an option that isn't a stage's."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise DataError(f"{option} {text!r}: {error}; expected options as on a command line") from error
+    for word in words:
+        name = word.partition("=")[0].replace("_", "-")
+        if name in DECIDED and (option, name) != ("--postprocess", "--data"):  # images that have moved since
+            raise DataError(f"{option} {text!r}: {name} follows from the pipeline's own options; leave it out")
+    return words
