@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from cpn_fast.cam.area_watch import AreaWatch
 from cpn_fast.cam.batches import BatchStream, mean_colour
 from cpn_fast.cam.validation import Curves, create_curves
 from cpn_fast.config.recipes import with_recipe
 from cpn_fast.config.training import TrainConfig
-from cpn_fast.data.loading.steps import Span
+from cpn_fast.data.loading.steps import Span, steps_per_epoch
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.superpixels.backend import settle_backend, share_backend
 from cpn_fast.data.types import Batch
@@ -65,13 +66,16 @@ class CamStage(Stage[TrainConfig]):
         self.records = labelled_records(self.source, config.split)
         self.classes, self.num_records = self.source.classes, len(self.records)
         self.statistics = MapStatistics(len(self.classes), fabric.device)
+        per_epoch = steps_per_epoch(self.num_records, config.batch_size)
+        self.area_watch = AreaWatch(self.warm_up_steps(per_epoch * (config.epochs or 1)))
 
     @classmethod
     def partial_gradients(cls, config: TrainConfig) -> bool:
         """With one of its losses off, heads of CPN may get no gradient, and none in the warm-up."""
         options = config.options
         lacks_loss = config.method == "cpn" and not (options.tcp and options.cpcr)
-        return lacks_loss or (config.method != "cam" and options.warm_up > 0)
+        warms_up = options.warm_up > 0 if options.warm_up_epochs is None else options.warm_up_epochs > 0
+        return lacks_loss or (config.method != "cam" and warms_up)
 
     def create_net(self) -> CamNet:
         """The untrained CamNet."""
@@ -104,8 +108,25 @@ class CamStage(Stage[TrainConfig]):
 
     def inputs(self, batch: Batch, step: int, total_steps: int) -> tuple[Tensor | bool, ...]:
         """The batch's tensors, and whether the step is one of the warm-up."""
-        warm_up = step <= round(self.config.options.warm_up * total_steps)
+        warm_up = step <= self.warm_up_steps(total_steps)
         return batch.images, batch.patches, batch.keys, batch.labels, warm_up
+
+    def warm_up_steps(self, total_steps: int) -> int:
+        """Steps at the beginning in which a method of several views trains as a plain classifier."""
+        options = self.config.options
+        if self.config.method == "cam":
+            return 0
+        if options.warm_up_epochs is None:
+            return round(options.warm_up * total_steps)
+        return round(options.warm_up_epochs * steps_per_epoch(self.num_records, self.config.batch_size))
+
+    def restart_step(self, total_steps: int) -> int:
+        """The end of a warm-up that is counted in epochs; one that is a share lies within one fall of the rate."""
+        return 0 if self.config.options.warm_up_epochs is None else self.warm_up_steps(total_steps)
+
+    def concern(self, step: int, statistics: Mapping[str, Tensor]) -> str | None:
+        """CAMs that shrink or flood."""
+        return self.area_watch.observe(step, statistics["cam"]) if "cam" in statistics else None
 
     def evaluator(self) -> Curves | None:
         """mIoU of CAM and RCAM on a few images."""
@@ -119,13 +140,14 @@ class CamStage(Stage[TrainConfig]):
 
 
 def _check_options(config: TrainConfig) -> None:
-    options = config.options
+    options, epochs = config.options, config.epochs or 1
     for name, fits, expected in (
         ("p_hidden", 0 <= options.p_hidden <= 1, "0..1"),
         ("ohem", 0 < options.ohem <= 1, "above 0, at most 1"),
         ("seam_scale", 0 < options.seam_scale <= 1, "above 0, at most 1"),
         ("dropout", 0 <= options.dropout < 1, "0 or more, below 1"),
         ("warm_up", 0 <= options.warm_up < 1, "0 or more, below 1"),
+        ("warm_up_epochs", 0 <= (options.warm_up_epochs or 0) < epochs, f"0 or more, below the run's {epochs} epochs"),
         ("min_pool_weight", options.min_pool_weight >= 0, "0 or more"),
     ):
         if not fits:

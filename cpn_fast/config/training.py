@@ -51,6 +51,8 @@ class MethodOptions:
         scale_resize: how inference brings images to its scales: "bilinear", or Pillow's antialiased "bicubic".
         dropout: channel dropout before the classifier.
         warm_up: share of all steps, at the beginning, in which a method of several views trains as plain `cam`.
+        warm_up_epochs: the same in epochs, in whose place it counts where it is given. The learning rate falls to 0
+            over them and begins anew after them.
     """
 
     map_norm: Literal["minmax", "max"] = "minmax"
@@ -75,6 +77,7 @@ class MethodOptions:
     scale_resize: Literal["bilinear", "bicubic"] = "bilinear"
     dropout: float = 0.5
     warm_up: float = 0.5
+    warm_up_epochs: float | None = None
 
 
 @dataclass(frozen=True)

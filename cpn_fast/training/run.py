@@ -61,7 +61,7 @@ def run_stage(config: ConfigT, kind: type[Stage[ConfigT]], progress: Progress = 
 
     per_epoch = steps_per_epoch(stage.num_records, config.batch_size)
     total = per_epoch * (config.epochs or 1)
-    schedule = Schedule(per_epoch, total, min(total, config.max_steps or total))
+    schedule = Schedule(per_epoch, total, min(total, config.max_steps or total), stage.restart_step(total))
     network = create_network(stage)
     start_step = _restore(folder, fabric, network) if config.resume else 0
     if start_step > schedule.last_step:

@@ -103,6 +103,16 @@ class Stage(ABC, Generic[ConfigT]):
     def evaluator(self) -> Evaluator | None:
         """Scores the network while it trains; None = not at all."""
 
+    def restart_step(self, total_steps: int) -> int:
+        """The step after which the learning rate begins anew; 0 = it falls once."""
+        del total_steps
+        return 0
+
+    def concern(self, step: int, statistics: Mapping[str, Tensor]) -> str | None:
+        """What the statistics of the maps up to `step`, on the CPU, give reason to warn of; each warning once."""
+        del step, statistics
+        return None
+
     def count(self, outputs: Mapping[str, Tensor], batch: Any) -> None:
         """Give what a step's module returned to the statistics."""
         del outputs, batch

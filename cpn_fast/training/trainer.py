@@ -37,11 +37,19 @@ class Schedule:
         steps_per_epoch: steps of one pass over the data.
         total_steps: over which the learning rate falls to 0.
         last_step: where the run stops, at most `total_steps`.
+        restart: step after which the learning rate begins anew, having fallen to 0 by then; 0 = it falls once.
     """
 
     steps_per_epoch: int
     total_steps: int
     last_step: int
+    restart: int = 0
+
+    def rate_factor(self, step: int, power: float) -> float:
+        """Share of the base learning rate in a step, counted from 1; `power` is that of the polynomial decay."""
+        if step <= self.restart:
+            return poly_factor(step - 1, self.restart, power)
+        return poly_factor(step - 1 - self.restart, self.total_steps - self.restart, power)
 
 
 @dataclass(frozen=True)
@@ -168,7 +176,7 @@ class Trainer:
     def train_step(self, step: int, batch: StepBatch) -> None:
         """One optimizer step, number `step` (from 1); reads what the step before it measured. Waits for no device."""
         config, network = self.config, self.network
-        rate = (config.lr or 0.0) * poly_factor(step - 1, self.schedule.total_steps, config.poly_power)
+        rate = (config.lr or 0.0) * self.schedule.rate_factor(step, config.poly_power)
         set_learning_rate(network.bare_optimizer, rate)
         seed_step(config.seed, step, self.fabric.global_rank)
         batch = batch.to(self.fabric.device)
@@ -197,7 +205,7 @@ class Trainer:
         self._stopping |= values.stop
         step = values.step
         seconds = self._seconds.pop(step)
-        rate = (self.config.lr or 0.0) * poly_factor(step - 1, self.schedule.total_steps, self.config.poly_power)
+        rate = (self.config.lr or 0.0) * self.schedule.rate_factor(step, self.config.poly_power)
         record = {
             "kind": "step",
             "step": step,
@@ -215,6 +223,9 @@ class Trainer:
             outputs.board.step(record)
         outputs.progress.step(record)
         if values.extra:
+            concern = self.stage.concern(step, values.extra)
+            if concern is not None and self.fabric.is_global_zero:
+                log.warning("%s", concern)
             maps = {"kind": "maps", "step": step, **{name: map_record(sums) for name, sums in values.extra.items()}}
             if outputs.metrics is not None:
                 outputs.metrics.append(maps)

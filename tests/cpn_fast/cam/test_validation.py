@@ -109,6 +109,15 @@ def test_map_statistics_by_hand() -> None:
     assert statistics.take() == {}
 
 
+def test_a_warm_up_in_epochs_has_a_learning_rate_of_its_own(small_demo: Path, tmp_path: Path) -> None:
+    options = MethodOptions(warm_up=0.9, warm_up_epochs=1)
+    run = run_train(config(small_demo, tmp_path / "run", options=options, epochs=3, max_steps=7, eval_every=0))
+    steps = run.records("step")
+    assert ["tcp" in record for record in steps] == [False] * 3 + [True] * 4  # three steps an epoch
+    rates = [0.01 * (1 - n / 3) ** 0.9 for n in range(3)] + [0.01 * (1 - n / 6) ** 0.9 for n in range(4)]
+    assert [record["lr"] for record in steps] == pytest.approx(rates)
+
+
 def test_a_run_writes_records_board_and_weights(small_demo: Path, tmp_path: Path) -> None:
     settings = config(small_demo, tmp_path / "run", options=MethodOptions(warm_up=0.0))
     run = run_train(settings)

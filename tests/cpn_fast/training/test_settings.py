@@ -69,6 +69,10 @@ def test_wrong_options_exit_2(wrong: list[str], capsys: pytest.CaptureFixture[st
         (["--data", "voc:/nowhere"], "/nowhere"),
         (["--options.ohem", "0"], "--options.ohem 0.0: expected above 0, at most 1"),
         (["--options.warm-up", "1"], "--options.warm-up 1.0: expected 0 or more, below 1"),
+        (
+            ["--options.warm-up-epochs", "8"],
+            "--options.warm-up-epochs 8.0: expected 0 or more, below the run's 8 epochs",
+        ),
         (["--options.p-hidden", "1.5"], "--options.p-hidden 1.5: expected 0..1"),
         (["--preset", "best"], "unknown preset 'best'; known: default, paper, released"),
     ],

@@ -1,0 +1,84 @@
+"""The watch over the CAMs' area: what it warns of, when, and that a healthy run hears nothing."""
+
+import logging
+
+import pytest
+import torch
+
+from cpn_fast.cam.area_watch import WINDOW, AreaWatch
+from cpn_fast.training.tensorboard import MapStatistics
+
+
+def sums(area: float, images: int = 5) -> torch.Tensor:
+    """What the statistics hold after `images` images of the first of two classes, all covered to `area`."""
+    statistics = MapStatistics(2, torch.device("cpu"))
+    maps = torch.zeros(images, 2, 1, 1000)
+    maps[:, 0, 0, : round(1000 * area)] = 0.9
+    labels = torch.zeros(images, 2)
+    labels[:, 0] = 1
+    statistics.update("cam", maps, labels)
+    return statistics.take()["cam"]
+
+
+def warnings(watch: AreaWatch, areas: list[float]) -> list[tuple[int, str]]:
+    """(record, warning) of records ten steps apart."""
+    found = [(number, watch.observe(10 * number, sums(area))) for number, area in enumerate(areas, 1)]
+    return [(number, text) for number, text in found if text is not None]
+
+
+def test_maps_that_shrink_after_the_warm_up_are_warned_of_once() -> None:
+    areas = [0.3] * 5 + [0.16] * WINDOW + [0.15] * 3 + [0.08] * 30
+    found = warnings(AreaWatch(10 * (5 + WINDOW)), areas)
+    # the mean of ten records passes 0.6 * 0.16 = 0.096 with the eighth of 0.08: (2 * 0.15 + 8 * 0.08) / 10 = 0.094
+    assert [number for number, _ in found] == [5 + WINDOW + 3 + 8]
+    text = found[0][1]
+    assert text.startswith("step 260: the CAMs shrink to their peaks: 9.4% of an image")
+    assert "16.0% at the end of the warm-up" in text and "--options.pair-norm image" in text
+
+
+def test_maps_that_flood_after_the_warm_up_are_warned_of() -> None:
+    found = warnings(AreaWatch(10 * WINDOW), [0.16] * WINDOW + [0.2] * WINDOW)
+    assert [number for number, _ in found] == [2 * WINDOW]
+    assert "the CAMs flood the images: 20.0%" in found[0][1] and "--options.tcp-target image" in found[0][1]
+
+
+@pytest.mark.parametrize("area", [0.12, 0.15, 0.17])
+def test_healthy_areas_of_the_trials_are_not_warned_of(area: float) -> None:
+    assert warnings(AreaWatch(10 * WINDOW), [0.16] * WINDOW + [area] * 40) == []
+
+
+def test_without_a_warm_up_only_extremes_are_warned_of() -> None:
+    assert warnings(AreaWatch(), [0.5] * 10 + [0.05] * 30) == []
+    assert "shrink" in warnings(AreaWatch(), [0.3] * 5 + [0.01] * 20)[0][1]
+    assert "flood" in warnings(AreaWatch(), [0.7] * 20)[0][1]
+    assert warnings(AreaWatch(), [0.7] * (WINDOW - 1)) == []
+
+
+def test_images_count_not_classes_or_records_without_any() -> None:
+    watch = AreaWatch()
+    assert watch.observe(10, torch.zeros(4, 2)) is None
+    both = torch.stack([torch.zeros(2), torch.zeros(2), torch.tensor([9.0, 0.0]), torch.tensor([10.0, 90.0])])
+    found = [watch.observe(10 * n, both) for n in range(2, 2 + WINDOW)]
+    assert found == [None] * WINDOW  # 9 of 100 images covered, although the mean over the classes is 0.45
+
+
+def test_the_trainer_logs_what_its_task_is_concerned_about(small_demo, tmp_path, caplog, monkeypatch) -> None:
+    from cpn_fast.cam.task import run_train
+    from cpn_fast.config.training import AugmentOptions, PatchOptions, TrainConfig
+
+    seen = []
+
+    def observe(self: AreaWatch, step: int, statistics: torch.Tensor) -> str | None:
+        seen.append((self.warm_up_steps, step, tuple(statistics.shape)))
+        return f"maps of step {step}" if step == 2 else None
+
+    monkeypatch.setattr(AreaWatch, "observe", observe)
+    settings = TrainConfig(
+        f"demo:{small_demo}", tmp_path / "run", backbone="resnet38_tiny", epochs=2, batch_size=4, workers=0,
+        log_every=1, eval_every=0, accelerator="cpu", augment=AugmentOptions(crop=64), patch=PatchOptions(kind="grid"),
+        max_steps=3,
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING, "cpn_fast"):
+        run_train(settings)
+    assert seen == [(3, step, (4, 8)) for step in (1, 2, 3)]  # half of 6 steps warm up
+    assert [record.getMessage() for record in caplog.records].count("maps of step 2") == 1
