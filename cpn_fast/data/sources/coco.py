@@ -201,8 +201,8 @@ def _covered(item: Drawn, size: tuple[int, int], image_path: Path) -> NDArray[np
 def _checked_size(entry: ImageEntry, image_path: Path, max_pixels: int) -> tuple[int, int]:
     """Height and width of an entry, which are those of the image, before anything of that size is made."""
     if not all(type(side) in (int, float) and 1 <= side < 2**31 and side == side // 1 for side in entry.size):
-        height, width = map(quoted, entry.size)
-        raise DataError(f"{image_path}: its COCO entry has height {height}, width {width}; expected both in pixels")
+        shown = "height {}, width {}".format(*map(quoted, entry.size))
+        raise DataError(f"{image_path}: its COCO entry has {shown}; expected both in pixels")
     height, width = map(int, entry.size)
     found = image_size(image_path)
     if (width, height) != found:
