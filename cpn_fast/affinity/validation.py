@@ -28,7 +28,7 @@ from cpn_fast.refine.labelled_folder import LabelledFolder
 from cpn_fast.refine.options import WALK_POWER, WALK_STEPS
 from cpn_fast.refine.random_walk import WalkStep, resized_maps
 from cpn_fast.training.task import Evaluation
-from cpn_fast.training.validation import PICTURES, resized, side_by_side
+from cpn_fast.training.validation import PICTURES, check_finite_maps, resized, side_by_side
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,9 @@ class WalkCurves:
         Returns:
             values `maps_miou` (before) and `walk_miou` (None where no class occurs), `images`; and pictures of image,
             mask before, mask after and truth side by side.
+
+        Raises:
+            NonFiniteError: for affinities that are not finite.
         """
         del device  # the network's own
         was_training = [module for module in net.modules() if module.training]
@@ -78,6 +81,7 @@ class WalkCurves:
         pictures = {}
         for index, case in enumerate(self._cases):
             walked = step(case.image_id, case.image, case.scores)
+            check_finite_maps("affinities", walked.numpy())
             masks = {"maps": _mask_of(case, case.scores), "walk": _mask_of(case, walked)}
             for name, mask in masks.items():
                 confusion[name] += confusion_of(case.truth, mask, self._num_classes)

@@ -16,7 +16,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.files.max_side import enlarge
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.options import check_scales
-from cpn_fast.inference.reader import Failure, InferenceOptions, Reduced, equal_sizes
+from cpn_fast.inference.reader import Failure, InferenceOptions, Reduced, equal_sizes, not_finite
 from cpn_fast.metrics.beta_sweep import best_foreground
 from cpn_fast.metrics.maps import MULTI, MapName, scale_name
 from cpn_fast.models.labeller import Labeller, ScaleMaps, normalised, present_channels
@@ -126,13 +126,21 @@ def predictions(
         options: see there.
 
     Yields:
-        a Prediction per image, a Failure for one that could not be read.
+        a Prediction per image, a Failure for one that could not be read or whose maps or scores are not finite.
     """
     for item in equal_sizes(source, records, options):
         if isinstance(item, Failure):
             yield item
         else:
-            yield from _run(labeller, item, mapping, options)
+            for prediction in _run(labeller, item, mapping, options):
+                finite = _is_finite(prediction)
+                yield prediction if finite else not_finite(prediction.record, "class maps or scores")
+
+
+def _is_finite(prediction: Prediction) -> bool:
+    # The sum of numbers in 0..1 is finite exactly if they all are, and found without an array of their size.
+    sums = (values.sum() for values in (prediction.scores, *prediction.maps.values()))
+    return all(bool(np.isfinite(total)) for total in sums)
 
 
 @torch.inference_mode()

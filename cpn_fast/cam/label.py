@@ -70,6 +70,7 @@ class LabelJobs(ImageJobs[Record, Prediction | Failure]):
 
     verb: ClassVar[str] = "label"
     participle: ClassVar[str] = "labelled"
+    needed_to: ClassVar[str] = "labelled"
 
     source: Source
     labeller: Labeller
@@ -155,7 +156,7 @@ def run_label(config: LabelConfig, progress: Progress = SILENT) -> LabelSummary:
 
     Raises:
         DataError: for a run, source or option that does not fit, an output folder that was labelled with other
-            settings or that another command writes to, a full disk, or if no image at all could be read.
+            settings or that another command writes to, a full disk, or if no image at all could be labelled.
     """
     _check_options(config)
     source = open_source(config.data)

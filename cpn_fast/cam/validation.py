@@ -20,7 +20,7 @@ from cpn_fast.metrics.classification import classifier_scores
 from cpn_fast.models.cam import CamNet
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.training.task import Evaluation
-from cpn_fast.training.validation import PICTURES, resized, side_by_side
+from cpn_fast.training.validation import PICTURES, check_finite_maps, resized, side_by_side
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,11 @@ class Curves:
         """Score the network at a single scale. Its training mode is as before afterwards.
 
         Returns:
-            values `cam_miou`, `cam_beta`, `rcam_miou`, `rcam_beta` (None without masks), `map`, `f1`, `images`; and
-            pictures of image, CAM, RCAM and, where there is one, the mask side by side.
+            values `cam_miou`, `cam_beta`, `rcam_miou`, `rcam_beta` (None without a pixel of a class in any mask),
+            `map`, `f1`, `images`; and pictures of image, CAM, RCAM and, where there is one, the mask side by side.
+
+        Raises:
+            NonFiniteError: for maps or scores that are not finite.
         """
         was_training = [module for module in net.modules() if module.training]
         labeller = Labeller(net, scales=(1.0,), flip=False, map_norm=self.map_norm)
@@ -57,6 +60,7 @@ class Curves:
             out = labeller(images, labels)
             maps = {"cam": out.cam[0].float().cpu().numpy(), "rcam": out.rcam[0].float().cpu().numpy()}
             scores.append(out.scores[0].float().cpu().numpy())
+            check_finite_maps("class maps or scores", scores[-1], *maps.values())
             for name, sweep in sweeps.items():
                 sweep.update(maps[name], sample.mask, sample.record.id)
             if index < PICTURES:
@@ -66,7 +70,7 @@ class Curves:
         truth = np.stack([np.asarray(sample.labels) > 0 for sample in self._samples])
         values: dict[str, Any] = {"images": len(self._samples), **classifier_scores(np.stack(scores), truth)}
         for name, sweep in sweeps.items():
-            best = sweep.best() if sweep.images else None
+            best = sweep.best() if sweep.has_foreground else None
             values |= {f"{name}_miou": best and best.miou, f"{name}_beta": best and best.beta}
         return Evaluation(values, pictures)
 

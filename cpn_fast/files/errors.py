@@ -8,3 +8,7 @@ class DataError(ValueError):
 
     The command line prints its message in one line and exits with status 2.
     """
+
+
+class NonFiniteError(DataError):
+    """Losses, gradients, weights or maps that hold NaN or infinity: a training has diverged."""

@@ -17,10 +17,19 @@ from cpn_fast.files.max_side import reduce_image
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that could not be read, and why."""
+    """An image that could not be read, or of which the network said nothing finite, and why."""
 
     record: Record
     error: str
+
+
+def not_finite(record: Record, what: str) -> Failure:
+    """The failure of an image for which a network gave NaN or infinity; `what` is e.g. "class maps"."""
+    return Failure(
+        record,
+        f"{record.image_path}: the network's {what} hold NaN or infinity: its training diverged; train again with a "
+        "lower --lr or pretrained --weights",
+    )
 
 
 @dataclass(frozen=True)

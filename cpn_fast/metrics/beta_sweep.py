@@ -190,9 +190,24 @@ class BetaSweep:
         """IoU at a beta of the grid 0, 0.01, ..., 1. Raises ValueError off the grid, DataError without any mask."""
         return self.table()[self._index(beta)]
 
+    @property
+    def has_foreground(self) -> bool:
+        """Whether any pixel of the ground truth is of a class."""
+        return bool(self._counts[1:].any())
+
     def best(self) -> SweepPoint:
-        """The point of highest mIoU, the lowest beta on a tie. Raises DataError without any labelled pixel."""
-        return max(self.table(), key=lambda point: point.miou)
+        """The point of highest mIoU, the lowest beta on a tie.
+
+        Without a foreground pixel in the ground truth every value is NaN or None: all background, at beta 1, would be
+        perfect whatever the maps, so nothing is measured.
+
+        Raises:
+            DataError: without any labelled pixel.
+        """
+        table = self.table()
+        if not self.has_foreground:
+            return SweepPoint(math.nan, math.nan, math.nan, math.nan, (None,) * (self.num_classes + 1))
+        return max(table, key=lambda point: point.miou)
 
     def table(self) -> list[SweepPoint]:
         """IoU at each of the 101 betas. Raises DataError without any labelled pixel."""

@@ -31,15 +31,17 @@ def classifier_scores(probabilities: NDArray[np.floating], truth: NDArray[np.boo
         truth: bool [N, K].
 
     Returns:
-        `map`, the mean average precision over classes that occur, and `f1` at threshold 0.5 over all decisions
-        (micro); None where no label occurs.
+        `map`, the mean average precision over classes that some images have and others lack (of one that all have it
+        is 1 whatever the scores), and `f1` at threshold 0.5 over all decisions (micro); None where there is no such
+        class, or no label at all.
     """
-    present = np.flatnonzero(truth.any(axis=0))
-    if not len(present):
+    if not truth.any():
         return {"map": None, "f1": None}
+    told_apart = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
+    precisions = [average_precision(probabilities[:, k], truth[:, k]) for k in told_apart]
     found = probabilities > 0.5
     hits = (found & truth).sum()
     return {
-        "map": float(np.mean([average_precision(probabilities[:, k], truth[:, k]) for k in present])),
+        "map": float(np.mean(precisions)) if precisions else None,
         "f1": float(2 * hits / (found.sum() + truth.sum())),
     }

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 from numpy.typing import NDArray
 
 from cpn_fast.data.types import VOID
+
+log = logging.getLogger(__name__)
 
 
 def confusion_of(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], num_classes: int) -> NDArray[np.int64]:
@@ -24,3 +28,17 @@ def confusion_of(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], num_cla
     claimed = np.where(predicted[valid] == VOID, num_classes + 1, predicted[valid])
     keys = truth[valid].astype(np.int64) * columns + claimed
     return np.bincount(keys, minlength=(num_classes + 1) * columns).reshape(num_classes + 1, columns)
+
+
+def warn_without_foreground(data: str, confusion: NDArray[np.int64]) -> None:
+    """Warn where the ground truth holds no class: masks that are all background are then perfect.
+
+    Args:
+        data: what was scored.
+        confusion: counts, rows the true class.
+    """
+    if not confusion[1:].any():
+        log.warning(
+            "%s: no pixel of any class in the ground truth: the score says only how much was left background. Is 255, "
+            "which means void, meant as foreground? Write 1..%d there", data, len(confusion) - 1,
+        )  # fmt: skip

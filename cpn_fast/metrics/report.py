@@ -71,6 +71,11 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
+def decimals(value: float | None) -> str:
+    """A background score with two decimals, a dash for None."""
+    return "-" if value is None else f"{value:.2f}"
+
+
 def run_table(metrics: Mapping[str, Any]) -> Table:
     """Every map and scale at its own best beta, the headline's row in bold."""
     table = Table(title="mIoU in % at the best beta", title_justify="left")
@@ -81,7 +86,7 @@ def run_table(metrics: Mapping[str, Any]) -> Table:
     for name, scales in metrics["results"].items():
         for scale, values in scales.items():
             headline = name == metrics["map"] and scale == MULTI
-            cells = [percent(values["miou"]), f"{values['beta']:.2f}"]
+            cells = [percent(values["miou"]), decimals(values["beta"])]
             cells += [percent(values["background"]), percent(values["foreground"])]
             table.add_row(name.upper(), scale, *cells, style="bold" if headline else None)
     return table
@@ -94,7 +99,8 @@ def comparison_table(scored: Sequence[Mapping[str, Any]]) -> Table:
     for column in ("images", "mIoU", "change", "background", "foreground"):
         table.add_column(column, justify="right")
     for number, metrics in enumerate(scored):
-        change = f"{100 * (metrics['miou'] - scored[0]['miou']):+.1f}" if number else ""
+        known = None not in (metrics["miou"], scored[0]["miou"])
+        change = f"{100 * (metrics['miou'] - scored[0]['miou']):+.1f}" if number and known else ""
         cells = [percent(metrics["miou"]), change, percent(metrics["background"]), percent(metrics["foreground"])]
         table.add_row(metrics["target"], str(metrics["images"]), *cells)
     return table
@@ -142,9 +148,10 @@ def plot_sweeps(path: Path, metrics: Mapping[str, Any], title: str) -> None:
                 linestyle="-" if multi else styles[index % len(styles)],
                 linewidth=2 if multi else 1,
                 alpha=1 if multi else 0.6,
-                label=f"{name.upper()} {scale}: {percent(values['miou'])} at {values['beta']:.2f}",
+                label=f"{name.upper()} {scale}: {percent(values['miou'])} at {decimals(values['beta'])}",
             )
-            axes.plot(values["beta"], 100 * values["miou"], "o", color=colours[name], markersize=6 if multi else 3)
+            if values["miou"] is not None:
+                axes.plot(values["beta"], 100 * values["miou"], "o", color=colours[name], markersize=6 if multi else 3)
     axes.set(xlabel="beta (background score)", ylabel="mIoU in %", title=title, xlim=(0, 1), ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

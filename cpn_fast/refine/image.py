@@ -146,7 +146,11 @@ class RefineJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
             check_size(self.source_path(image_id), before.mask.shape, path, image)
         except DataError as error:
             return error_entry(image_id, path, str(error))
-        mask = self._refine(image_id, image, before)
+        scores = self._stepped(image_id, image, before)
+        if not bool(torch.isfinite(scores).all()):
+            reason = "the refined scores hold NaN or infinity: did the training of AffinityNet diverge?"
+            return error_entry(image_id, path, f"{path}: {reason}")
+        mask = self._write(image_id, before, scores)
         return {
             **self.written.describe(image_id, path, mask),
             "labels": item.get("labels"),
@@ -157,12 +161,17 @@ class RefineJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
             "settings": step_settings(self.beginning, self.steps),
         }
 
-    def _refine(self, image_id: str, image: NDArray[np.uint8], before: Scores) -> NDArray[np.uint8]:
-        """Write and return the mask of an image."""
-        scores, decided = before.scores, len(before.values) == 1  # background alone: nothing that a step could decide
-        if not decided:
+    def _stepped(self, image_id: str, image: NDArray[np.uint8], before: Scores) -> Tensor:
+        """The scores after the steps."""
+        scores = before.scores
+        if len(before.values) > 1:
             for step in self.steps:
                 scores = step(image_id, image, scores)
+        return scores
+
+    def _write(self, image_id: str, before: Scores, scores: Tensor) -> NDArray[np.uint8]:
+        """Write and return the mask of an image."""
+        decided = len(before.values) == 1  # background alone: nothing that a step could decide
         mask = before.mask if decided else _mask_of(before.values, scores, before.mask.shape)
         soft = None
         if self.soft_maps:

@@ -21,7 +21,7 @@ from cpn_fast.data.sources.spread import records_of, spread_evenly
 from cpn_fast.data.superpixels.backend import hides_superpixels, version_of
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.digest import weights_sha256
-from cpn_fast.files.errors import DataError
+from cpn_fast.files.errors import DataError, NonFiniteError
 from cpn_fast.files.json_file import read_json
 from cpn_fast.files.output_folder import explained_writes
 from cpn_fast.metrics.maps import MULTI
@@ -30,7 +30,6 @@ from cpn_fast.reproduce.tables import ALL, Row
 from cpn_fast.runs.digest import weights_digest
 from cpn_fast.runs.folder import FREE_ON_RESUME, RunFolder, check_same_settings
 from cpn_fast.scoring.command import EvaluateConfig, run_evaluate
-from cpn_fast.training.monitor import NonFiniteError
 from cpn_kernels.ops.superpixels import resolve_backend
 
 log = logging.getLogger(__name__)

@@ -180,11 +180,16 @@ class RunFolder:
 
     @property
     def beta(self) -> float:
-        """The best background score that `cpn evaluate` found (metrics.json), else `DEFAULT_BETA`."""
+        """The best background score that `cpn evaluate` found (metrics.json), else `DEFAULT_BETA`.
+
+        It finds none (null) where the ground truth holds no class.
+        """
         if not self.scores_path.is_file():
             return DEFAULT_BETA
         scores = read_json(self.scores_path, "what `cpn evaluate` wrote", "run it again")
         beta = scores.get("beta") if isinstance(scores, dict) else None
+        if beta is None and isinstance(scores, dict) and "beta" in scores:
+            return DEFAULT_BETA
         if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 <= beta <= 1:
             raise DataError(
                 f"{self.scores_path}: key beta: found {quoted(beta)}, expected a number in 0..1: run `cpn evaluate` "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,12 +26,13 @@ from cpn_fast.inference.options import check_counts
 from cpn_fast.inference.reader import Failure, InferenceOptions
 from cpn_fast.metrics.beta_sweep import BetaSweep, check_mask, iou_point
 from cpn_fast.metrics.classification import classifier_scores
-from cpn_fast.metrics.confusion import confusion_of
+from cpn_fast.metrics.confusion import confusion_of, warn_without_foreground
 from cpn_fast.metrics.maps import MULTI, MapName, scale_name
 from cpn_fast.metrics.report import (
     METRICS_NAME,
     class_table,
     comparison_table,
+    decimals,
     percent,
     plot_sweeps,
     point_values,
@@ -40,10 +42,12 @@ from cpn_fast.metrics.report import (
 )
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.runs.digest import weights_digest
-from cpn_fast.runs.folder import RunFolder
+from cpn_fast.runs.folder import DEFAULT_BETA, RunFolder
 from cpn_fast.scoring.options import EvaluateConfig
 
 PLOT_NAME = "beta_sweep.png"
+
+log = logging.getLogger(__name__)
 
 
 def run_evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> dict[str, Any]:
@@ -115,11 +119,18 @@ def _evaluate_run(
         "weights_sha256": weights_digest(run),
     }
     metrics = run_metrics(tally.sweeps, headline, classes, about)
+    if metrics["miou"] is None:
+        log.warning(
+            "%s: no pixel of any class in the ground truth of %d images: all background would be perfect, so that no "
+            "mIoU and no background score are taken from it (labelling keeps beta %g). Is 255, which means void, meant "
+            "as foreground? Write 1..%d there",
+            source.spec, about["images"], DEFAULT_BETA, len(source.classes),
+        )  # fmt: skip
     output = config.output or config.target
     write_metrics(output / METRICS_NAME, metrics)
     plot_sweeps(output / PLOT_NAME, metrics, f"{config.target.name} on {source.spec} ({config.split})")
     progress.say(run_table(metrics))
-    progress.say(class_table(metrics, f"IoU in %, {headline.upper()} multi-scale at beta {metrics['beta']:.2f}"))
+    progress.say(class_table(metrics, f"IoU in %, {headline.upper()} multi-scale at beta {decimals(metrics['beta'])}"))
     _say_counts(progress, config, about)
     progress.say(f"{output / METRICS_NAME}, {output / PLOT_NAME}")
     return metrics
@@ -131,7 +142,7 @@ def _count_all(stream: Iterator[Prediction | Failure], tally: Tally, advance: Ca
         counted: Future[None] | None = None
         for prediction in stream:
             if isinstance(prediction, Failure):
-                raise DataError(f"{prediction.error}; a score needs every image: mend it or take it off the split")
+                raise DataError(f"{prediction.error}; a score needs every image of the split")
             if counted is not None:
                 counted.result()
             counted = pool.submit(tally.add, prediction)
@@ -246,6 +257,7 @@ def _evaluate_masks(
         "void_share": float(confusion[:, -1].sum() / max(1, confusion.sum())),
     }
     metrics = {**point_values(iou_point(confusion), classes), "sweep": None, **about}
+    warn_without_foreground(source.spec, confusion)
     output = config.output or config.target
     write_metrics(output / METRICS_NAME, metrics)
     progress.say(class_table(metrics, f"IoU in %, mean {percent(metrics['miou'])}"))

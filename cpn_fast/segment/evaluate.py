@@ -23,7 +23,7 @@ from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.image_size import warn_of_size
 from cpn_fast.inference.reader import Failure
 from cpn_fast.metrics.beta_sweep import check_mask, iou_point
-from cpn_fast.metrics.confusion import confusion_of
+from cpn_fast.metrics.confusion import confusion_of, warn_without_foreground
 from cpn_fast.metrics.report import METRICS_NAME, class_table, percent, point_values, write_metrics
 from cpn_fast.runs.digest import weights_digest
 from cpn_fast.runs.folder import RunFolder
@@ -68,6 +68,7 @@ def run_segment_evaluate(config: SegmentEvaluateConfig, progress: Progress = SIL
             "truth: give a split that has masks"
         )
     metrics = _metrics(config, run, source.spec, tally, crf)
+    warn_without_foreground(source.spec, tally.confusions[SINGLE])
     path = (config.output or config.run) / METRICS_NAME
     with explained_writes(path.parent, METRICS_NAME):
         write_metrics(path, metrics)
@@ -128,7 +129,7 @@ def _count_all(
     with nullcontext() if crf is None else threads_shared_by(workers), ThreadPoolExecutor(workers) as pool:
         for item in stream:
             if isinstance(item, Failure):
-                raise DataError(f"{item.error}; a score needs every image: mend it or take it off the split")
+                raise DataError(f"{item.error}; a score needs every image of the split")
             pending.append(pool.submit(tally.counts, item, crf))
             if len(pending) > 2 * workers:
                 tally.add(pending.popleft().result())

@@ -15,7 +15,7 @@ from cpn_fast.device import ready_device
 from cpn_fast.files.max_side import enlarge
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.options import check_scales
-from cpn_fast.inference.reader import Failure, InferenceOptions, Reduced, equal_sizes
+from cpn_fast.inference.reader import Failure, InferenceOptions, Reduced, equal_sizes, not_finite
 from cpn_fast.models.segmenter import Segmenter
 from cpn_fast.refine.crf import crf_probabilities
 from cpn_fast.runs.folder import RunFolder
@@ -104,7 +104,7 @@ def segmentations(
         keep_probabilities: give those of the last segmenter.
 
     Yields:
-        a Segmentation per image, a Failure for one that could not be read.
+        a Segmentation per image, a Failure for one that could not be read or whose probabilities are not finite.
     """
     for item in equal_sizes(source, records, options):
         if isinstance(item, Failure):
@@ -120,7 +120,7 @@ def _run(
     mapping: ClassMapping,
     options: InferenceOptions,
     keep_probabilities: bool,
-) -> list[Segmentation]:
+) -> list[Segmentation | Failure]:
     """One batch of equal size through the network."""
     *_, last = segmenters.values()
     device = next(last.parameters()).device
@@ -134,10 +134,14 @@ def _run(
     on_device = torch.from_numpy(images).to(device)
     found = {name: segmenter(on_device, rows) for name, segmenter in segmenters.items()}
     masks = {name: out.mask.cpu().numpy() for name, out in found.items()}
+    sums = torch.stack([out.probabilities.flatten(1).sum(dim=1) for out in found.values()])
+    finite = torch.isfinite(sums).all(dim=0).tolist()
     *_, main = found.values()
     probabilities = main.probabilities.float().cpu() if keep_probabilities else None
     return [
-        Segmentation(
+        not_finite(sample.record, "probabilities")
+        if not finite[i]
+        else Segmentation(
             record=sample.record,
             image=images[i],
             size=(sample.image.shape[0], sample.image.shape[1]),

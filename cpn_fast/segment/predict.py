@@ -49,6 +49,7 @@ class PredictJobs(ImageJobs[Record, Segmentation | Failure]):
 
     verb: ClassVar[str] = "segment"
     participle: ClassVar[str] = "predicted"
+    needed_to: ClassVar[str] = "segmented"
 
     source: Source
     segmenter: Segmenter
@@ -125,7 +126,7 @@ def run_segment_predict(config: PredictConfig, progress: Progress = SILENT) -> J
 
     Raises:
         DataError: for a run, source or option that does not fit, an output folder of other settings or that another
-            command writes to, a full disk, if no image at all could be read, or for a zip of which masks are missing.
+            command writes to, a full disk, if no image at all could be segmented, or for a zip of which masks are missing.
     """
     jobs, every = _jobs(config)
     summary = run_jobs(jobs, progress)

@@ -20,7 +20,7 @@ from cpn_fast.metrics.report import finite
 from cpn_fast.models.deeplab import DeepLab
 from cpn_fast.models.segmenter import Segmenter
 from cpn_fast.training.task import Evaluation
-from cpn_fast.training.validation import PICTURES, resized, side_by_side
+from cpn_fast.training.validation import PICTURES, check_finite_maps, resized, side_by_side
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,9 @@ class SegmentCurves:
         Returns:
             values `miou`, `background`, `foreground` (None where no class of it occurs), `images`; and pictures of
             image, prediction and truth side by side.
+
+        Raises:
+            NonFiniteError: for probabilities that are not finite.
         """
         was_training = [module for module in net.modules() if module.training]
         segmenter = Segmenter(net, scales=(1.0,), flip=False)
@@ -53,7 +56,9 @@ class SegmentCurves:
         for index, sample in enumerate(self._samples):
             images = torch.from_numpy(sample.image)[None].to(device)
             any_class = torch.full((1, self.num_classes), -1.0, device=device)
-            mask = segmenter(images, any_class).mask[0].cpu().numpy()
+            out = segmenter(images, any_class)
+            check_finite_maps("probabilities", out.probabilities.float().sum().cpu().numpy())
+            mask = out.mask[0].cpu().numpy()
             assert sample.mask is not None
             confusion += confusion_of(sample.mask, mask, self.num_classes)
             if index < PICTURES:

@@ -9,13 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cpn_fast.files.errors import DataError
+from cpn_fast.files.errors import NonFiniteError
 
 NORM = "grad_norm"
-
-
-class NonFiniteError(DataError):
-    """A loss or gradient that is NaN or infinite; names step, images and part. The command line ends with its line."""
 
 
 class LateRead:
@@ -56,7 +52,9 @@ class StepValues:
 
 
 @dataclass(frozen=True)
-class _Pending:
+class PendingStep:
+    """A step that was observed, whose values are on their way to the host."""
+
     step: int
     ids: tuple[str, ...]
     names: tuple[str, ...]
@@ -80,7 +78,7 @@ class StepMonitor:
         self.parameters = list(parameters)
         self.check_gradients = check_gradients
         self._hold: Tensor | None = None
-        self._pending: _Pending | None = None
+        self._pending: PendingStep | None = None
 
     def observe(
         self,
@@ -118,15 +116,15 @@ class StepMonitor:
         bad = (packed[-2] > 0).float()
         self._hold = bad if self._hold is None else torch.maximum(self._hold, bad)
         late = {name: LateRead(value) for name, value in (extra or {}).items()}
-        self._pending = _Pending(step, tuple(ids), tuple(parts), LateRead(packed), gradients, late)
+        self._pending = PendingStep(step, tuple(ids), tuple(parts), LateRead(packed), gradients, late)
         return self._hold
 
-    def take(self) -> _Pending | None:
+    def take(self) -> PendingStep | None:
         """Hand over the step that was observed last, to be given to `report` later."""
         pending, self._pending = self._pending, None
         return pending
 
-    def report(self, pending: _Pending) -> StepValues:
+    def report(self, pending: PendingStep) -> StepValues:
         """Wait for the values of an observed step.
 
         Raises:
@@ -139,7 +137,7 @@ class StepMonitor:
         extra = {name: late.read() for name, late in pending.extra.items()}
         return StepValues(pending.step, losses, values[-1] > 0, extra)
 
-    def _explain(self, pending: _Pending, losses: Mapping[str, float]) -> str:
+    def _explain(self, pending: PendingStep, losses: Mapping[str, float]) -> str:
         parts = [f"{name} = {value}" for name, value in losses.items() if not math.isfinite(value) and name != NORM]
         what = "loss part" if parts else "gradient of"
         if not parts and pending.gradients is not None:
@@ -147,10 +145,7 @@ class StepMonitor:
             parts = [name for name, good in zip(names, torch.isfinite(norms).tolist(), strict=True) if not good]
             parts = parts[:5] + ([f"{len(parts) - 5} more"] if len(parts) > 5 else []) or ["all parameters together"]
         ids = _all_ids(pending.ids)
-        return (
-            f"step {pending.step}: not finite: {what} {', '.join(parts)}; images: {', '.join(ids)}. The weights are "
-            "those before this step and the last checkpoint is good; lower --lr, or look at these images"
-        )
+        return f"diverged at step {pending.step}: not finite: {what} {', '.join(parts)}; images: {', '.join(ids)}"
 
 
 def _all_ids(ids: tuple[str, ...]) -> list[str]:

@@ -18,10 +18,11 @@ from cpn_fast.config.serialise import config_to_dict
 from cpn_fast.console.progress import TrainProgress
 from cpn_fast.data.loading.random import key64
 from cpn_fast.device import peak_memory_mib
+from cpn_fast.files.errors import NonFiniteError
 from cpn_fast.runs.checkpoint import save_checkpoint
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.runs.metrics_log import MetricsLog
-from cpn_fast.training.monitor import StepMonitor, StepValues
+from cpn_fast.training.monitor import PendingStep, StepMonitor, StepValues
 from cpn_fast.training.optimizer import gate, poly_factor, set_learning_rate
 from cpn_fast.training.task import Evaluator, Stage, StepBatch
 from cpn_fast.training.tensorboard import Board, map_record
@@ -192,7 +193,22 @@ class Trainer:
         now = time.perf_counter()
         self._seconds[step], self._last_time = now - self._last_time, now
         if previous is not None:
-            self._record(self.monitor.report(previous))
+            self._report(previous)
+
+    def _report(self, pending: PendingStep) -> None:
+        """Write what an observed step measured. Raises NonFiniteError, saying what can be done, if it diverged."""
+        try:
+            values = self.monitor.report(pending)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}. {self._after_divergence()}") from None
+        self._record(values)
+
+    def _after_divergence(self) -> str:
+        """What is left of a run whose losses, weights or maps are not finite any more, and what to do."""
+        path = self.outputs.folder.checkpoint_path
+        left = f"The last checkpoint, {path}, is of an earlier step" if path.is_file() else "There is no checkpoint yet"
+        weights = "" if self.config.weights else " or begin with pretrained weights (--weights)"
+        return f"{left}; lower --lr{weights}, in another --output"
 
     def _statistics(self, step: int, outputs: dict[str, Tensor], batch: StepBatch) -> dict[str, Tensor]:
         """Count the maps; every `log_every` steps give the sums to be read along."""
@@ -236,7 +252,7 @@ class Trainer:
         """Wait for the last step's values and write them. Raises NonFiniteError as `train_step` does."""
         pending = self.monitor.take()
         if pending is not None:
-            self._record(self.monitor.report(pending))
+            self._report(pending)
 
     def _after_step(self, step: int) -> None:
         every = self.config.eval_every * self.schedule.steps_per_epoch
@@ -250,7 +266,10 @@ class Trainer:
         self.drain()
         outputs = self.outputs
         if outputs.curves is not None:
-            result = outputs.curves.evaluate(self.network.net, self.fabric.device)
+            try:
+                result = outputs.curves.evaluate(self.network.net, self.fabric.device)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"diverged at step {step}: {error}. {self._after_divergence()}") from None
             epoch = round(step / self.schedule.steps_per_epoch, 4)
             record = {"kind": "eval", "step": step, "epoch": epoch, **result.values}
             if outputs.metrics is not None:
@@ -264,9 +283,25 @@ class Trainer:
         self.fabric.barrier()
         self._last_time = time.perf_counter()
 
+    def _check_weights(self, step: int) -> None:
+        """Raise NonFiniteError if an update, whose loss and gradients were finite, has led out of the numbers."""
+        state = {name: value for name, value in self.network.net.state_dict().items() if value.is_floating_point()}
+        good = torch.stack([value.isfinite().all() for value in state.values()]).tolist()
+        wrong = [name for name, fine in zip(state, good, strict=True) if not fine]
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise NonFiniteError(
+                f"diverged at step {step}: not finite: the weights {wrong[0]}{more}. {self._after_divergence()}"
+            )
+
     def save(self, step: int) -> None:
-        """Write the checkpoint of step `step`, once every step up to it is known to be finite and is recorded."""
+        """Write the checkpoint of step `step`, once every step up to it is known to be finite and is recorded.
+
+        Raises:
+            NonFiniteError: if a step or the weights are not; the checkpoint then stays as it was.
+        """
         self.drain()
+        self._check_weights(step)
         if self.outputs.metrics is not None:
             self.outputs.metrics.sync()
         if self.outputs.board is not None:

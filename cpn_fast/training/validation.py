@@ -9,11 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpn_fast.data.types import Sample
+from cpn_fast.files.errors import NonFiniteError
 
 PICTURES = 4
 
 
 PICTURE_SIDE = 320
+
+
+def check_finite_maps(what: str, *arrays: NDArray[np.floating]) -> None:
+    """Raise NonFiniteError, naming `what` they are, if arrays that a network gave hold NaN or infinity."""
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise NonFiniteError(f"not finite: the network's {what} in the validation")
 
 
 def resized(sample: Sample, long_side: int) -> Sample:

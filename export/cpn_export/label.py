@@ -175,6 +175,7 @@ class _Run:
         self.config, self.labeller, self.manifest = config, labeller, manifest
         self.palette, self.fingerprint = palette, fingerprint
         self.max_side = _max_side(config, labeller)
+        self.seen_maps = False
 
     def label(self, jobs: Sequence[Job]) -> int:
         """Label the jobs with a progress bar; returns how many failed."""
@@ -240,8 +241,9 @@ class _Run:
             return
         num_classes = len(self.labeller.info.classes)
         rows = label_rows([item.job.labels for item in batch], num_classes)
+        look_at_maps, self.seen_maps = not self.seen_maps, True  # once: copying them out takes time
         try:
-            result = self.labeller(np.stack([item.image for item in batch]), rows)
+            result = self.labeller(np.stack([item.image for item in batch]), rows, with_maps=look_at_maps)
         except DataError:
             raise
         except Exception as error:  # onnxruntime's exceptions share no base class; memory is the usual reason
@@ -251,8 +253,13 @@ class _Run:
             for item in batch:
                 yield from self._infer([item])
             return
-        for item, mask, scores in zip(batch, result.mask, result.scores, strict=True):
-            yield self._write, item, mask, scores
+        maps = [None] * len(batch) if result.maps is None else result.maps
+        for item, mask, scores, of_item in zip(batch, result.mask, result.scores, maps, strict=True):
+            if np.isfinite(scores).all() and (of_item is None or np.isfinite(of_item).all()):
+                yield self._write, item, mask, scores
+            else:
+                reason = f"{item.job.path}: the model's scores or maps hold NaN or infinity: its training diverged"
+                yield self._record_failure, item.job, reason
 
     def _write(self, item: _Decoded, mask: NDArray[np.uint8], scores: NDArray[np.float32]) -> bool:
         height, width = item.size

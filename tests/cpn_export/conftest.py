@@ -70,11 +70,11 @@ def toy_info(**changes: object) -> ModelInfo:
 
 @pytest.fixture(scope="session")
 def write_toy_model() -> Callable[..., Path]:
-    """Write the hand-written graph: `write_toy_model(path, metadata=None, **changes of ModelInfo)`."""
+    """Write the hand-written graph: `write_toy_model(path, metadata=None, graph=TOY_GRAPH, **changes of ModelInfo)`."""
 
-    def write(path: Path, metadata: dict[str, str] | None = None, **changes: object) -> Path:
+    def write(path: Path, metadata: dict[str, str] | None = None, graph: str = TOY_GRAPH, **changes: object) -> Path:
         onnx = pytest.importorskip("onnx", reason="needs onnx to write a model")
-        model = onnx.parser.parse_model(TOY_GRAPH)
+        model = onnx.parser.parse_model(graph)
         onnx.helper.set_model_props(model, toy_info(**changes).to_metadata() if metadata is None else metadata)
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, path)

@@ -16,6 +16,7 @@ from cpn_export.runtime import OnnxLabeller, label_rows
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.masks import read_labelmap, read_mask, voc_palette
+from tests.cpn_export.conftest import TOY_GRAPH
 
 
 @pytest.fixture(scope="module")
@@ -316,3 +317,21 @@ def test_masks_equal_those_of_cpn_label(trained, shapes_folder, tmp_path, run_wi
         assert (one == two)[foreground].mean() >= 0.995
         manifest = [json.loads(line) for line in Path(exported / "manifest.jsonl").read_text().splitlines()]
         assert {entry["labels_from"] for entry in manifest} == {"image"}
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [("scores = Add (nothing, base)", "scores = Div (nothing, none)"), ("(map, map)", "(map, wrong)")],
+)
+def test_a_model_that_gives_nan_labels_nothing(write_toy_model, photos, tmp_path, good, bad):
+    """NaN among the scores of every image; among the maps, which are looked at in the first batch alone."""
+    graph = TOY_GRAPH.replace(good, bad)
+    if "wrong" in bad:
+        graph = graph.replace("  rcam = Concat", "  wrong = Div (map, none)\n  rcam = Concat")
+    model = write_toy_model(tmp_path / "toy.onnx", graph=graph)
+    output = tmp_path / "out"
+    config = LabelOnnxConfig(model, (photos / "bild 0.png",), output)
+    with pytest.raises(DataError, match="none of the 1 images could be labelled"):
+        run_label_onnx(config)
+    assert "the model's scores or maps hold NaN or infinity" in entries(output)["bild 0"]["error"]
+    assert not list(output.rglob("*.png"))

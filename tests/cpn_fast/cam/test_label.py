@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import cpn_fast.cam.label as label_module
 from cpn_fast.cam.inference import open_labeller, predictions
@@ -25,6 +26,7 @@ from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.reader import Failure, InferenceOptions
 from cpn_fast.metrics.confidence import map_confidence, probability_confidence
 from cpn_fast.models.labeller import Labeller
+from cpn_fast.scoring.command import EvaluateConfig, run_evaluate
 
 SCALES = (0.5, 1.0)
 SHAPES = [(40, 56), (56, 40), (40, 56), (33, 90), (40, 56)]
@@ -192,8 +194,23 @@ def test_a_broken_image_is_recorded_and_tried_again(run, data, tmp_path):
 def test_no_image_can_be_read(run, data, tmp_path):
     for path in data.rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"none of the 5 images could be read.*0 bytes"):
+    with pytest.raises(DataError, match=r"none of the 5 images could be labelled.*0 bytes"):
         run_label(config(run, data, tmp_path / "out"))
+
+
+def test_a_network_that_gives_nan_labels_nothing(make_run, data, tmp_path):
+    """Its weights are finite; what it makes of an image is not."""
+    diverged = make_run(tmp_path / "diverged")
+    weights = load_file(diverged.model_path)
+    weights["classifier.weight"] = weights["classifier.weight"].sign() * 1e38
+    save_file(weights, diverged.model_path)
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match=r"none of the 5 images could be labelled; .*class maps or scores hold NaN"):
+        run_label(config(diverged, data, out, soft_maps=True))
+    entries = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert {entry["status"] for entry in entries} == {"error"} and not list(out.rglob("*.png"))
+    with pytest.raises(DataError, match=r"class maps or scores hold NaN .*; a score needs every image"):
+        run_evaluate(EvaluateConfig(diverged.path, f"folder:{data}", split="all", scales=SCALES, device="cpu"))
 
 
 def test_bare_folder_without_labels_or_masks(run, tmp_path, capsys):

@@ -40,6 +40,12 @@ def test_scores_against_sklearn(levels: int) -> None:
     assert found["map"] == pytest.approx(np.mean(expected))
     assert found["f1"] == pytest.approx(f1_score(truth, scores > 0.5, average="micro"))
     assert classifier_scores(scores, np.zeros_like(truth)) == {"map": None, "f1": None}
+    # A class that every image has would be perfect whatever the scores, and is left out of the mean.
+    truth[:, 0] = True
+    rest = [k for k in range(1, truth.shape[1]) if truth[:, k].any()]
+    expected = np.mean([average_precision(scores[:, k], truth[:, k]) for k in rest])
+    assert classifier_scores(scores, truth)["map"] == pytest.approx(expected)
+    assert classifier_scores(scores, np.ones_like(truth))["map"] is None
 
 
 def config(demo: Path, output: Path, **changes: object) -> TrainConfig:

@@ -26,7 +26,7 @@ from cpn_fast.config.serialise import config_to_dict, flat
 from cpn_fast.config.training import TrainConfig, replace_dotted
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.files.digest import weights_sha256
-from cpn_fast.files.errors import DataError
+from cpn_fast.files.errors import DataError, NonFiniteError
 from cpn_fast.models.backbones import create_backbone
 from cpn_fast.models.build import refinement_of
 from cpn_fast.reproduce import command, measure_time, runs
@@ -37,7 +37,6 @@ from cpn_fast.reproduce.runs import RunStore, Scoring, options_of
 from cpn_fast.reproduce.summary import Measurement, cell_of, order_of
 from cpn_fast.reproduce.tables import TABLES, Row, TableName
 from cpn_fast.runs.folder import RunFolder
-from cpn_fast.training.monitor import NonFiniteError
 
 TINY = ("--crop", "64", "--augment.resize", "64", "96", "--batch-size", "4", "--workers", "0", "--eval-every", "0")
 QUICK = ("--max-steps", "2", "--images", "3", "--scales", "1")

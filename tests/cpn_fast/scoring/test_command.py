@@ -362,3 +362,26 @@ def test_spread_evenly_by_hand():
 def test_target_that_is_neither(data, tmp_path):
     with pytest.raises(DataError, match=r"neither a run \(config\.json\) nor a folder of masks"):
         run_evaluate(config(tmp_path / "nothing", data))
+
+
+def test_masks_of_0_and_255_give_no_score_and_no_beta(run, data, tmp_path, caplog):
+    """All background would be perfect at beta 1, whatever the maps: nothing is taken from that."""
+    blind = shutil.copytree(data, tmp_path / "data")
+    for path in (blind / "masks").glob("*.png"):
+        write_mask(path, np.where(np.asarray(Image.open(path)) == 0, 0, VOID).astype(np.uint8))
+    copy = shutil.copytree(run.path, tmp_path / "run")
+    metrics = run_evaluate(config(copy, blind))
+    stored = json.loads((copy / "metrics.json").read_text())
+    assert metrics["miou"] is metrics["beta"] is stored["miou"] is stored["beta"] is None
+    assert all(values["beta"] is None for scales in metrics["results"].values() for values in scales.values())
+    assert (
+        "no pixel of any class in the ground truth" in caplog.text and f"Write 1..{len(CLASSES)} there" in caplog.text
+    )
+    assert RunFolder(copy).beta == DEFAULT_BETA
+    caplog.clear()
+    for record in open_source(f"folder:{blind}").records("all"):
+        write_mask(
+            tmp_path / "masks" / f"{record.id}.png", np.zeros(Image.open(record.image_path).size[::-1], np.uint8)
+        )
+    assert run_evaluate(config(tmp_path / "masks", blind))["miou"] == 1.0
+    assert "no pixel of any class in the ground truth: the score says only how much was left background" in caplog.text

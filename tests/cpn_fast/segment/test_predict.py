@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import cpn_fast.files.mask_folder as mask_folder_module
 import cpn_fast.segment.predict as predict_module
@@ -365,3 +366,18 @@ def test_options_out_of_range(run: Path, squares: Path, tmp_path: Path, changes:
     with pytest.raises(DataError, match=message):
         run_segment_predict(config(run, squares, **changes))
     assert not (tmp_path / "masks").exists()
+
+
+def test_a_network_that_gives_nan_segments_nothing(run: Path, squares: Path, tmp_path: Path) -> None:
+    """Its weights are finite; what it makes of an image is not."""
+    diverged = shutil.copytree(run, tmp_path / "diverged")
+    weights = load_file(diverged / "model.safetensors")
+    weights["classifier.weight"] = weights["classifier.weight"].sign() * 1e38
+    save_file(weights, diverged / "model.safetensors")
+    with pytest.raises(DataError, match=r"images could be segmented; .*the network's probabilities hold NaN"):
+        run_segment_predict(config(diverged, squares, output=tmp_path / "out"))
+    assert not list((tmp_path / "out").rglob("*.png"))
+    weights["classifier.weight"][0, 0] = float("nan")
+    save_file(weights, diverged / "model.safetensors")
+    with pytest.raises(DataError, match=r"model\.safetensors: classifier\.weight of \d+ tensors hold NaN"):
+        run_segment_predict(config(diverged, squares, output=tmp_path / "other"))

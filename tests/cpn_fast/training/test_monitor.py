@@ -10,11 +10,12 @@ from torch import nn
 
 from cpn_fast.cam.task import run_train
 from cpn_fast.config.training import AugmentOptions, MethodOptions, PatchOptions, TrainConfig
+from cpn_fast.files.errors import NonFiniteError
 from cpn_fast.models import create_model
 from cpn_fast.runs.checkpoint import load_checkpoint
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.training import trainer
-from cpn_fast.training.monitor import NonFiniteError, StepMonitor
+from cpn_fast.training.monitor import StepMonitor
 from cpn_fast.training.optimizer import create_optimizer, gate, parameter_groups, poly_factor, set_learning_rate
 
 CONFIG = TrainConfig(data="x", output=Path("x"), backbone="resnet38_tiny", lr=0.1, momentum=0.9)
@@ -190,8 +191,10 @@ def test_run_stops_before_weights_are_touched(
     part = r"loss part loss = \S+, cls = \S+;" if where == "loss" else r"gradient of classifier\.weight;"
     with pytest.raises(NonFiniteError, match=rf"step 6: .*{part} images: train\S+, train\S+\. ") as error:
         run_train(config)
-    assert "step 6" in str(error.value)
     run = RunFolder(config.output)
+    assert str(error.value).startswith("diverged at step 6: ") and "look at" not in str(error.value)
+    advice = "lower --lr or begin with pretrained weights (--weights), in another --output"
+    assert str(error.value).endswith(f"The last checkpoint, {run.checkpoint_path}, is of an earlier step; {advice}")
     assert len(weights) == 6  # the seventh step raised
     assert all(torch.equal(weights[5][name], value) for name, value in weights[4].items())
     saved = load_checkpoint(run.checkpoint_path)
@@ -216,6 +219,33 @@ def test_bad_last_step_is_noticed_before_the_checkpoint(
         step_of(self, step, batch)  # type: ignore[arg-type]
 
     monkeypatch.setattr(trainer.Trainer, "train_step", train_step)
-    with pytest.raises(NonFiniteError, match="step 2"):
+    with pytest.raises(NonFiniteError, match=r"diverged at step 2: .* There is no checkpoint yet; lower --lr"):
         run_train(config)
     assert not RunFolder(config.output).checkpoint_path.exists()
+
+
+@pytest.mark.parametrize("where", ["weights", "validation"])
+def test_an_update_that_leads_out_of_the_numbers(
+    small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Loss and gradients of the step were finite; weights, or the maps made with them, are not."""
+    config = TrainConfig(
+        data=f"demo:{small_demo}", output=tmp_path / "run", method="cam", backbone="resnet38_tiny", epochs=1, lr=1e-3,
+        max_steps=2, batch_size=2, workers=0, eval_every=int(where == "validation"), val_images=1, accelerator="cpu",
+        augment=AugmentOptions(crop=64),
+    )  # fmt: skip
+    step_of = trainer.Trainer.train_step
+
+    def train_step(self: trainer.Trainer, step: int, batch: object) -> None:
+        step_of(self, step, batch)  # type: ignore[arg-type]
+        if step == 2:
+            self.network.net.classifier.weight.data.fill_(math.nan if where == "weights" else 3e38)
+
+    monkeypatch.setattr(trainer.Trainer, "train_step", train_step)
+    what = (
+        r"the weights classifier\.weight\." if where == "weights" else "the network's class maps or scores in the valid"
+    )
+    with pytest.raises(NonFiniteError, match=rf"^diverged at step 2: not finite: {what}.* lower --lr or begin with"):
+        run_train(config)
+    run = RunFolder(config.output)
+    assert not run.checkpoint_path.exists() and not run.model_path.exists()
