@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cpn_fast.cam.inference import Prediction, map_of, open_labeller, predictions
 from cpn_fast.cam.options import LabelConfig
-from cpn_fast.data.sources.open import open_source
+from cpn_fast.data.sources.open import open_source_for
 from cpn_fast.data.sources.spread import records_of
 from cpn_fast.data.types import VOID, Record, Source
 from cpn_fast.files.contact_sheet import SheetItem, write_contact_sheet
@@ -159,7 +159,7 @@ def run_label(config: LabelConfig, progress: Progress = SILENT) -> LabelSummary:
             settings or that another command writes to, a full disk, or if no image at all could be labelled.
     """
     _check_options(config)
-    source = open_source(config.data)
+    source = open_source_for(config.data, RunFolder(config.run).classes)
     split, every = records_of(source, config.split)
     jobs = _jobs(config, source, take_shard(every, config.shard), f"{source.spec} ({split})")
     warn_of_size(RunFolder(config.run), every, config.max_side)

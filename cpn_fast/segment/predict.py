@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from cpn_fast.data.sources.open import open_source
+from cpn_fast.data.sources.open import open_source_for
 from cpn_fast.data.sources.spread import records_of
 from cpn_fast.data.types import Record, Source
 from cpn_fast.device import threads_shared_by
@@ -126,7 +126,7 @@ def run_segment_predict(config: PredictConfig, progress: Progress = SILENT) -> J
 
     Raises:
         DataError: for a run, source or option that does not fit, an output folder of other settings or that another
-            command writes to, a full disk, if no image at all could be segmented, or for a zip of which masks are missing.
+            command writes to, a full disk, if no image at all could be segmented, or for a zip that lacks masks.
     """
     jobs, every = _jobs(config)
     summary = run_jobs(jobs, progress)
@@ -145,7 +145,8 @@ def _jobs(config: PredictConfig) -> tuple[PredictJobs, Sequence[Record]]:
     """What is to be done, and all records of the split."""
     options = config.inference_options()
     crf = config.crf_settings(config.crf_preset) if config.crf else None
-    run, source = RunFolder(config.run), open_source(config.data)
+    run = RunFolder(config.run)
+    source = open_source_for(config.data, run.classes)
     segmenters = open_segmenters(run, {_MULTI: (config.scales, config.flip)}, config.device)
     classes = run.classes
     if config.voc_zip is not None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from cpn_fast.data.types import Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS
+
+log = logging.getLogger(__name__)
 
 KINDS = ("voc", "folder", "classes", "coco", "demo")
 
@@ -50,6 +54,28 @@ def open_source(spec: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Sourc
     from cpn_fast.data.sources.folder import FolderSource
 
     return FolderSource(path, full, max_pixels)
+
+
+def open_source_for(spec: str | Path, classes: Sequence[str], max_pixels: int = DEFAULT_MAX_PIXELS) -> Source:
+    """Open a source as `open_source` does, for a network that is to label it.
+
+    Photographs are sorted into folders by date or place as well: a bare path whose folders look like classes, but whose
+    names the network does not know, holds images without labels.
+
+    Args:
+        spec: the source.
+        classes: what the network knows.
+        max_pixels: largest image that is read.
+
+    Raises:
+        DataError: as `open_source`.
+    """
+    source = open_source(spec, max_pixels)
+    named = str(spec).partition(":")[0] in KINDS
+    if named or not source.spec.startswith("classes:") or set(source.classes) & set(classes):
+        return source
+    log.info("%s: its folders' names are no classes of the network; taken as images without labels", spec)
+    return open_source(f"folder:{spec}", max_pixels)
 
 
 def _recognise(text: str) -> str:
