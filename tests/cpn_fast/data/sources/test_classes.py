@@ -9,7 +9,7 @@ from PIL import Image
 
 from cpn_fast.data.sources.classes import ClassFolderSource, class_folders
 from cpn_fast.data.sources.folder import FolderSource, hash_split
-from cpn_fast.data.sources.open import open_source
+from cpn_fast.data.sources.open import open_source, open_source_for
 from cpn_fast.data.sources.unlabelled import what_was_seen
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import write_mask
@@ -136,3 +136,10 @@ def test_no_labels_at_all_names_what_was_seen(tmp_path: Path, files: dict[str, s
 
 def test_nothing_seen_is_nothing_said(tmp_path: Path) -> None:
     assert what_was_seen(images(tmp_path, "1.jpg")) == ""
+
+
+def test_folders_that_a_network_knows_nothing_of_are_no_classes(tmp_path: Path) -> None:
+    images(tmp_path, "2021/1.jpg", "2022/1.jpg")
+    assert isinstance(open_source_for(tmp_path, ["dog", "cat"]), FolderSource)
+    assert isinstance(open_source_for(tmp_path, ["2021", "cat"]), ClassFolderSource)
+    assert isinstance(open_source_for(f"classes:{tmp_path}", ["dog", "cat"]), ClassFolderSource)
