@@ -16,7 +16,7 @@ PresetName = Literal["default", "paper", "released"]
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """Every open reading of the method (shared/spec section 2 to 5 of the paper's description) as a typed option.
+    """Every open reading of the method as a typed option.
 
     Attributes:
         map_norm: CAM normalisation, "minmax" (the ancestors') or "max" (eq. 16).

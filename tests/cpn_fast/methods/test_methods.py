@@ -11,7 +11,7 @@ from cpn_fast.config.training import MethodOptions, TrainConfig, replace_dotted
 from cpn_fast.methods import create_method
 from cpn_fast.methods.common import classification_loss, equivariant_cross_loss, min_pool_loss
 from cpn_fast.methods.cpn import CpnMethod, cp_loss_options
-from cpn_fast.methods.seam import SeamMethod
+from cpn_fast.methods.seam import SeamMethod, equivariance_losses
 from cpn_fast.models import create_model
 from cpn_fast.models.cam import CamOutput
 from cpn_kernels import CpLossOptions
@@ -178,6 +178,23 @@ def test_a_released_seam_step_is_that_of_the_released_code(released):
         assert out[name].item() == pytest.approx(released[f"seam_{name}"].item(), abs=1e-12)
     for found, name in zip(torch.autograd.grad(out["loss"], list(maps.values())), SEAM_MAPS, strict=True):
         torch.testing.assert_close(found, released[f"seam_grad_{name}"], rtol=0, atol=1e-12)
+
+
+def test_a_released_seam_compares_at_a_share_of_the_inputs_size(tmp_path, monkeypatch):
+    sizes = []
+
+    def losses(cams, rcams, labels, options):
+        sizes.append([tuple(maps.shape[1:]) for maps in (*cams, *rcams)])
+        return equivariance_losses(cams, rcams, labels, options)
+
+    monkeypatch.setattr("cpn_fast.methods.seam.equivariance_losses", losses)
+    options = dataclasses.asdict(released_options()) | {"dropout": 0.0}
+    out = method_of(tmp_path, "seam", **options)(*batch(size=64))
+    assert sizes == [[(3, 64, 64), (3, 19, 19), (4, 64, 64), (4, 19, 19)]]  # 0.3 of 64; RCAM with PCM's background
+    parts = sum(out[name].item() for name in ("cls", "er", "ecr", "min_pool"))
+    assert out["loss"].item() == pytest.approx(parts, rel=1e-5)
+    method_of(tmp_path, "seam")(*batch(size=64))
+    assert sizes[1] == [(3, 8, 8), (3, 3, 3), (3, 8, 8), (3, 3, 3)]
 
 
 def test_the_loss_operator_has_the_defaults_of_a_run():
