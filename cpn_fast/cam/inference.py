@@ -16,7 +16,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.files.max_side import enlarge
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.options import check_scales
-from cpn_fast.inference.reader import Failure, InferenceOptions, Reduced, equal_sizes, not_finite
+from cpn_fast.inference.reader import Failure, InferenceOptions, Reduced, not_finite, samples
 from cpn_fast.metrics.beta_sweep import best_foreground
 from cpn_fast.metrics.maps import MULTI, MapName, scale_name
 from cpn_fast.models.labeller import Labeller, ScaleMaps, normalised, present_channels
@@ -115,7 +115,7 @@ def predictions(
     records: Sequence[Record],
     mapping: ClassMapping,
     options: InferenceOptions,
-) -> Iterator[Prediction | Failure]:
+) -> Iterator[Prediction | Failure[Record]]:
     """Run the network over `records`: images are read in threads ahead of it and go through in batches of equal size.
 
     Args:
@@ -128,7 +128,7 @@ def predictions(
     Yields:
         a Prediction per image, a Failure for one that could not be read or whose maps or scores are not finite.
     """
-    for item in equal_sizes(source, records, options):
+    for item in samples(source, records, options):
         if isinstance(item, Failure):
             yield item
         else:

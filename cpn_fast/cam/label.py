@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from cpn_fast.cam.inference import Prediction, map_of, open_labeller, predictions
 from cpn_fast.cam.options import LabelConfig
 from cpn_fast.data.sources.open import open_source_for
+from cpn_fast.data.sources.photos import PhotoSource
 from cpn_fast.data.sources.spread import records_of
 from cpn_fast.data.types import VOID, Record, Source
-from cpn_fast.files.contact_sheet import SheetItem, write_contact_sheet
+from cpn_fast.files.contact_sheet import write_least_confident
 from cpn_fast.files.disk_space import FILE_BYTES, MASK_BYTES, SOFT_BYTES, mean_pixels
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.jobs import Entry, ImageJobs, JobSummary, error_entry
 from cpn_fast.files.jobs import run as run_jobs
 from cpn_fast.files.mask_folder import MaskFolder, class_names, foreground_share
+from cpn_fast.files.photos import default_output
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.files.shard import take_shard
 from cpn_fast.files.soft_maps import SoftMaps
@@ -35,8 +37,6 @@ from cpn_fast.metrics.maps import MULTI, MapName
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.runs.digest import weights_digest
 from cpn_fast.runs.folder import RunFolder
-
-SHEET_NAME = "contact_sheet.png"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LabelSummary(JobSummary):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelJobs(ImageJobs[Record, Prediction | Failure]):
+class LabelJobs(ImageJobs[Record, Prediction | Failure[Record]]):
     """Images through the CAM network, and their maps to masks.
 
     Attributes:
@@ -114,11 +114,11 @@ class LabelJobs(ImageJobs[Record, Prediction | Failure]):
         scales = " ".join(f"{scale:g}" for scale in self.labeller.scales)
         return f"{self.name.upper()}, scales {scales}, flip {self.labeller.flip}, beta {self.beta:g}"
 
-    def ready(self, todo: Sequence[Record]) -> Iterator[Prediction | Failure]:
+    def ready(self, todo: Sequence[Record]) -> Iterator[Prediction | Failure[Record]]:
         """What the network says of each image."""
         return predictions(self.labeller, self.source, todo, self.mapping, self.options)
 
-    def work(self, item: Prediction | Failure) -> Entry:
+    def work(self, item: Prediction | Failure[Record]) -> Entry:
         """Write mask and soft maps."""
         record = item.record
         if isinstance(item, Failure):
@@ -159,12 +159,13 @@ def run_label(config: LabelConfig, progress: Progress = SILENT) -> LabelSummary:
             settings or that another command writes to, a full disk, or if no image at all could be labelled.
     """
     _check_options(config)
-    source = open_source_for(config.data, RunFolder(config.run).classes)
+    source = _source(config)
     split, every = records_of(source, config.split)
     jobs = _jobs(config, source, take_shard(every, config.shard), f"{source.spec} ({split})")
     warn_of_size(RunFolder(config.run), every, config.max_side)
     summary = run_jobs(jobs, progress)
-    sheet = _write_sheet(config, source, every, jobs.folder) if config.sheet else None
+    images = {record.id: partial(_image, source, record) for record in every}
+    sheet = write_least_confident(jobs.folder, images, config.sheet, jobs.classes)
     from_scores = sum(entry["labels_from"] == "scores" for entry in summary.done)
     _say_result(config, jobs, summary, from_scores, sheet, progress)
     return LabelSummary(**vars(summary), from_scores=from_scores, sheet=sheet)
@@ -176,13 +177,32 @@ def _check_options(config: LabelConfig) -> None:
     check_counts(max_side=config.max_side, batch_size=config.batch_size, workers=config.workers)
 
 
+def _source(config: LabelConfig) -> Source:
+    """The images: a data set, or bare photographs."""
+    if (config.data is None) == (not config.images):
+        raise DataError("say what to label: image files or folders after the run, or --data SOURCE; one of the two")
+    classes = RunFolder(config.run).classes
+    if config.data is not None:
+        return open_source_for(config.data, classes)
+    if len(config.images) == 1 and config.images[0].is_dir():
+        return open_source_for(config.images[0], classes)
+    return PhotoSource(config.images)
+
+
+def _output(config: LabelConfig) -> Path:
+    if config.output is not None:
+        return config.output
+    named = config.images or (Path((config.data or "").rpartition(":")[2] or "demo"),)
+    return default_output(named)
+
+
 def _jobs(config: LabelConfig, source: Source, records: Sequence[Record], data: str) -> LabelJobs:
     run = RunFolder(config.run)
     beta = run.beta if config.beta is None else config.beta
     labeller = open_labeller(run, config.scales, config.flip, config.device, beta, config.threshold, config.compile)
     name = map_of(labeller, config.maps)
     return LabelJobs(
-        output=config.output, items=records, settings=_settings(config, run, beta, name), data=data,
+        output=_output(config), items=records, settings=_settings(config, run, beta, name), data=data,
         workers=config.workers, overwrite=config.overwrite, shard=config.shard,
         source=source, labeller=labeller, classes=run.classes,
         mapping=ClassMapping.between(source.classes, run.classes),
@@ -207,24 +227,8 @@ def _settings(config: LabelConfig, run: RunFolder, beta: float, name: MapName) -
     }
 
 
-def _write_sheet(config: LabelConfig, source: Source, records: Sequence[Record], folder: MaskFolder) -> Path | None:
-    """The contact sheet of the least confident masks of this split, those of earlier calls included."""
-    known = {record.id: record for record in records}
-    entries = (e for e in folder.manifest().entries().values() if e["status"] == "ok" and e["id"] in known)
-    least = heapq.nsmallest(config.sheet, entries, key=lambda entry: (entry["confidence"], entry["id"]))
-    items = []
-    for entry in least:
-        try:
-            image, mask = source.read(known[entry["id"]]).image, folder.read(entry["id"])
-        except DataError:
-            continue  # gone since it was labelled; the sheet is a convenience
-        title = f"{entry['id']}\n{entry.get('confidence', 0.0):.2f}  {', '.join(entry.get('labels') or ())}"
-        items.append(SheetItem(image, mask, title))
-    if not items:
-        return None
-    path = folder.root / SHEET_NAME
-    write_contact_sheet(path, items)
-    return path
+def _image(source: Source, record: Record) -> NDArray[np.uint8]:
+    return source.read(record).image
 
 
 def _say_result(

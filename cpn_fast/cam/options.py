@@ -45,13 +45,15 @@ def parse(
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """Write pseudo masks with a trained run.
+    """Write pseudo masks with a trained run: `cpn label RUN PHOTO.jpg`, `cpn label RUN FOLDER`, or with --data.
 
     Attributes:
         run: run folder of the trained network.
-        data: source of the images, e.g. `voc:PATH`, `folder:PATH`, `classes:PATH`, `coco:PATH`, `demo:` or a bare path.
-        output: folder for SegmentationClass/ID.png, labelmap.txt, manifest.jsonl and the contact sheet.
-        split: split to label; None = train where the source has it, else all its images.
+        data: source of the images with their labels, e.g. `voc:PATH`, `folder:PATH`, `classes:PATH`, `coco:PATH`,
+            `demo:` or a bare path.
+        output: folder for SegmentationClass/ID.png, labelmap.txt, manifest.jsonl and the contact sheet; None =
+            `NAME-masks` in the current folder, by the first of the images or by the data.
+        split: split to label; None = train where the source has it and has masks, else all its images.
         scales: the image is run at each of these scales and the maps are summed.
         flip: also run the mirrored image.
         beta: background score of the mask, 0..1; None = the best that `cpn evaluate` found for the run, else 0.25.
@@ -68,11 +70,12 @@ class LabelConfig:
         device: where the network runs; auto = a GPU where there is one.
         compile: torch.compile the network, for all image sizes at once; the first images then take longer.
         sheet: number of least confident masks on the contact sheet; 0 = none.
+        images: image files and folders, instead of --data. One folder that holds a data set is read with its labels.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
-    data: str
-    output: Path
+    data: str | None = None
+    output: Path | None = None
     split: str | None = None
     scales: tuple[float, ...] = CAM_SCALES
     flip: bool = True
@@ -90,3 +93,4 @@ class LabelConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = False
     sheet: int = 24
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()

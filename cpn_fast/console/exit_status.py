@@ -12,6 +12,9 @@ from cpn_fast.files.errors import DataError
 
 EXIT_ERROR = 2
 
+EXIT_FAILED_IMAGES = 3
+"""Some images could not be done; the others are."""
+
 
 EXIT_INTERRUPTED = 130
 

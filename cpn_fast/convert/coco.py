@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cpn_fast.convert.folder import MaskFolder, MaskItem
+from cpn_fast.convert.folder import MaskItem, MaskSelection
 from cpn_fast.convert.instances import Instances, regions
 
 
@@ -42,7 +42,7 @@ def convert_item(item: MaskItem, num_classes: int, instances: Instances) -> tupl
 
 
 def write_coco(
-    file: BinaryIO, folder: MaskFolder, converted: Iterator[tuple[dict[str, Any], Sequence[dict[str, Any]]]]
+    file: BinaryIO, folder: MaskSelection, converted: Iterator[tuple[dict[str, Any], Sequence[dict[str, Any]]]]
 ) -> int:
     """Write the JSON while the images come in: annotations at once, and the short image entries at the end.
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import tyro
-from rich.console import Console
 
-from cpn_fast.console.terminal import item_progress
 from cpn_fast.convert import coco, cvat
-from cpn_fast.convert.folder import MaskFolder, MaskItem, open_masks
+from cpn_fast.convert.folder import MaskItem, MaskSelection, select_masks
 from cpn_fast.convert.instances import Instances
 from cpn_fast.files.atomic import atomic_write
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.jobs import bounded_map
+from cpn_fast.files.progress import SILENT, Progress
 
 T = TypeVar("T")
 
@@ -68,11 +68,12 @@ class ConvertSummary:
     output: Path
 
 
-def run_convert(config: ConvertConfig) -> ConvertSummary:
+def run_convert(config: ConvertConfig, progress: Progress = SILENT) -> ConvertSummary:
     """Convert a folder of masks.
 
     Args:
         config: what to convert, and how.
+        progress: where bar and result are shown.
 
     Returns:
         how much was converted.
@@ -83,13 +84,12 @@ def run_convert(config: ConvertConfig) -> ConvertSummary:
     """
     if config.workers < 1:
         raise DataError(f"--workers {config.workers}: expected at least 1")
-    console = Console()
-    folder = open_masks(config.masks, config.classes, config.split, config.images)
+    folder = select_masks(config.masks, config.classes, config.split, config.images)
     if config.format == "cvat":
         cvat.check_names(folder)
     try:
         _check_output(config)
-        objects, void = _convert(console, config, folder)
+        objects, void = _convert(progress, config, folder)
     except OSError as error:
         raise DataError(
             f"{config.output}: cannot write it ({error.strerror or error}); free disk space, correct the permissions, "
@@ -97,22 +97,30 @@ def run_convert(config: ConvertConfig) -> ConvertSummary:
         ) from error
     text = f"{config.output}: {len(folder.items)} images, {objects} objects, {len(folder.classes)} classes"
     if folder.left_out:
-        text += f"; {folder.left_out} images left out, not {'in the split' if config.split else 'done'}"
+        text += f"; {folder.left_out} images excluded, not {'in the split' if config.split else 'done by the manifest'}"
     if void:
         text += f"; {void} void pixels became background"
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    progress.say(text)
     return ConvertSummary(len(folder.items), objects, folder.left_out, config.output)
 
 
-def _convert(console: Console, config: ConvertConfig, folder: MaskFolder) -> tuple[int, int]:
+def _convert(progress: Progress, config: ConvertConfig, folder: MaskSelection) -> tuple[int, int]:
     """Numbers of objects, and of void pixels where the format has to rewrite them."""
-    items, count, how = folder.items, len(folder.classes), config.instances
-    with item_progress(console, "convert", len(items)) as advance, atomic_write(config.output) as file:
+    items, options = folder.items, (len(folder.classes), config.instances)
+    with (
+        progress.items("convert", len(items)) as advance,
+        atomic_write(config.output) as file,
+        ThreadPoolExecutor(config.workers, thread_name_prefix="convert") as pool,
+    ):
+
+        def made(convert: Callable[[MaskItem], T]) -> Iterator[T]:
+            for result in bounded_map(pool, convert, items, 8 * config.workers):
+                yield result
+                advance(1)
+
         if config.format == "cvat":
-            pngs = _in_threads(lambda item: cvat.convert_item(item, count, how), items, config.workers, advance)
-            return cvat.write_cvat(file, folder, pngs)
-        entries = _in_threads(lambda item: coco.convert_item(item, count, how), items, config.workers, advance)
-        return coco.write_coco(file, folder, entries), 0
+            return cvat.write_cvat(file, folder, made(lambda item: cvat.convert_item(item, *options)))
+        return coco.write_coco(file, folder, made(lambda item: coco.convert_item(item, *options))), 0
 
 
 def _check_output(config: ConvertConfig) -> None:
@@ -120,15 +128,3 @@ def _check_output(config: ConvertConfig) -> None:
         raise DataError(f"{config.output}: is a folder; expected the name of the file to write")
     if config.output.exists() and not config.overwrite:
         raise DataError(f"{config.output}: exists; give another --output, or --overwrite to replace it")
-
-
-def _in_threads(
-    convert: Callable[[MaskItem], T], items: Sequence[MaskItem], workers: int, advance: Callable[[int], None]
-) -> Iterator[T]:
-    """What `convert` makes of every item, in order, with no more than a few in memory."""
-    chunk = 8 * workers  # map() would start on everything at once
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(items), chunk):
-            for result in pool.map(convert, items[start : start + chunk]):
-                yield result
-                advance(1)

@@ -8,9 +8,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from cpn_fast.convert.folder import MASK_FOLDER, MaskFolder, MaskItem
+from cpn_fast.convert.folder import MaskItem, MaskSelection
 from cpn_fast.convert.instances import Instances, regions
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.mask_folder import MASK_FOLDER
 from cpn_fast.files.masks import VOID, encode_mask, labelmap_text
 
 OBJECT_FOLDER = "SegmentationObject"
@@ -20,7 +21,7 @@ MAX_OBJECTS = 255
 """CVAT tells objects apart by the 255 colours of VOC's palette beside black."""
 
 
-def check_names(folder: MaskFolder) -> None:
+def check_names(folder: MaskSelection) -> None:
     """Raise DataError for a class or an id that CVAT's line-based lists cannot hold."""
     for name in folder.classes:
         if ":" in name or name != name.strip() or name.startswith("#"):
@@ -61,7 +62,7 @@ def convert_item(item: MaskItem, num_classes: int, instances: Instances) -> tupl
 
 
 def write_cvat(
-    file: BinaryIO, folder: MaskFolder, converted: Iterator[tuple[bytes, bytes, int, int]]
+    file: BinaryIO, folder: MaskSelection, converted: Iterator[tuple[bytes, bytes, int, int]]
 ) -> tuple[int, int]:
     """Write the zip while the images come in; equal masks give an equal file, byte by byte.
 

@@ -11,12 +11,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.images import IMAGE_SUFFIXES, image_size, list_images
-from cpn_fast.files.manifest import Manifest
-from cpn_fast.files.masks import read_classes, read_labelmap, read_mask
+from cpn_fast.files.images import IMAGE_SUFFIXES, list_images
+from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder, read_fitting_mask
+from cpn_fast.files.masks import read_classes, read_labelmap
 from cpn_fast.files.text import read_lines
-
-MASK_FOLDER = "SegmentationClass"
 
 
 @dataclass(frozen=True)
@@ -41,19 +39,11 @@ class MaskItem:
         Raises:
             DataError: for a mask that cannot be read, has other values, or another size than its image.
         """
-        mask = read_mask(self.mask_path, num_classes)
-        if self.image_path is not None:
-            width, height = image_size(self.image_path)
-            if mask.shape != (height, width):
-                raise DataError(
-                    f"{self.mask_path}: {mask.shape[1]} x {mask.shape[0]} (width x height) pixels, but its image "
-                    f"{self.image_path} has {width} x {height}; label the image again"
-                )
-        return mask
+        return read_fitting_mask(self.mask_path, num_classes, self.image_path)
 
 
 @dataclass(frozen=True)
-class MaskFolder:
+class MaskSelection:
     """The masks of a folder that are to be converted, sorted by id.
 
     Attributes:
@@ -67,9 +57,9 @@ class MaskFolder:
     left_out: int
 
 
-def open_masks(
+def select_masks(
     root: Path, classes: Path | None = None, split: Path | None = None, images: Path | None = None
-) -> MaskFolder:
+) -> MaskSelection:
     """Look through a folder of masks without opening any.
 
     Args:
@@ -86,20 +76,25 @@ def open_masks(
         DataError: if there is no mask or no list of classes, if a mask or image that is named is missing, or two names
             clash.
     """
-    root, mask_root = _roots(root)
-    names = _class_names(root, classes)
-    paths = _masks_by_id(mask_root)
-    manifest = Manifest(root / "manifest.jsonl")
-    entries = manifest.entries()
-    available = manifest.done() if entries else paths.keys()
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; expected one with {MASK_FOLDER}/ID.png, as `cpn label` writes it")
+    folder = MaskFolder.find(root)
+    if folder is None:
+        where = root / MASK_FOLDER if (root / MASK_FOLDER).is_dir() else root
+        raise DataError(f"{where}: no masks; expected {MASK_FOLDER}/ID.png, as `cpn label` writes them")
+    names = _class_names(folder.root, classes)
+    paths = folder.paths()
+    entries = folder.manifest().entries()
+    done = {name for name, entry in entries.items() if entry.get("status") == "ok"}
+    available = done if entries else paths.keys()
     if entries and not available:
-        raise DataError(f"{manifest.path}: none of its {len(entries)} images is done; label them first")
+        raise DataError(f"{folder.manifest().path}: none of its {len(entries)} images is done; label them first")
     wanted = _split_ids(split, available, entries.keys() | paths.keys()) if split else sorted(available)
     missing = [name for name in wanted if name not in paths]
     if missing:
         raise DataError(
-            f"{mask_root}: no mask for {len(missing)} of {len(wanted)} images, the first {missing[0]}.png; label them "
-            "again, or leave them out with --split"
+            f"{folder.masks}: no mask for {len(missing)} of {len(wanted)} images, the first {missing[0]}.png; label "
+            "them again, or leave them out with --split"
         )
     _check_clashes(wanted)
     found = _images_by_id(images) if images else None
@@ -108,16 +103,7 @@ def open_masks(
         image = _image_of(name, found, images) if found is not None and images is not None else None
         known = str(image or entries.get(name, {}).get("image") or f"{name}.jpg")
         items.append(MaskItem(name, paths[name], name + PurePosixPath(known).suffix, image))
-    return MaskFolder(tuple(items), names, len(entries.keys() | paths.keys()) - len(items))
-
-
-def _roots(root: Path) -> tuple[Path, Path]:
-    """The folder of labelmap and manifest, and the folder of the masks."""
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; expected one with {MASK_FOLDER}/ID.png, as `cpn label` writes it")
-    if root.name == MASK_FOLDER and not (root / MASK_FOLDER).is_dir():
-        return root.parent, root
-    return root, root / MASK_FOLDER if (root / MASK_FOLDER).is_dir() else root
+    return MaskSelection(tuple(items), names, len(entries.keys() | paths.keys()) - len(items))
 
 
 def _class_names(root: Path, given: Path | None) -> tuple[str, ...]:
@@ -131,21 +117,6 @@ def _class_names(root: Path, given: Path | None) -> tuple[str, ...]:
     if not names:
         raise DataError(f"{path}: no class but background; expected one line for each")
     return names
-
-
-def _masks_by_id(mask_root: Path) -> dict[str, Path]:
-    """Id -> PNG, for every PNG that is not hidden (unfinished files of `cpn label` are)."""
-    paths: dict[str, Path] = {}
-    for path in list_images(mask_root):
-        if path.suffix.lower() != ".png":
-            continue
-        name = _without_suffix(path.relative_to(mask_root).as_posix())
-        if name in paths:
-            raise DataError(f"{path}: the same id {name!r} as {paths[name]}; rename or remove one")
-        paths[name] = path
-    if not paths:
-        raise DataError(f"{mask_root}: no masks; expected {MASK_FOLDER}/ID.png, as `cpn label` writes them")
-    return paths
 
 
 def _split_ids(split: Path, available: Iterable[str], known: Iterable[str]) -> list[str]:

@@ -52,7 +52,7 @@ def bounded_map(
     try:
         for item in items:
             pending.append(pool.submit(function, item))
-            while pending and (len(pending) >= limit or pending[0].done()):
+            if len(pending) >= limit:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

@@ -65,6 +65,6 @@ def explained_writes(output: Path, what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"{output}: cannot write {what} ({error.strerror}); free disk space or correct the permissions, then call "
-            "again: it goes on from here"
+            f"{error.filename or output}: cannot write {what} ({error.strerror}); free disk space or correct the "
+            "permissions, and rerun the same command to resume"
         ) from error

@@ -1,25 +1,30 @@
-"""Images read ahead of the network, in batches of equal size."""
+"""Images read ahead of a network, in batches of equal size. Free of torch: every network's images come this way."""
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cpn_fast.data.types import Record, Sample, Source
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.jobs import bounded_map
 from cpn_fast.files.max_side import reduce_image
+
+Item = TypeVar("Item")
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
-class Failure:
+class Failure(Generic[Item]):
     """An image that could not be read, or of which the network said nothing finite, and why."""
 
-    record: Record
+    record: Item
     error: str
 
 
@@ -57,52 +62,50 @@ Reduced = tuple[Sample, NDArray[np.uint8]]
 """What was read of an image, and the image uint8 [h, w, 3] as the network shall see it."""
 
 
-def equal_sizes(
+def samples(
     source: Source, records: Sequence[Record], options: InferenceOptions
-) -> Iterator[Failure | list[Reduced]]:
-    """Images reduced to `max_side`, at most `batch_size` of one size together, read in threads ahead of their use.
+) -> Iterator[Failure[Record] | list[Reduced]]:
+    """Samples of a source, reduced to `max_side`, in batches of equal size; see `equal_sizes`."""
+
+    def read(record: Record) -> Reduced:
+        sample = source.read(record, with_mask=options.with_mask)
+        return sample, reduce_image(sample.image, options.max_side)
+
+    return equal_sizes(records, read, options.batch_size, options.workers)
+
+
+def equal_sizes(
+    items: Sequence[Item], read: Callable[[Item], tuple[Read, NDArray[np.uint8]]], batch_size: int, workers: int
+) -> Iterator[Failure[Item] | list[tuple[Read, NDArray[np.uint8]]]]:
+    """Images of one size together, read in threads ahead of their use; few enough that memory stays bounded.
 
     Args:
-        source: reads the records.
-        records: the images; their order may change where sizes differ and `batch_size` is above 1.
-        options: see there.
+        items: what to read; their order may change where sizes differ and `batch_size` is above 1.
+        read: from an item to whatever is known of it, and its image uint8 [h, w, 3] as the network shall see it; called
+            in threads; may raise DataError or OSError.
+        batch_size: most images that go through together.
+        workers: threads.
 
     Yields:
         batches, and a Failure for each image that could not be read.
     """
-    waiting: dict[tuple[int, ...], list[Reduced]] = defaultdict(list)
-    for record, sample in _read_ahead(source, records, options):
-        if isinstance(sample, str):
-            yield Failure(record, sample)
-            continue
-        small = reduce_image(sample.image, options.max_side)
-        batch = waiting[small.shape]
-        batch.append((sample, small))
-        if len(batch) >= options.batch_size:
-            yield waiting.pop(small.shape)
-        elif sum(map(len, waiting.values())) >= 8 * options.batch_size:
-            yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
-    yield from waiting.values()
 
-
-def _read_ahead(
-    source: Source, records: Sequence[Record], options: InferenceOptions
-) -> Iterator[tuple[Record, Sample | str]]:
-    """Samples in order, or what is wrong with the file; few enough in flight that memory stays bounded."""
-
-    def read(record: Record) -> Sample | str:
+    def attempt(item: Item) -> tuple[Read, NDArray[np.uint8]] | Failure[Item]:
         try:
-            return source.read(record, with_mask=options.with_mask)
+            return read(item)
         except (DataError, OSError) as error:
-            return str(error)
+            return Failure(item, str(error))
 
-    pending: deque[tuple[Record, Future[Sample | str]]] = deque()
-    with ThreadPoolExecutor(max(1, options.workers), thread_name_prefix="decode") as pool:
-        for record in records:
-            pending.append((record, pool.submit(read, record)))
-            if len(pending) > 2 * options.workers + options.batch_size:
-                ready, future = pending.popleft()
-                yield ready, future.result()
-        while pending:
-            ready, future = pending.popleft()
-            yield ready, future.result()
+    waiting: dict[tuple[int, ...], list[tuple[Read, NDArray[np.uint8]]]] = defaultdict(list)
+    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode") as pool:
+        for found in bounded_map(pool, attempt, items, 2 * workers + batch_size + 1):
+            if isinstance(found, Failure):
+                yield found
+                continue
+            shape = found[1].shape
+            waiting[shape].append(found)
+            if len(waiting[shape]) >= batch_size:
+                yield waiting.pop(shape)
+            elif sum(map(len, waiting.values())) >= 8 * batch_size:
+                yield waiting.pop(max(waiting, key=lambda each: len(waiting[each])))
+        yield from waiting.values()

@@ -136,7 +136,7 @@ def _evaluate_run(
     return metrics
 
 
-def _count_all(stream: Iterator[Prediction | Failure], tally: Tally, advance: Callable[[int], None]) -> None:
+def _count_all(stream: Iterator[Prediction | Failure[Record]], tally: Tally, advance: Callable[[int], None]) -> None:
     """Count every prediction, each while the network works on the next."""
     with ThreadPoolExecutor(1) as pool:
         counted: Future[None] | None = None

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import records_of
+from cpn_fast.data.types import Record
 from cpn_fast.device import threads_shared_by
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.output_folder import explained_writes
@@ -118,7 +119,7 @@ class Tally:
 
 
 def _count_all(
-    stream: Iterator[Segmentation | Failure],
+    stream: Iterator[Segmentation | Failure[Record]],
     tally: Tally,
     crf: Settings | None,
     workers: int,

@@ -15,7 +15,7 @@ from cpn_fast.device import ready_device
 from cpn_fast.files.max_side import enlarge
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.options import check_scales
-from cpn_fast.inference.reader import Failure, InferenceOptions, Reduced, equal_sizes, not_finite
+from cpn_fast.inference.reader import Failure, InferenceOptions, Reduced, not_finite, samples
 from cpn_fast.models.segmenter import Segmenter
 from cpn_fast.refine.crf import crf_probabilities
 from cpn_fast.runs.folder import RunFolder
@@ -92,7 +92,7 @@ def segmentations(
     mapping: ClassMapping,
     options: InferenceOptions,
     keep_probabilities: bool,
-) -> Iterator[Segmentation | Failure]:
+) -> Iterator[Segmentation | Failure[Record]]:
     """Run the network over `records`, images being read in threads ahead of it.
 
     Args:
@@ -106,7 +106,7 @@ def segmentations(
     Yields:
         a Segmentation per image, a Failure for one that could not be read or whose probabilities are not finite.
     """
-    for item in equal_sizes(source, records, options):
+    for item in samples(source, records, options):
         if isinstance(item, Failure):
             yield item
         else:

@@ -35,7 +35,7 @@ _MULTI = "multi-scale"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictJobs(ImageJobs[Record, Segmentation | Failure]):
+class PredictJobs(ImageJobs[Record, Segmentation | Failure[Record]]):
     """Images through the segmentation network, and what it finds to masks.
 
     Attributes:
@@ -90,13 +90,13 @@ class PredictJobs(ImageJobs[Record, Segmentation | Failure]):
         """The CRFs of several images share the cores."""
         return nullcontext() if self.crf is None else threads_shared_by(self.workers)
 
-    def ready(self, todo: Sequence[Record]) -> Iterator[Segmentation | Failure]:
+    def ready(self, todo: Sequence[Record]) -> Iterator[Segmentation | Failure[Record]]:
         """What the network says of each image."""
         segmenters = {_MULTI: self.segmenter}
         with_probabilities = self.crf is not None
         return segmentations(segmenters, self.source, todo, self.mapping, self.options, with_probabilities)
 
-    def work(self, item: Segmentation | Failure) -> Entry:
+    def work(self, item: Segmentation | Failure[Record]) -> Entry:
         """Refine and write the mask."""
         record = item.record
         if isinstance(item, Failure):

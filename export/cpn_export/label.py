@@ -5,44 +5,53 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
-from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tyro
 from numpy.typing import NDArray
-from rich.console import Console
 
-from cpn_export.jobs import Job, find_jobs, with_labels
 from cpn_export.metadata import ModelInfo
 from cpn_export.runtime import OnnxLabeller, Provider, label_rows
-from cpn_fast.console.exit_status import guarded
-from cpn_fast.console.terminal import item_progress
+from cpn_fast.console.exit_status import EXIT_FAILED_IMAGES, guarded
+from cpn_fast.console.terminal import TerminalProgress
+from cpn_fast.files.contact_sheet import write_least_confident
+from cpn_fast.files.disk_space import FILE_BYTES, MASK_BYTES, mean_pixels
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS, read_image
-from cpn_fast.files.manifest import Manifest
-from cpn_fast.files.masks import write_labelmap, write_mask
+from cpn_fast.files.jobs import Entry, ImageJobs, JobSummary, error_entry
+from cpn_fast.files.jobs import run as run_jobs
+from cpn_fast.files.mask_folder import MaskFolder, foreground_share
 from cpn_fast.files.max_side import enlarge, reduce_image
+from cpn_fast.files.output_folder import SETTINGS_NAME
+from cpn_fast.files.photos import Photo, count_other_files, default_output, find_photos, with_labels
+from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.files.regular import open_regular
 from cpn_fast.files.shard import take_shard
+from cpn_fast.inference.reader import Failure, equal_sizes
+from cpn_fast.metrics.confidence import map_confidence, probability_confidence
 
-MASK_FOLDER = "SegmentationClass"
+log = logging.getLogger(__name__)
 
-logger = logging.getLogger(__name__)
+_GRID = 256  # of a segmentation network's confidence: its probabilities have every class
 
 
 @dataclass(frozen=True)
 class LabelOnnxConfig:
     """Label images with an exported model.
 
+    Exit status: 0 = every image has its mask; 2 = an error that the message explains; 3 = some images could not be
+    labelled, see manifest.jsonl (0 with --allow-failures); 130 = interrupted.
+
     Attributes:
         model: the `.onnx` file that `cpn export` wrote.
-        images: folders of images (searched recursively) or image files.
-        output: folder for SegmentationClass/*.png, labelmap.txt and manifest.jsonl.
+        images: folders of images (searched recursively) or image files; hidden ones do not count.
+        output: folder for SegmentationClass/*.png, labelmap.txt, manifest.jsonl and the contact sheet; None =
+            `NAME-masks` in the current folder, by the first of the images.
         image_labels: CSV `image,labels`; for images that it does not list the scores of a CAM network stand in, and a
             segmentation network chooses from all classes.
         provider: where to run.
@@ -52,11 +61,14 @@ class LabelOnnxConfig:
         batch_size: images of equal size that go through together.
         workers: threads that decode, and as many that write.
         threads: CPU threads of the network; 0 = all cores.
+        sheet: number of least confident masks on the contact sheet; 0 = none.
+        overwrite: label everything again, also with another model or --max-side.
+        allow_failures: exit with status 0 also where some images could not be labelled.
     """
 
     model: tyro.conf.Positional[Path]
     images: tyro.conf.Positional[tuple[Path, ...]]
-    output: Path
+    output: Path | None = None
     image_labels: Path | None = None
     provider: Provider = "cpu"
     shard: str | None = None
@@ -65,63 +77,176 @@ class LabelOnnxConfig:
     batch_size: int = 4
     workers: int = 2
     threads: int = 0
+    sheet: int = 24
+    overwrite: bool = False
+    allow_failures: bool = False
 
 
 @dataclass(frozen=True)
-class LabelSummary:
-    """What a call did, in images.
+class _Read:
+    """What is kept of an image beside its reduced pixels: `size` is the file's (height, width)."""
 
-    Attributes:
-        labelled: masks written.
-        skipped: done by an earlier call.
-        failed: recorded as errors in the manifest.
-    """
-
-    labelled: int
-    skipped: int
-    failed: int
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    """An image ready for the network: `image` is at most max_side long, `size` is the file's (height, width)."""
-
-    job: Job
-    image: NDArray[np.uint8]
+    photo: Photo
     size: tuple[int, int]
 
 
-def run_label_onnx(config: LabelOnnxConfig) -> LabelSummary:
-    """Label the images; what an earlier call has done is skipped, a broken image is recorded and passed over.
+@dataclass(frozen=True)
+class _Labelled:
+    """What the graph says of one image, at the size that it saw.
+
+    Attributes:
+        read: which image.
+        mask: uint8 [h, w].
+        labels: classes 0..K-1 that the mask was made with.
+        labels_from: where they are from, see `active_labels`.
+        maps: float32 [P, h, w] of a CAM network, the maps of these classes; of a segmentation network [C, g, g'], the
+            probabilities of background and of the classes that the mask may hold, on a grid of pixels.
+    """
+
+    read: _Read
+    mask: NDArray[np.uint8]
+    labels: list[int]
+    labels_from: str
+    maps: NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxJobs(ImageJobs[Photo, _Labelled | Failure[Photo]]):
+    """Images through the exported model to masks.
+
+    Attributes:
+        labeller: the model.
+        max_side: longer images are reduced to this long side in pixels first.
+        max_pixels: larger images are not decoded.
+        batch_size: images of equal size that go through together.
+        fingerprint: of the model and `max_side`, in every line of the manifest.
+    """
+
+    verb: ClassVar[str] = "label"
+    participle: ClassVar[str] = "labelled"
+    needed_to: ClassVar[str] = "labelled"
+
+    labeller: OnnxLabeller
+    max_side: int
+    max_pixels: int
+    batch_size: int
+    fingerprint: str
+
+    @property
+    def folder(self) -> MaskFolder:
+        """Where the masks go."""
+        return MaskFolder.at(self.output)
+
+    @property
+    def palette(self) -> NDArray[np.uint8]:
+        """The model's colours, uint8 [256, 3]."""
+        return np.array(self.labeller.info.palette, dtype=np.uint8)
+
+    def id_of(self, item: Photo) -> str:
+        """The image's id."""
+        return item.id
+
+    def is_done(self, item: Photo, entry: Mapping[str, Any]) -> bool:
+        """Whether the mask is there and of this model."""
+        return entry.get("model") == self.fingerprint and self.folder.has(item.id)
+
+    def bytes_needed(self, todo: Sequence[Photo]) -> float:
+        """By the sizes of a few of the images."""
+        return len(todo) * (mean_pixels([photo.path for photo in todo]) * MASK_BYTES + FILE_BYTES)
+
+    def prepare(self) -> None:
+        """The labelmap."""
+        self.folder.write_labelmap(self.labeller.info.classes, self.palette)
+
+    def about(self) -> str:
+        """What the model is."""
+        info = self.labeller.info
+        return f"{info.kind} network, {info.variant}, at most {self.max_side} pixels a side"
+
+    def ready(self, todo: Sequence[Photo]) -> Iterator[_Labelled | Failure[Photo]]:
+        """What the graph says of each image."""
+        for batch in equal_sizes(todo, self._read, self.batch_size, self.workers):
+            if isinstance(batch, Failure):
+                yield batch
+            else:
+                yield from self._infer(batch)
+
+    def _read(self, photo: Photo) -> tuple[_Read, NDArray[np.uint8]]:
+        image = read_image(photo.path, self.max_pixels)
+        return _Read(photo, (image.shape[0], image.shape[1])), reduce_image(image, self.max_side)
+
+    def _infer(self, batch: Sequence[tuple[_Read, NDArray[np.uint8]]]) -> Iterator[_Labelled | Failure[Photo]]:
+        info = self.labeller.info
+        rows = label_rows([read.photo.labels for read, _ in batch], len(info.classes))
+        try:
+            result = self.labeller(np.stack([image for _, image in batch]), rows, with_maps=True)
+        except DataError:
+            raise
+        except Exception as error:  # onnxruntime's exceptions share no base class; memory is the usual reason
+            if len(batch) == 1:
+                photo = batch[0][0].photo
+                yield Failure(photo, f"{photo.path}: onnxruntime failed: {error}")
+                return
+            for item in batch:
+                yield from self._infer([item])
+            return
+        assert result.maps is not None
+        for (read, _), mask, scores, maps in zip(batch, result.mask, result.scores, result.maps, strict=True):
+            if not (np.isfinite(scores).all() and np.isfinite(maps).all()):
+                reason = "the model's scores or maps hold NaN or infinity: its training diverged"
+                yield Failure(read.photo, f"{read.photo.path}: {reason}")
+                continue
+            labels, origin = active_labels(info, read.photo.labels, scores, mask)
+            yield _Labelled(read, mask, labels, origin, _kept_maps(info, read.photo.labels, labels, maps))
+
+    def work(self, item: _Labelled | Failure[Photo]) -> Entry:
+        """Write the mask."""
+        if isinstance(item, Failure):
+            return error_entry(item.record.id, item.record.path, item.error)
+        photo, info = item.read.photo, self.labeller.info
+        mask = enlarge(item.mask, *item.read.size)
+        self.folder.write(photo.id, mask, palette=self.palette)
+        confidence = probability_confidence(item.maps) if info.beta is None else map_confidence(item.maps, info.beta)
+        return {
+            **self.folder.describe(photo.id, photo.path, mask),
+            "labels": [info.classes[c] for c in item.labels],
+            "labels_from": item.labels_from,
+            "foreground": foreground_share(mask),
+            "confidence": round(confidence, 4),
+            "model": self.fingerprint,
+        }
+
+
+def run_label_onnx(config: LabelOnnxConfig, progress: Progress = SILENT) -> JobSummary:
+    """Label the images; what an earlier call has done is skipped, a broken image is recorded and skipped.
+
+    Args:
+        config: what to label, and how.
+        progress: where plan, bar and result are shown.
+
+    Returns:
+        how many images were labelled, skipped, failed.
 
     Raises:
-        DataError: for a model, provider, label file or option that cannot be used, or if every image is broken.
+        DataError: for a model, provider, label file or option that cannot be used, an output folder of another model or
+            that another command writes to, or if every image is broken.
     """
     _check(config)
     labeller = OnnxLabeller(config.model, config.provider, config.threads)
-    jobs = find_jobs(config.images)
+    photos = find_photos(config.images)
     if config.image_labels is not None:
-        jobs = with_labels(jobs, config.image_labels, labeller.info.classes)
-    jobs = take_shard(jobs, config.shard)
-    fingerprint = _fingerprint(config, labeller)
-    with Manifest(config.output / "manifest.jsonl") as manifest:
-        done = _done(manifest, config.output, fingerprint)
-        open_jobs = [job for job in jobs if job.id not in done]
-        palette = np.array(labeller.info.palette, dtype=np.uint8)
-        write_labelmap(config.output / "labelmap.txt", labeller.info.classes, palette)
-        run = _Run(config, labeller, manifest, palette, fingerprint)
-        failed = run.label(open_jobs)
-    summary = LabelSummary(len(open_jobs) - failed, len(jobs) - len(open_jobs), failed)
-    logger.info(
-        "%d images labelled, %d done before, %d failed%s: %s",
-        summary.labelled,
-        summary.skipped,
-        summary.failed,
-        " (see manifest.jsonl)" if failed else "",
-        config.output,
+        photos = with_labels(photos, config.image_labels, labeller.info.classes)
+    jobs = _jobs(config, labeller, take_shard(photos, config.shard))
+    summary = run_jobs(jobs, progress)
+    images = {photo.id: partial(read_image, photo.path, config.max_pixels) for photo in photos}
+    sheet = write_least_confident(jobs.folder, images, config.sheet, labeller.info.classes, jobs.palette)
+    others = count_other_files(config.images)
+    progress.say(
+        f"{summary.written} images labelled, {summary.skipped} up to date, {summary.failed} failed"
+        f"{f'; {others} files skipped, hidden or no images by their suffix' if others else ''}: {jobs.output}"
     )
-    if jobs and failed == len(jobs):
-        raise DataError(f"none of the {failed} images could be labelled; see {manifest.path}")
+    if sheet is not None:
+        progress.say(f"least confident masks: {sheet}")
     return summary
 
 
@@ -129,169 +254,39 @@ def _check(config: LabelOnnxConfig) -> None:
     for name in ("max_side", "batch_size", "workers", "max_pixels"):
         value = getattr(config, name)
         if value is not None and value < 1:
-            raise DataError(f"--{name.replace('_', '-')} is {value}, expected at least 1")
+            raise DataError(f"--{name.replace('_', '-')} {value}: expected at least 1")
     if not config.images:
         raise DataError("no images given; expected a folder or files after the model")
 
 
-def _max_side(config: LabelOnnxConfig, labeller: OnnxLabeller) -> int:
-    return labeller.info.max_side if config.max_side is None else config.max_side
-
-
-def _fingerprint(config: LabelOnnxConfig, labeller: OnnxLabeller) -> str:
-    """What a mask depends on beside its image: the model's content and max_side."""
+def _jobs(config: LabelOnnxConfig, labeller: OnnxLabeller, photos: Sequence[Photo]) -> OnnxJobs:
+    output = default_output(config.images) if config.output is None else config.output
+    max_side = labeller.info.max_side if config.max_side is None else config.max_side
     with open_regular(config.model) as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
-    return f"{content[:16]}-{_max_side(config, labeller)}"
+    fingerprint = f"{content[:16]}-{max_side}"
+    if not config.overwrite and not (output / SETTINGS_NAME).exists():
+        _check_older(MaskFolder.at(output), fingerprint)
+    return OnnxJobs(
+        output=output, items=photos, settings={"model_sha256": content, "max_side": max_side},
+        data=", ".join(map(str, config.images[:3])) + (" ..." if len(config.images) > 3 else ""),
+        workers=config.workers, overwrite=config.overwrite, shard=config.shard,
+        labeller=labeller, max_side=max_side, max_pixels=config.max_pixels, batch_size=config.batch_size,
+        fingerprint=fingerprint,
+    )  # fmt: skip
 
 
-def _done(manifest: Manifest, output: Path, fingerprint: str) -> set[str]:
-    """Ids whose mask is there. Raises DataError if it was made by another model: one folder, one model."""
-    done = {name: entry for name, entry in manifest.entries().items() if entry["status"] == "ok"}
-    foreign = [name for name, entry in done.items() if entry.get("model") != fingerprint]
+def _check_older(folder: MaskFolder, fingerprint: str) -> None:
+    """Refuse a folder of another model that has no settings.json: versions before 0.2 wrote none."""
+    foreign = [name for name, entry in folder.manifest().entries().items() if entry.get("model") != fingerprint]
     if foreign:
         raise DataError(
-            f"{manifest.path}: {len(foreign)} masks, such as {foreign[0]!r}, are of another model or --max-side; "
-            "choose another --output or remove that folder"
+            f"{folder.root}: {len(foreign)} masks, such as {foreign[0]!r}, are of another model or --max-side; give "
+            "another --output, or --overwrite to make everything again"
         )
-    return {name for name in done if _mask_path(output, name).is_file()}
 
 
-def _mask_path(output: Path, name: str) -> Path:
-    return output / MASK_FOLDER / f"{name}.png"
-
-
-class _Run:
-    """Decode in threads, label in batches, write in threads; few enough in flight that memory stays bounded."""
-
-    def __init__(
-        self,
-        config: LabelOnnxConfig,
-        labeller: OnnxLabeller,
-        manifest: Manifest,
-        palette: NDArray[np.uint8],
-        fingerprint: str,
-    ) -> None:
-        self.config, self.labeller, self.manifest = config, labeller, manifest
-        self.palette, self.fingerprint = palette, fingerprint
-        self.max_side = _max_side(config, labeller)
-        self.seen_maps = False
-
-    def label(self, jobs: Sequence[Job]) -> int:
-        """Label the jobs with a progress bar; returns how many failed."""
-        with (
-            item_progress(Console(), "labelling", len(jobs)) as advance,
-            ThreadPoolExecutor(self.config.workers, thread_name_prefix="decode") as readers,
-            ThreadPoolExecutor(self.config.workers, thread_name_prefix="write") as writers,
-        ):
-            writing: deque[Future[bool]] = deque()
-            failed = 0
-
-            def written(limit: int) -> None:
-                nonlocal failed
-                while len(writing) > limit:
-                    failed += not writing.popleft().result()
-                    advance(1)
-
-            for batch in self._batches(readers, jobs):
-                writing.extend(writers.submit(action, *values) for action, *values in self._infer(batch))
-                written(4 * self.config.workers)
-            written(0)
-        return failed
-
-    def _decode(self, job: Job) -> _Decoded | str:
-        """The image, or what is wrong with the file."""
-        try:
-            image = read_image(job.path, self.config.max_pixels)
-            return _Decoded(job, reduce_image(image, self.max_side), (image.shape[0], image.shape[1]))
-        except (DataError, OSError) as error:
-            return str(error)
-
-    def _batches(self, readers: ThreadPoolExecutor, jobs: Sequence[Job]) -> Iterator[list[_Decoded] | tuple[Job, str]]:
-        """Lists of images of one size, and single jobs whose file cannot be read."""
-        size = self.config.batch_size
-        waiting: dict[tuple[int, ...], list[_Decoded]] = defaultdict(list)
-        for job, item in self._read_ahead(readers, jobs):
-            if isinstance(item, str):
-                yield job, item
-                continue
-            batch = waiting[item.image.shape]
-            batch.append(item)
-            if len(batch) == size:
-                yield waiting.pop(item.image.shape)
-            elif sum(map(len, waiting.values())) >= 8 * size:
-                yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
-        yield from waiting.values()
-
-    def _read_ahead(self, readers: ThreadPoolExecutor, jobs: Sequence[Job]) -> Iterator[tuple[Job, _Decoded | str]]:
-        pending: deque[tuple[Job, Future[_Decoded | str]]] = deque()
-        for job in jobs:
-            pending.append((job, readers.submit(self._decode, job)))
-            if len(pending) > 2 * self.config.workers + self.config.batch_size:
-                ready, future = pending.popleft()
-                yield ready, future.result()
-        while pending:
-            ready, future = pending.popleft()
-            yield ready, future.result()
-
-    def _infer(self, batch: list[_Decoded] | tuple[Job, str]) -> Iterator[tuple[Any, ...]]:
-        """What the writers have to do for a batch: per image a method (True if a mask came out) and its arguments."""
-        if isinstance(batch, tuple):
-            yield (self._record_failure, *batch)
-            return
-        num_classes = len(self.labeller.info.classes)
-        rows = label_rows([item.job.labels for item in batch], num_classes)
-        look_at_maps, self.seen_maps = not self.seen_maps, True  # once: copying them out takes time
-        try:
-            result = self.labeller(np.stack([item.image for item in batch]), rows, with_maps=look_at_maps)
-        except DataError:
-            raise
-        except Exception as error:  # onnxruntime's exceptions share no base class; memory is the usual reason
-            if len(batch) == 1:
-                yield self._record_failure, batch[0].job, f"{batch[0].job.path}: onnxruntime failed: {error}"
-                return
-            for item in batch:
-                yield from self._infer([item])
-            return
-        maps = [None] * len(batch) if result.maps is None else result.maps
-        for item, mask, scores, of_item in zip(batch, result.mask, result.scores, maps, strict=True):
-            if np.isfinite(scores).all() and (of_item is None or np.isfinite(of_item).all()):
-                yield self._write, item, mask, scores
-            else:
-                reason = f"{item.job.path}: the model's scores or maps hold NaN or infinity: its training diverged"
-                yield self._record_failure, item.job, reason
-
-    def _write(self, item: _Decoded, mask: NDArray[np.uint8], scores: NDArray[np.float32]) -> bool:
-        height, width = item.size
-        path = _mask_path(self.config.output, item.job.id)
-        try:
-            write_mask(path, enlarge(mask, height, width), self.palette)
-        except OSError as error:
-            raise DataError(f"{path}: cannot write the mask ({error}); make room there and call again") from error
-        info = self.labeller.info
-        present, origin = labels_in_force(info, item.job.labels, scores, mask)
-        self.manifest.append(
-            {
-                "id": item.job.id,
-                "status": "ok",
-                "image": str(item.job.path),
-                "mask": _mask_path(Path(), item.job.id).as_posix(),
-                "width": width,
-                "height": height,
-                "labels": [info.classes[c] for c in present],
-                "labels_from": origin,
-                "model": self.fingerprint,
-            }
-        )
-        return True
-
-    def _record_failure(self, job: Job, error: str) -> bool:
-        logger.warning("%s", error)
-        self.manifest.append({"id": job.id, "status": "error", "image": str(job.path), "error": error})
-        return False
-
-
-def labels_in_force(
+def active_labels(
     info: ModelInfo, given: tuple[int, ...] | None, scores: NDArray[np.float32], mask: NDArray[np.uint8]
 ) -> tuple[list[int], str]:
     """Which classes a mask was made with, for the manifest.
@@ -314,6 +309,19 @@ def labels_in_force(
     return [c for c in range(len(info.classes)) if c == best or scores[c] > info.threshold], "scores"
 
 
+def _kept_maps(
+    info: ModelInfo, given: tuple[int, ...] | None, labels: Sequence[int], maps: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """What the confidence is counted from, copied, so that the maps of all classes can go: see `_Labelled.maps`."""
+    if info.kind == "cam":
+        return maps[list(labels)]
+    step = -(-max(maps.shape[1:]) // _GRID)
+    if given is None:
+        return maps[:, ::step, ::step].copy()
+    allowed = maps[[0, *(c + 1 for c in labels)], ::step, ::step]
+    return allowed / np.maximum(allowed.sum(axis=0), 1e-12)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `cpn-label`.
 
@@ -321,14 +329,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None = `sys.argv[1:]`.
 
     Returns:
-        The exit status: 0, 2 for an error that the message explains, 130 after Ctrl-C.
+        The exit status, see `LabelOnnxConfig`.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    failed = False
 
     def action() -> None:
-        run_label_onnx(tyro.cli(LabelOnnxConfig, args=args, prog="cpn-label"))
+        nonlocal failed
+        config = tyro.cli(LabelOnnxConfig, args=args, prog="cpn-label")
+        summary = run_label_onnx(config, TerminalProgress())
+        failed = summary.failed > 0 and not config.allow_failures
 
-    return guarded(action)
+    return guarded(action) or (EXIT_FAILED_IMAGES if failed else 0)
 
 
 if __name__ == "__main__":

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import onnxruntime
 import pytest
 from PIL import Image
 
-from cpn_export.jobs import find_jobs, with_labels
 from cpn_export.label import LabelOnnxConfig, main, run_label_onnx
 from cpn_export.runtime import OnnxLabeller, label_rows
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.lock import locked
 from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.masks import read_labelmap, read_mask, voc_palette
+from cpn_fast.files.photos import find_photos, with_labels
 from tests.cpn_export.conftest import TOY_GRAPH
 
 
@@ -51,7 +49,7 @@ def entries(output):
 
 def test_masks_labelmap_and_manifest(model, photos, tmp_path):
     summary = run_label_onnx(LabelOnnxConfig(model, (photos,), tmp_path / "out"))
-    assert (summary.labelled, summary.skipped, summary.failed) == (7, 0, 0)
+    assert (summary.written, summary.skipped, summary.failed) == (7, 0, 0)
     found = masks(tmp_path / "out")
     assert sorted(found) == [*(f"bild {i}" for i in (0, 2, 4, 6)), *(f"ünter ordner/bild {i}" for i in (1, 3, 5))]
     for name, mask in found.items():
@@ -108,7 +106,7 @@ def test_second_call_skips_what_is_done_and_repeats_what_is_gone(model, photos, 
     kept = tmp_path / "out" / "SegmentationClass" / "bild 0.png"
     before = kept.stat().st_mtime_ns
     summary = run_label_onnx(config)
-    assert (summary.labelled, summary.skipped) == (1, 6)
+    assert (summary.written, summary.skipped) == (1, 6)
     assert kept.stat().st_mtime_ns == before
     assert len(masks(tmp_path / "out")) == 7
 
@@ -120,13 +118,55 @@ def test_broken_images_are_recorded_and_do_not_stop_the_rest(model, photos, tmp_
     (photos / "cut.png").write_bytes(whole[: len(whole) // 2])
     config = LabelOnnxConfig(model, (photos,), tmp_path / "out", batch_size=2)
     summary = run_label_onnx(config)
-    assert (summary.labelled, summary.failed) == (7, 3)
+    assert (summary.written, summary.failed) == (7, 3)
     failed = {name: entry for name, entry in entries(tmp_path / "out").items() if entry["status"] == "error"}
     assert set(failed) == {"empty", "text", "cut"}
     assert "0 bytes" in failed["empty"]["error"]
     (photos / "text.jpg").write_bytes(whole)  # mended: the next call labels it
-    assert run_label_onnx(config).labelled == 1
+    assert run_label_onnx(config).written == 1
     assert entries(tmp_path / "out")["text"]["status"] == "ok"
+
+
+def test_exit_status_says_that_images_failed(model, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (photos / "cut.png").write_bytes(b"no image")
+    (photos / ".cache.png").write_bytes(b"")
+    assert main([str(model), str(photos)]) == 3
+    assert "7 images labelled, 0 up to date, 1 failed; 1 files skipped" in capsys.readouterr().out
+    assert len(masks(tmp_path / "photos-masks")) == 7
+    assert main([str(model), str(photos)]) == 3  # it still has no mask
+    assert main([str(model), str(photos), "--allow-failures"]) == 0
+    (photos / "cut.png").unlink()
+    assert main([str(model), str(photos)]) == 0
+    assert main([str(model), str(photos / "bild 0.png"), "--output", str(tmp_path / "one")]) == 0
+    assert list(masks(tmp_path / "one")) == ["bild 0"]
+
+
+def test_confidence_and_contact_sheet(model, photos, tmp_path):
+    run_label_onnx(LabelOnnxConfig(model, (photos,), tmp_path / "out", sheet=2))
+    for name, entry in entries(tmp_path / "out").items():
+        # The toy's map is 1 where an image is red and 0 elsewhere, and only "cat" is in it: at beta 0.25 both are sure.
+        assert entry["confidence"] == 1.0, name
+    with Image.open(tmp_path / "out" / "contact_sheet.png") as sheet:
+        assert sheet.size[0] > 4 * 180
+    (tmp_path / "out" / "contact_sheet.png").unlink()
+    run_label_onnx(LabelOnnxConfig(model, (photos,), tmp_path / "out", sheet=0))
+    assert not (tmp_path / "out" / "contact_sheet.png").exists()
+
+
+def test_two_calls_into_one_folder(model, photos, tmp_path):
+    with locked(tmp_path / "out"), pytest.raises(DataError, match="is writing here"):
+        run_label_onnx(LabelOnnxConfig(model, (photos,), tmp_path / "out"))
+
+
+def test_a_folder_of_a_version_without_settings(model, photos, tmp_path):
+    run_label_onnx(LabelOnnxConfig(model, (photos,), tmp_path / "out"))
+    (tmp_path / "out" / "settings.json").unlink()
+    assert run_label_onnx(LabelOnnxConfig(model, (photos,), tmp_path / "out")).skipped == 7
+    (tmp_path / "out" / "settings.json").unlink()
+    with pytest.raises(DataError, match="of another model or --max-side"):
+        run_label_onnx(LabelOnnxConfig(model, (photos,), tmp_path / "out", max_side=32))
+    assert run_label_onnx(LabelOnnxConfig(model, (photos,), tmp_path / "out", max_side=32, overwrite=True)).written == 7
 
 
 def test_nothing_but_broken_images_is_an_error(model, tmp_path):
@@ -145,14 +185,14 @@ def test_a_batch_that_fails_is_tried_image_by_image(model, photos, tmp_path, mon
 
     monkeypatch.setattr(OnnxLabeller, "__call__", short_of_memory)
     summary = run_label_onnx(LabelOnnxConfig(model, (photos,), tmp_path / "out"))
-    assert (summary.labelled, summary.failed) == (5, 2)
+    assert (summary.written, summary.failed) == (5, 2)
     assert "Failed to allocate memory" in entries(tmp_path / "out")["bild 2"]["error"]
 
 
 def test_mask_that_cannot_be_written_ends_the_call_with_its_path(model, photos, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "SegmentationClass").write_text("a file where the folder should be")
-    with pytest.raises(DataError, match=r"SegmentationClass.*cannot write the mask"):
+    with pytest.raises(DataError, match=r"SegmentationClass.*: cannot write the mask of bild \d"):
         run_label_onnx(LabelOnnxConfig(model, (photos,), tmp_path / "out"))
 
 
@@ -169,7 +209,7 @@ def test_labels_come_from_the_file_by_folder_or_by_its_parent(photos, tmp_path):
         'image,labels\nbild 0.png,"dög;cat"\nphotos/ünter ordner/bild 1.png,dög\nbild 2,background\nbild 4.png,\n',
         encoding="utf-8",
     )
-    jobs = {job.id: job.labels for job in with_labels(find_jobs([photos]), table, ("cat", "dög"))}
+    jobs = {job.id: job.labels for job in with_labels(find_photos([photos]), table, ("cat", "dög"))}
     assert jobs["bild 0"] == (0, 1)
     assert jobs["ünter ordner/bild 1"] == (1,)
     assert jobs["bild 2"] == ()  # nothing in it
@@ -182,7 +222,7 @@ def test_labels_come_from_the_file_by_folder_or_by_its_parent(photos, tmp_path):
 def test_rows_without_an_image_are_named(photos, tmp_path, caplog):
     table = tmp_path / "labels.csv"
     table.write_text("image,labels\nbild 0.png,cat\ngone.png,cat\n")
-    with_labels(find_jobs([photos]), table, ("cat", "dög"))
+    with_labels(find_photos([photos]), table, ("cat", "dög"))
     assert "'gone.png' (line 3)" in caplog.text
 
 
@@ -198,22 +238,22 @@ def test_bad_label_files(photos, tmp_path, content, message):
     table = tmp_path / "labels.csv"
     table.write_text(content)
     with pytest.raises(DataError, match=message):
-        with_labels(find_jobs([photos]), table, ("cat", "dög"))
+        with_labels(find_photos([photos]), table, ("cat", "dög"))
 
 
 def test_two_images_for_one_mask_are_refused(photos):
     image = Image.open(photos / "bild 0.png")
     image.save(photos / "bild 0.jpg")
     with pytest.raises(DataError, match=r"bild 0\.(jpg|png).*bild 0\.(jpg|png).*rename"):
-        find_jobs([photos])
+        find_photos([photos])
 
 
 def test_one_folder_holds_masks_of_one_model(model, write_toy_model, photos, tmp_path):
     run_label_onnx(LabelOnnxConfig(model, (photos,), tmp_path / "out"))
     other = write_toy_model(tmp_path / "other.onnx", beta=0.5)
-    with pytest.raises(DataError, match="another model"):
+    with pytest.raises(DataError, match=r"other settings: model_sha256"):
         run_label_onnx(LabelOnnxConfig(other, (photos,), tmp_path / "out"))
-    with pytest.raises(DataError, match="--max-side"):
+    with pytest.raises(DataError, match=r"other settings: max_side"):
         run_label_onnx(LabelOnnxConfig(model, (photos,), tmp_path / "out", max_side=32))
 
 
@@ -267,7 +307,7 @@ def test_provider_without_its_hardware_is_no_silent_fall_back(model, photos, tmp
     ("options", "message"),
     [
         (["--shard", "4/3"], "--shard '4/3'"),
-        (["--batch-size", "0"], "--batch-size is 0"),
+        (["--batch-size", "0"], "--batch-size 0"),
         (["--max-side", "0"], "--max-side"),
     ],
 )
@@ -315,8 +355,12 @@ def test_masks_equal_those_of_cpn_label(trained, shapes_folder, tmp_path, run_wi
         assert foreground.mean() >= 0.1
         assert (one == two).mean() >= 0.999
         assert (one == two)[foreground].mean() >= 0.995
-        manifest = [json.loads(line) for line in Path(exported / "manifest.jsonl").read_text().splitlines()]
-        assert {entry["labels_from"] for entry in manifest} == {"image"}
+        manifest, theirs = entries(exported), entries(eager)
+        assert {entry["labels_from"] for entry in manifest.values()} == {"image"}
+        for key in ("confidence", "foreground"):
+            assert [manifest[name][key] for name in ours] == pytest.approx(
+                [theirs[name][key] for name in ours], abs=0.005
+            )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="needs the [train] packages")
 import onnx  # noqa: E402
 
 from cpn_export.agreement import Agreement  # noqa: E402
-from cpn_export.label import LabelOnnxConfig, labels_in_force, run_label_onnx  # noqa: E402
+from cpn_export.label import LabelOnnxConfig, active_labels, run_label_onnx  # noqa: E402
 from cpn_export.parity import Pair, ParityConfig, compare, run_parity  # noqa: E402
 from cpn_export.runtime import OnnxLabeller, label_rows  # noqa: E402
 from cpn_export.to_onnx import ExportConfig, run_export  # noqa: E402
@@ -130,7 +130,7 @@ def test_cpn_label_runs_it(segmented, photos, tmp_path):
     summary = run_label_onnx(
         LabelOnnxConfig(segmented.model, (photos,), tmp_path / "out", image_labels=table, threads=1)
     )
-    assert (summary.labelled, summary.failed) == (3, 0)
+    assert (summary.written, summary.failed) == (3, 0)
     entries = Manifest(tmp_path / "out" / "manifest.jsonl").entries()
     for index in range(3):
         image, truth = segmented.picture(1, 64, 96, seed=index)
@@ -149,14 +149,14 @@ def test_cpn_label_runs_it(segmented, photos, tmp_path):
             assert (entry["labels"], entry["labels_from"]) == (expected, "mask") and expected
 
 
-def test_labels_in_force(segmented, trained):
+def test_active_labels(segmented, trained):
     mask, scores = np.array([[0, 3], [3, 1]], np.uint8), np.array([0.2, 0.6, 0.7], np.float32)
-    assert labels_in_force(segmented.info, None, scores, mask) == ([0, 2], "mask")
-    assert labels_in_force(segmented.info, None, scores, np.zeros((2, 2), np.uint8)) == ([], "mask")
-    assert labels_in_force(segmented.info, (1,), scores, mask) == ([1], "image")
+    assert active_labels(segmented.info, None, scores, mask) == ([0, 2], "mask")
+    assert active_labels(segmented.info, None, scores, np.zeros((2, 2), np.uint8)) == ([], "mask")
+    assert active_labels(segmented.info, (1,), scores, mask) == ([1], "image")
     cam = OnnxLabeller(trained.model).info
-    assert labels_in_force(cam, None, scores, mask) == ([1, 2], "scores")
-    assert labels_in_force(cam, None, scores - 0.6, mask) == ([2], "scores")
+    assert active_labels(cam, None, scores, mask) == ([1, 2], "scores")
+    assert active_labels(cam, None, scores - 0.6, mask) == ([2], "scores")
 
 
 def test_parity_on_a_source(segmented, pair, shapes_folder, tmp_path):

@@ -20,17 +20,30 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 
 
 def records_of(source: Source, split: str | None) -> tuple[str, Sequence[Record]]:
-    """A split and its records; None = `train` where the source has it, else `all`, else its only split.
+    """A split and its records; None = `default_split`.
 
     Raises:
         DataError: for an unknown split, or where None leaves it open.
     """
+    split = default_split(source) if split is None else split
+    return split, source.records(split)
+
+
+def default_split(source: Source) -> str:
+    """The split to work on when nobody names one: `train`, else `all`, else the only one.
+
+    Where no image has a mask there is nothing to score on, so nothing is held back: `all`, where the source has it.
+
+    Raises:
+        DataError: where that leaves it open.
+    """
     splits = source.splits()
-    if split is None:
-        split = next((name for name in ("train", "all") if name in splits), splits[0] if len(splits) == 1 else None)
+    if "all" in splits and not any(record.mask_path for record in source.records("all")):
+        return "all"
+    split = next((name for name in ("train", "all") if name in splits), splits[0] if len(splits) == 1 else None)
     if split is None:
         raise DataError(f"{source.spec}: has no split train or all; name one of {', '.join(splits)} by --split")
-    return split, source.records(split)
+    return split
 
 
 def spread_evenly(records: Sequence[Record], count: int | None) -> Sequence[Record]:

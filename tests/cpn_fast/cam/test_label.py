@@ -9,12 +9,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import cpn_fast.cam.label as label_module
+import cpn_fast.files.contact_sheet as sheet_module
 from cpn_fast.cam.inference import open_labeller, predictions
 from cpn_fast.cam.label import LabelConfig, run_label
+from cpn_fast.cli.main import main as cpn
 from cpn_fast.console.terminal import TerminalProgress
 from cpn_fast.data.sources.demo_scenes import CLASSES
 from cpn_fast.data.sources.open import open_source
+from cpn_fast.data.sources.spread import default_split
 from cpn_fast.files import disk_space
 from cpn_fast.files.contact_sheet import CELL, SheetItem, overlay, write_contact_sheet
 from cpn_fast.files.errors import DataError
@@ -217,7 +219,7 @@ def test_bare_folder_without_labels_or_masks(run, tmp_path, capsys):
     photos, out = tmp_path / "photos", tmp_path / "out"
     write_images(photos)
     values = {"scales": SCALES, "beta": 0.3, "device": "cpu", "sheet": 2}
-    summary = run_label(LabelConfig(run.path, str(photos), out, **values), TerminalProgress())
+    summary = run_label(LabelConfig(run.path, output=out, images=(photos,), **values), TerminalProgress())
     assert (summary.written, summary.from_scores) == (5, 5)
     assert "5 without image labels" in capsys.readouterr().out
     expected = direct(run, photos, labelled=False)
@@ -227,6 +229,49 @@ def test_bare_folder_without_labels_or_masks(run, tmp_path, capsys):
         above = [name for name, score in zip(CLASSES, scores, strict=True) if score > 0.5]
         assert line["labels_from"] == "scores"
         assert line["labels"] == (above or [CLASSES[int(scores.argmax())]])
+
+
+def test_one_photo_and_the_folder_that_the_message_names(run, tmp_path, monkeypatch, capsys):
+    write_images(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    photo = tmp_path / "photos/set 1/photo3.png"
+    assert cpn(["label", str(run.path), str(photo), "--scales", "1", "--device", "cpu"]) == 0
+    assert list(masks(tmp_path / "photo3-masks")) == ["photo3"]
+    shown = capsys.readouterr().out
+    assert "1 masks written to photo3-masks/SegmentationClass" in shown and "photo3-masks/contact_sheet.png" in shown
+    assert cpn(["label", str(run.path), str(photo), "--data", "demo:"]) == 2
+    assert "one of the two" in capsys.readouterr().err
+    assert cpn(["label", str(run.path)]) == 2
+
+
+def test_a_data_set_named_as_a_folder_is_read_with_its_labels(run, data, tmp_path):
+    values = {"scales": (1.0,), "beta": 0.3, "device": "cpu", "sheet": 0}
+    summary = run_label(LabelConfig(run.path, output=tmp_path / "out", images=(data,), **values))
+    assert (summary.written, summary.from_scores) == (5, 0)  # all of them: without masks no `val` is held back
+    assert {line["labels_from"] for line in summary.done} == {"image"}
+
+
+def test_folders_named_like_classes_have_labels_and_others_are_mere_folders(run, tmp_path):
+    for name in CLASSES[:2]:
+        write_images(tmp_path / "sorted" / name, SHAPES[:1])
+    values = {"scales": (1.0,), "beta": 0.3, "device": "cpu", "sheet": 0}
+    summary = run_label(LabelConfig(run.path, output=tmp_path / "a", images=(tmp_path / "sorted",), **values))
+    assert sorted(entry["labels"][0] for entry in summary.done) == sorted(CLASSES[:2]) and summary.from_scores == 0
+    for name, place in zip(CLASSES[:2], ("holidays", "garden"), strict=True):
+        (tmp_path / "sorted" / name).rename(tmp_path / "sorted" / place)
+    summary = run_label(LabelConfig(run.path, output=tmp_path / "b", images=(tmp_path / "sorted",), **values))
+    assert (summary.written, summary.from_scores) == (2, 2)
+
+
+def test_a_source_with_masks_keeps_its_splits(small_demo, tmp_path, data):
+    assert default_split(open_source(f"demo:{small_demo}")) == "train"
+    assert default_split(open_source(f"folder:{data}")) == "all"
+    (data / "masks").mkdir()
+    for image in sorted((data / "images").rglob("*.png")):
+        path = data / "masks" / image.relative_to(data / "images")
+        path.parent.mkdir(exist_ok=True)
+        Image.new("P", Image.open(image).size).save(path)
+    assert default_split(open_source(f"folder:{data}")) == "train"
 
 
 def test_void_band(run, data, tmp_path):
@@ -394,12 +439,26 @@ def test_confidence_of_probabilities_by_hand():
 
 def test_sheet_shows_the_least_confident_first(run, data, tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(label_module, "write_contact_sheet", lambda path, items: shown.extend(items))
+    monkeypatch.setattr(sheet_module, "write_contact_sheet", lambda path, items, **more: shown.extend(items))
     run_label(config(run, data, tmp_path / "out", sheet=3))
     lines = [json.loads(line) for line in (tmp_path / "out/manifest.jsonl").read_text().splitlines()]
     expected = [line["id"] for line in sorted(lines, key=lambda line: line["confidence"])][:3]
     assert [item.title.splitlines()[0] for item in shown] == expected
     assert np.array_equal(shown[0].mask, masks(tmp_path / "out")[expected[0]])
+
+
+def test_contact_sheet_names_the_classes_with_their_colours(tmp_path):
+    image, mask = np.full((60, 100, 3), 200, np.uint8), np.zeros((60, 100), np.uint8)
+    mask[:, 50:] = 2
+    items = [SheetItem(image, mask, "a\n0.10  dog")]
+    write_contact_sheet(tmp_path / "plain.png", items)
+    write_contact_sheet(tmp_path / "named.png", items, classes=("cat", "dog"), note="the number is the confidence")
+    plain, named = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("plain", "named"))
+    legend = named[: len(named) - len(plain)]
+    assert np.array_equal(named[len(legend) :], plain)  # the sheet itself is as it was
+    dog, cat = voc_palette()[2], voc_palette()[1]
+    assert (legend == dog).all(axis=2).sum() >= 13 * 13 and not (legend == cat).all(axis=2).any()
+    assert (legend[:20].max(axis=2) > 150).sum() > 100  # the note's letters
 
 
 def test_contact_sheet_pixels(tmp_path):

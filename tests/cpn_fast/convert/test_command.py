@@ -262,7 +262,7 @@ def test_images_must_be_there_once_and_of_the_masks_size(masks: Path) -> None:
         Image.new("RGB", mask.shape[::-1]).save(images / f"{name}.png")
     to_coco(masks, images=images)
     Image.new("RGB", (5, 7)).save(images / "pixel.png")
-    with pytest.raises(DataError, match=r"masks.SegmentationClass.pixel\.png: 7 x 5 .* has 5 x 7"):
+    with pytest.raises(DataError, match=r"masks.SegmentationClass.pixel\.png: the mask is 7 x 5 .*png 5 x 7"):
         to_coco(masks, images=images)
     Image.new("RGB", (7, 5)).save(images / "pixel.jpg")
     with pytest.raises(DataError, match=r"2 images pixel\.jpg, pixel\.png for the mask pixel\.png"):

@@ -269,7 +269,10 @@ def test_full_disk_says_what_to_do_and_leaves_nothing_half(
         write(path, mask, palette)
 
     monkeypatch.setattr(mask_folder_module, "write_mask", full)
-    with pytest.raises(DataError, match=r"cannot write the mask of val_\d \(No space left on device\).*goes on"):
+    with pytest.raises(
+        DataError,
+        match=r"cannot write the mask of val_\d \(No space left on device\).*rerun the same command to resume",
+    ):
         run_segment_predict(config(run, squares, workers=1))
     monkeypatch.setattr(mask_folder_module, "write_mask", write)
     left = [path.name for path in (tmp_path / "masks" / "SegmentationClass").iterdir()]
