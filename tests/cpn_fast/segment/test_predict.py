@@ -239,14 +239,14 @@ def test_removed_image_is_recorded_and_made_up_for_later(run: Path, squares: Pat
     content = image.read_bytes()
     source_looked_up = open_source  # the image goes after the split was read
 
-    def open_then_remove(spec: str):
+    def open_then_remove(spec: str, classes: tuple[str, ...]):
         source = source_looked_up(spec)
         source.records("val")
         image.unlink()
         return source
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predict_module, "open_source", open_then_remove)
+        patch.setattr(predict_module, "open_source_for", open_then_remove)
         summary = run_segment_predict(config(run, squares))
     assert (summary.written, summary.failed) == (2, 1)
     (entry,) = [entry for entry in lines(tmp_path / "masks") if entry["id"] == "val_5"]
