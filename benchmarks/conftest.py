@@ -30,6 +30,7 @@ measured: dict[str, dict[str, dict[str, Any]]] = {"cpu": {}, "cuda": {}}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", action="store_true", help="write the figures to benchmarks/results/, one by one")
+    parser.addoption("--quick", action="store_true", help="one round, compared with no committed figure: does it run?")
     parser.addoption("--results", type=Path, default=RESULTS, help="folder to which --record writes")
 
 
@@ -107,10 +108,14 @@ def against(keep: Callable[..., None], request: pytest.FixtureRequest, device: s
             candidate_extra_peak_mib=peaks[0],
             peer_extra_peak_mib=peaks[1],
         )
-        _check_against_committed(device, request.node.name, theirs / ours)
+        _check_against_committed(request, device, theirs / ours)
         return theirs / ours
 
     return compare
+
+
+def _rounds(request: pytest.FixtureRequest) -> int:
+    return 1 if request.config.getoption("--quick") else ROUNDS
 
 
 def _with_plugin(
@@ -122,17 +127,17 @@ def _with_plugin(
     benchmark.pedantic(
         lambda: seconds(candidate, device, calls),
         setup=lambda: peer_seconds.append(seconds(peer, device, calls)),
-        rounds=ROUNDS,
+        rounds=_rounds(request),
         warmup_rounds=1,
     )
     return benchmark.stats.stats.median / calls, statistics.median(peer_seconds[1:])
 
 
 def _without_plugin(
-    _: pytest.FixtureRequest, candidate: Call, peer: Call, device: str, calls: int
+    request: pytest.FixtureRequest, candidate: Call, peer: Call, device: str, calls: int
 ) -> tuple[float, float]:
     """The same where pytest-benchmark is not installed: a machine with a GPU may have little else."""
-    pairs = [(seconds(peer, device, calls), seconds(candidate, device, calls)) for _ in range(ROUNDS + 1)][1:]
+    pairs = [(seconds(peer, device, calls), seconds(candidate, device, calls)) for _ in range(_rounds(request) + 1)][1:]
     return statistics.median(ours for _, ours in pairs), statistics.median(theirs for theirs, _ in pairs)
 
 
@@ -148,15 +153,15 @@ def record_pair(keep: Callable[..., None], request: pytest.FixtureRequest, devic
             figures[f"{side}_items_per_second"] = values["items_per_second"]
             figures[f"{side}_peak_mib"] = values["peak_mib"]
         keep(**figures)
-        _check_against_committed(device, request.node.name, ratio)
+        _check_against_committed(request, device, ratio)
         return ratio
 
     return record
 
 
-def _check_against_committed(device: str, name: str, ratio: float) -> None:
-    committed = results_file(device)
-    if not committed.is_file():
+def _check_against_committed(request: pytest.FixtureRequest, device: str, ratio: float) -> None:
+    committed, name = results_file(device), request.node.name
+    if request.config.getoption("--quick") or not committed.is_file():
         return
     known = json.loads(committed.read_text(encoding="utf-8"))["benchmarks"].get(name)
     earlier = json.loads(EARLIER.read_text(encoding="utf-8")) if EARLIER.is_file() else []

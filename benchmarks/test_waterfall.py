@@ -24,7 +24,7 @@ from cpn_fast.data.sources.demo import generate_demo
 FOLLOWS_THE_MACHINE = True
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("CPN_BENCHMARK_DATA", ROOT.parent / "shared" / "data"))
+DATA = Path(os.environ.get("CPN_TEST_DATA", "no test data"))
 """Where coco_mini and weights/mobilenet_v2_imagenet.safetensors may lie; generated scenes stand in."""
 
 Rows = list[dict[str, Any]]
@@ -32,7 +32,7 @@ Rows = list[dict[str, Any]]
 
 def inputs(folder: Path) -> tuple[str, Path | None, str]:
     """Data, weights, and what they are in words."""
-    photographs, weights = SHARED / "coco_mini", SHARED / "weights" / "mobilenet_v2_imagenet.safetensors"
+    photographs, weights = DATA / "coco_mini", DATA / "weights" / "mobilenet_v2_imagenet.safetensors"
     found = weights if weights.is_file() and not torch.cuda.is_available() else None
     named = "MobileNetV2 with ImageNet weights" if found else "an untrained backbone with calibrated batch norms"
     if photographs.is_dir():
