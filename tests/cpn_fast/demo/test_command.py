@@ -1,18 +1,12 @@
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cpn_fast.cli.main import run_config
-from cpn_fast.config.demo import cam_recipe
-from cpn_fast.config.training import AugmentOptions, TrainConfig
-from cpn_fast.demo import command as demo
 from cpn_fast.demo.command import DemoConfig, agreement_of, run_demo
-from cpn_fast.demo.pretrain import PretrainSettings
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import write_mask
 
@@ -41,27 +35,3 @@ def test_a_folder_that_no_demo_wrote_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no demo wrote it"):
         run_demo(DemoConfig(output=tmp_path), run_config)
     assert (tmp_path / "thesis.tex").read_text(encoding="utf-8") == "years of work"
-
-
-def tiny_recipe(config: TrainConfig) -> TrainConfig:
-    augment = AugmentOptions(crop=64)
-    return replace(cam_recipe(config), batch_size=4, epochs=None, augment=augment, workers=0)
-
-
-@pytest.mark.slow
-def test_pipeline_end_to_end(small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every stage on a few images and steps; what it learns in them is worth nothing and is not looked at."""
-    monkeypatch.setattr(demo, "PRETRAIN", PretrainSettings(epochs=1, batch_size=8, crop=32))
-    monkeypatch.setattr(demo, "LEAST_ACCURACY", 0.0)
-    monkeypatch.setattr(demo, "SCALES", (1.0,))
-    monkeypatch.setattr(demo, "cam_recipe", tiny_recipe)
-    summary = run_demo(DemoConfig(output=tmp_path / "demo", data=f"demo:{small_demo}", max_steps=2), run_config)
-    content = json.loads(summary.read_text(encoding="utf-8"))
-    assert summary == tmp_path / "demo" / "summary.json"
-    for method in ("cam", "cpn"):
-        (miou,) = content[method]["miou"]
-        assert 0 < miou < 1
-        assert (tmp_path / "demo" / f"{method}-seed0" / "report.html").is_file()
-    assert content["onnx_agreement"] >= 0.999
-    assert {"pretrain", "train cam", "train cpn", "label", "export", "label onnx", "total"} <= set(content["seconds"])
-    assert len(list((tmp_path / "demo" / "masks-onnx" / "SegmentationClass").glob("*.png"))) == 6

@@ -1,0 +1,280 @@
+"""What README and docs/ promise: commands for a CPU run here, in order, in one folder; others go through the parsers.
+
+Python blocks run too, and what is named (files, functions, errors, options) is looked for in the code.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import shlex
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cpn_fast.cli import main as cli
+from cpn_fast.config.training import MethodOptions
+from cpn_fast.models.backbones import create_backbone
+from cpn_fast.pipeline.command import run_pipeline
+from cpn_fast.pipeline.runner import Outcome
+
+ROOT = Path(__file__).resolve().parents[1]
+README, DOCS = ROOT / "README.md", ROOT / "docs"
+NAVIGATION = re.findall(
+    r"- (?:\w+: )?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE
+)
+PAGES = [README, *(DOCS / name for name in NAVIGATION)]
+GUIDE = [page for page in PAGES if page.parent.name == "guide"]
+DOOR = [README, *(page for page in PAGES if page.parent.name == "start")]
+TAGS = ("cpu", "gpu", "voc", "setup", "python", "none")
+"""Of a block: run here; the parser's; the parser's; targets of make; Python that runs; nothing that a test could do."""
+SMALL_TRAINING = (
+    *("--max-steps", "2", "--epochs", "1", "--crop", "64", "--batch-size", "2", "--workers", "0", "--val-images", "2"),
+)
+SMALL_TEXT = " ".join(SMALL_TRAINING)
+SMALL = {
+    "train": SMALL_TRAINING,
+    "affinity": SMALL_TRAINING,
+    "reproduce": (*SMALL_TRAINING, "--eval-every", "0", "--images", "2", "--scales", "1"),
+    "segment train": SMALL_TRAINING,
+    "segment evaluate": ("--scales", "0.5", "--no-flip"),
+    "segment predict": ("--scales", "0.5", "--no-flip"),
+    "export": ("--scales", "1", "--no-flip"),
+    "run": (
+        *("--scales", "1", "--train", f"{SMALL_TEXT} --patch grid", "--affinity", f"{SMALL_TEXT} --beta 0.3"),
+        *("--postprocess", "--beta 0.3"),  # the best score of a network that has learnt nothing may be 0
+        *("--segmentation", SMALL_TEXT, "--evaluate", "--scales 1 --no-flip", "--export", "--scales 1 --no-flip"),
+    ),
+}
+"""What the test adds, so that a command that otherwise runs as README has it takes seconds."""
+
+
+def blocks(text: str, name: str = "text") -> Iterator[tuple[str, list[str]]]:
+    """(tag, lines) of every fenced block of a language; a command may go on over lines that end in a backslash."""
+    for before, language, body in re.findall(r"^([^\n]*)\n```(\w+)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+        found = re.fullmatch(r"<!-- run: (\w+) -->", before)
+        tag = found[1] if found else ""
+        assert tag in TAGS and (tag == "python") == (language == "python"), (
+            f"{name}: a block of {language} below {before!r}; expected `<!-- run: TAG -->` with one of {TAGS} above it"
+        )
+        if tag == "python":
+            yield tag, body.splitlines()
+            continue
+        lines = body.replace("\\\n", " ").splitlines()
+        yield tag, [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def tagged(*tags: str, pages: Sequence[Path] = PAGES) -> list[str]:
+    """The commands of these pages with one of these tags, each once, in order."""
+    found = [
+        command
+        for page in pages
+        for tag, commands in blocks(page.read_text(encoding="utf-8"), page.name)
+        if tag in tags
+        for command in commands
+    ]
+    return list(dict.fromkeys(found))
+
+
+def cpn_words(command: str) -> tuple[str, list[str]]:
+    """("cpn" or "cpn-label", its arguments); `[torchrun ...|python] -m cpn_fast.train` is `cpn train`."""
+    words = shlex.split(command, comments=True)
+    if words[0] in ("python", "torchrun") and "cpn_fast.train" in words:
+        return "cpn", ["train", *words[words.index("cpn_fast.train") + 1 :]]
+    assert words[0] in ("cpn", "cpn-label"), f"{command!r}: neither cpn nor cpn-label"
+    return words[0], words[1:]
+
+
+def parse(command: str) -> Any:
+    program, words = cpn_words(command)
+    if program == "cpn":
+        return cli.parse(*cli.split_name(words))
+    import tyro
+
+    from cpn_export.label import LabelOnnxConfig
+
+    return tyro.cli(LabelOnnxConfig, args=words)
+
+
+@pytest.mark.parametrize("text", ["```python\nx = 1\n```\n", "<!-- run: later -->\n```bash\ncpn\n```\n"])
+def test_blocks_without_a_known_tag_are_refused(text: str) -> None:
+    with pytest.raises(AssertionError, match="expected"):
+        list(blocks(f"\n{text}"))
+
+
+def test_lines_that_end_in_a_backslash_go_on() -> None:
+    text = "<!-- run: cpu -->\n```bash\n# why\ncpn a \\\n  --b\ncpn c\n```\n"
+    assert list(blocks(text)) == [("cpu", ["cpn a    --b", "cpn c"])]
+
+
+@pytest.mark.parametrize("command", tagged("gpu", "voc", "cpu"))
+def test_command_is_understood_by_the_real_parser(command: str) -> None:
+    parse(command)
+
+
+def test_an_option_that_does_not_exist_is_noticed() -> None:
+    with pytest.raises(SystemExit):
+        parse("cpn train --data photos --output runs/x --no-such-option 1")
+
+
+def test_setup_commands_are_make_targets(repository: Path) -> None:
+    makefile = (repository / "Makefile").read_text(encoding="utf-8")
+    commands = [shlex.split(command, comments=True) for command in tagged("setup")]
+    assert commands
+    for program, target, *_ in commands:
+        assert program == "make" and re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+
+
+def test_the_readme_is_a_door() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 130
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    assert sorted(NAVIGATION) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page: Path, repository: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:cpn_fast|kernels|export|benchmarks|tests|docs|docker)/[\w/.]+)`", text)
+    assert [name for name in named if not (repository / name).exists()] == []
+    linked = [target for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in target]
+    assert [name for name in linked if not (page.parent / name).exists()] == []
+
+
+def definitions(path: Path) -> set[str]:
+    """Names of the functions and classes at a file's top."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+def test_functions_that_stand_for_equations_exist(repository: Path) -> None:
+    text = (DOCS / "method" / "equations.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)`: `(\w+)`", text)
+    assert len(named) > 20
+    assert [(file, name) for file, name in named if name not in definitions(repository / file)] == []
+
+
+def test_every_option_of_the_method_has_its_reading() -> None:
+    text = (DOCS / "method" / "readings.md").read_text(encoding="utf-8")
+    assert [field.name for field in fields(MethodOptions) if f"`{field.name}`" not in text] == []
+
+
+def test_errors_of_the_troubleshooting_page_are_those_of_the_code(repository: Path) -> None:
+    """A heading in lower case is a part of a message; the others are symptoms without one."""
+    code = "".join(
+        path.read_text(encoding="utf-8")
+        for package in ("cpn_fast", "kernels", "export")
+        for path in (repository / package).rglob("*.py")
+    )
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # a message of several lines is one
+    headings = re.findall(r"^### (.+)$", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(headings) >= 30
+    assert [text for text in headings if not text[0].isupper() and text not in code] == []
+
+
+def test_the_command_lines_reference_comes_from_the_parser() -> None:
+    spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
+    assert spec is not None and spec.loader is not None
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    assert hooks.MARKER in (DOCS / "reference" / "cli.md").read_text(encoding="utf-8").splitlines()
+    assert "--instances" in hooks.help_of("convert") and "--image-labels" in hooks.help_of(None)
+    assert hooks.on_page_markdown("nothing to put in") == "nothing to put in"
+
+
+def write_weights(folder: Path) -> None:
+    torch.manual_seed(0)
+    save_file(create_backbone("mobilenet_v2").state_dict(), folder / "mobilenet_v2_imagenet.safetensors")
+
+
+@pytest.fixture
+def class_folders(small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`photos` with a folder for each class, one photo beside it, and weights of the name that README uses."""
+    monkeypatch.chdir(tmp_path)
+    for number, path in enumerate(sorted((small_demo / "JPEGImages").glob("train_*.jpg"))):
+        folder = tmp_path / "photos" / ("dog", "cat")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder)
+        shutil.copy(path, tmp_path / "dog.jpg")
+    write_weights(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def photos(small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a CSV as the guide describes it, with masks, beside weights of the name that the guide uses."""
+    from cpn_fast.data.sources.open import open_source
+
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "photos"
+    (root / "images" / "holiday").mkdir(parents=True)
+    (root / "masks" / "holiday").mkdir(parents=True)
+    source = open_source(f"demo:{small_demo}")
+    lines = ["image,labels,split"]
+    for record in source.records("train")[:4]:
+        name = f"holiday/{record.id}"
+        shutil.copy(record.image_path, root / "images" / f"{name}.jpg")
+        assert record.mask_path is not None and record.labels is not None
+        shutil.copy(record.mask_path, root / "masks" / f"{name}.png")
+        lines.append(f"{name}.jpg,{';'.join(source.classes[label] for label in record.labels)},train")
+    (root / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (root / "classes.txt").write_text("\n".join(source.classes) + "\n", encoding="utf-8")
+    write_weights(tmp_path)
+    return root
+
+
+def run_commands(pages: Sequence[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    from cpn_export.label import main as cpn_label
+
+    for command in tagged("cpu", pages=pages):
+        program, words = cpn_words(command)
+        small = SMALL.get(cli.split_name(words)[0], ())
+        status = cpn_label(words) if program == "cpn-label" else cli.main([*words, *small])
+        assert status == 0, f"{command}\n{capsys.readouterr().err}"
+
+
+@pytest.mark.slow
+def test_the_readme_and_the_first_steps_run(class_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_commands(DOOR, capsys)
+    for path in ("runs/photos/report.html", "masks/labelmap.txt", "masks.json", "masks.zip", "model.onnx"):
+        assert (class_folders / path).is_file(), path
+    codes = [code for page in DOOR for tag, code in blocks(page.read_text(encoding="utf-8")) if tag == "python"]
+    assert codes
+    for code in codes:
+        exec("\n".join(code), {})
+    assert capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_guide_runs(photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    # The stages of `cpn run` in this process: a dozen others would load torch a dozen times.
+    monkeypatch.setattr(run_pipeline, "__defaults__", (lambda argv, lock: Outcome(cli.main(list(argv)), 1.0, 1.0),))
+    run_commands(GUIDE, capsys)
+    made = photos.parent
+    for path in (
+        "runs/csv/metrics.json",
+        "runs/segment/metrics.json",
+        "runs/tables/table3.png",
+        "runs/tables/time.csv",
+        "runs/model/report.html",
+        "runs/model/labeller.onnx",
+        "runs/model/segment.onnx",
+        "masks-csv/metrics.json",
+        "masks-csv/labelmap.txt",
+        "masks-csv.json",
+        "masks-csv.zip",
+    ):
+        assert (made / path).is_file(), path
+    ids = sorted(path.relative_to(photos / "images").with_suffix("") for path in photos.rglob("*.jpg"))
+    assert len(ids) == 4
+    for folder in ("masks-csv", "masks-crf", "masks-walk", "masks-onnx", "masks-int8", "predicted"):
+        masks = made / folder / "SegmentationClass"
+        assert sorted(path.relative_to(masks).with_suffix("") for path in masks.rglob("*.png")) == ids
