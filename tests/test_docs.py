@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from cpn_fast.cli import main as cli
 from cpn_fast.config.training import MethodOptions
+from cpn_fast.console.exit_status import guarded
 from cpn_fast.models.backbones import create_backbone
 from cpn_fast.pipeline.command import run_pipeline
 from cpn_fast.pipeline.runner import Outcome
@@ -41,7 +42,7 @@ SMALL_TRAINING = (
 SMALL_TEXT = " ".join(SMALL_TRAINING)
 SMALL = {
     "train": SMALL_TRAINING,
-    "affinity": SMALL_TRAINING,
+    "train-affinity": SMALL_TRAINING,
     "reproduce": (*SMALL_TRAINING, "--eval-every", "0", "--images", "2", "--scales", "1"),
     "segment train": SMALL_TRAINING,
     "segment evaluate": ("--scales", "0.5", "--no-flip"),
@@ -256,7 +257,10 @@ def test_the_readme_and_the_first_steps_run(class_folders: Path, capsys: pytest.
 @pytest.mark.slow
 def test_the_guide_runs(photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     # The stages of `cpn run` in this process: a dozen others would load torch a dozen times.
-    monkeypatch.setattr(run_pipeline, "__defaults__", (lambda argv, lock: Outcome(cli.main(list(argv)), 1.0, 1.0),))
+    def here(command: str, config: Any, keep_open: int) -> Outcome:
+        return Outcome(guarded(lambda: cli.run_config(command, config)), 1.0, 1.0)
+
+    monkeypatch.setattr(run_pipeline, "__defaults__", (here,))
     run_commands(GUIDE, capsys)
     made = photos.parent
     for path in (
