@@ -72,9 +72,25 @@ def read_image(path: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
         DataError: if the file is missing, empty, truncated, no image, of an unsupported mode or over `max_pixels`.
     """
     with open_image(path, max_pixels) as image:
-        turn = remaining_turn(image)
-        rgb = _to_rgb(image, Path(path))
-        return np.array(rgb if turn is None else rgb.transpose(turn), dtype=np.uint8)
+        return upright_pixels(image, str(path))
+
+
+def upright_pixels(image: Image.Image, name: str) -> np.ndarray:
+    """The pixels of an image that Pillow has opened, by the rules of `read_image`.
+
+    Args:
+        image: of any mode.
+        name: what to call it in an error.
+
+    Returns:
+        uint8 [H, W, 3], RGB, C-contiguous.
+
+    Raises:
+        DataError: for an unsupported mode.
+    """
+    turn = remaining_turn(image)
+    rgb = _to_rgb(image, name)
+    return np.array(rgb if turn is None else rgb.transpose(turn), dtype=np.uint8)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -189,7 +205,7 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     mode = image.mode
     if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
         # Pillow's own conversion would clip everything above 255 to white.
@@ -197,7 +213,7 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
         return Image.fromarray(high_byte).convert("RGB")
     if mode in ("I", "F"):
         raise DataError(
-            f"{path}: pixels of mode {mode!r} (32 bit) have no stated range; save the image with 8 or 16 bits a channel"
+            f"{name}: pixels of mode {mode!r} (32 bit) have no stated range; save the image with 8 or 16 bits a channel"
         )
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -35,7 +35,11 @@ def create_model(config: TrainConfig, num_classes: int, load_weights: bool = Tru
     Raises:
         DataError: if the weights do not fit the backbone.
     """
-    backbone = _backbone(config, load_weights, frozen=True)
+    return cam_net(_backbone(config, load_weights, frozen=True), config, num_classes)
+
+
+def cam_net(backbone: Backbone, config: TrainConfig, num_classes: int) -> CamNet:
+    """A CamNet on a given backbone; of the settings, method and options count."""
     options = config.options
     return CamNet(
         backbone,
