@@ -122,7 +122,7 @@ def test_a_photo_is_labelled_as_the_command_labels_it(
         values = [0, *(source.classes.index(name) + 1 for name in names)]
         decided = np.concatenate([np.full((1, *image.shape[:2]), 0.3, np.float32), out.maps]).argmax(axis=0)
         assert np.array_equal(out.mask, np.array(values)[decided])
-        assert out.scores.shape == (len(source.classes),) and ((out.scores > 0) & (out.scores < 1)).all()
+        assert out.scores.shape == (len(source.classes),) and ((out.scores >= 0) & (out.scores <= 1)).all()
     assert capfd.readouterr() == ("", "")
 
 
