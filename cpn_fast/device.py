@@ -6,6 +6,7 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -58,6 +59,11 @@ def threads_shared_by(workers: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def has_gpu() -> bool:
+    """Whether torch sees a GPU."""
+    return torch.cuda.is_available()
+
+
 def ready_device(device: str) -> str:
     """Make the process ready for inference and name the device, "cpu" or "cuda".
 
@@ -74,6 +80,30 @@ def ready_device(device: str) -> str:
     tune_allocator()
     set_tf32(True)
     return device
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a GPU, or for this process on a CPU (a container's limit counts); None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    available = _meminfo("MemAvailable")
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:  # no control groups of version 2
+        return available
+    if limit == "max":
+        return available
+    left = max(0, int(limit) - int(used))
+    return left if available is None else min(left, available)
+
+
+def _meminfo(name: str) -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
 
 
 def peak_memory_mib(device: torch.device) -> float:

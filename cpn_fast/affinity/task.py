@@ -63,17 +63,23 @@ class AffinityStage(Stage[AffinityConfig]):
         super().__init__(config, fabric, progress)
         run = RunFolder(config.output)
         self.store = LabelStore(run.path / LABELS)
+        self.paths = images_of(config.data)
         if config.resume:
             self.store.check_unchanged(config.masks)
-            self.classes = run.classes
-        else:
-            made = make_affinity_labels(config, self.store.path, self.progress)
-            if fabric.is_global_zero:
-                self.store.freeze(made.images)
-            fabric.barrier()
-            self.classes = made.classes
-        self.paths = images_of(config.data)
-        self.num_records = len(self.store.frozen)
+            self._learn_from(run.classes)
+
+    def prepare(self) -> None:
+        """Make the labels of a new run."""
+        if self.config.resume:
+            return
+        made = make_affinity_labels(self.config, self.store.path, self.progress)
+        if self.fabric.is_global_zero:
+            self.store.freeze(made.images)
+        self.fabric.barrier()
+        self._learn_from(made.classes)
+
+    def _learn_from(self, classes: tuple[str, ...]) -> None:
+        self.classes, self.num_records = classes, len(self.store.frozen)
         self._need_images()
 
     def _need_images(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -28,7 +28,14 @@ from cpn_fast.refine.labelled_folder import LabelledFolder
 from cpn_fast.refine.options import WALK_POWER, WALK_STEPS
 from cpn_fast.refine.random_walk import WalkStep, resized_maps
 from cpn_fast.training.task import Evaluation
-from cpn_fast.training.validation import PICTURES, check_finite_maps, resized, side_by_side
+from cpn_fast.training.validation import (
+    PICTURES,
+    check_finite_maps,
+    never,
+    resized,
+    side_by_side,
+    training_mode_kept,
+)
 
 log = logging.getLogger(__name__)
 
@@ -63,32 +70,34 @@ class WalkCurves:
     def __init__(self, cases: Sequence[WalkCase], num_classes: int) -> None:
         self._cases, self._num_classes = list(cases), num_classes
 
-    def evaluate(self, net: AffinityNet, device: torch.device) -> Evaluation:
+    def evaluate(
+        self, net: AffinityNet, device: torch.device, stopped: Callable[[], bool] = never
+    ) -> Evaluation | None:
         """Let the maps walk as `cpn postprocess --random-walk` does by default. The training mode is kept.
 
         Returns:
             values `maps_miou` (before) and `walk_miou` (None where no class occurs), `images`; and pictures of image,
-            mask before, mask after and truth side by side.
+            mask before, mask after and truth side by side. None once `stopped`, asked before each image, says so.
 
         Raises:
             NonFiniteError: for affinities that are not finite.
         """
         del device  # the network's own
-        was_training = [module for module in net.modules() if module.training]
-        step = WalkStep(net.eval(), "", WALK_STEPS, WALK_POWER, 1.0)
         shape = (self._num_classes + 1, self._num_classes + 2)
         confusion = {name: np.zeros(shape, dtype=np.int64) for name in ("maps", "walk")}
         pictures = {}
-        for index, case in enumerate(self._cases):
-            walked = step(case.image_id, case.image, case.scores)
-            check_finite_maps("affinities", walked.numpy())
-            masks = {"maps": _mask_of(case, case.scores), "walk": _mask_of(case, walked)}
-            for name, mask in masks.items():
-                confusion[name] += confusion_of(case.truth, mask, self._num_classes)
-            if index < PICTURES:
-                pictures[case.image_id] = _picture(case.image, [*masks.values(), case.truth])
-        for module in was_training:
-            module.training = True
+        with training_mode_kept(net):
+            step = WalkStep(net.eval(), "", WALK_STEPS, WALK_POWER, 1.0)
+            for index, case in enumerate(self._cases):
+                if stopped():
+                    return None
+                walked = step(case.image_id, case.image, case.scores)
+                check_finite_maps("affinities", walked.numpy())
+                masks = {"maps": _mask_of(case, case.scores), "walk": _mask_of(case, walked)}
+                for name, mask in masks.items():
+                    confusion[name] += confusion_of(case.truth, mask, self._num_classes)
+                if index < PICTURES:
+                    pictures[case.image_id] = _picture(case.image, [*masks.values(), case.truth])
         figures = {f"{name}_miou": finite(iou_point(counts).miou) for name, counts in confusion.items()}
         return Evaluation({"images": len(self._cases), **figures}, pictures)
 

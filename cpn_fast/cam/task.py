@@ -77,6 +77,13 @@ class CamStage(Stage[TrainConfig]):
         warms_up = options.warm_up > 0 if options.warm_up_epochs is None else options.warm_up_epochs > 0
         return lacks_loss or (config.method != "cam" and warms_up)
 
+    def views(self) -> tuple[float, float]:
+        """One of `cam` and in the warm-up, three of CPN, one and a smaller one of SEAM."""
+        options = self.config.options
+        most = {"cam": 1.0, "cpn": 3.0}.get(self.config.method, 1 + options.seam_scale**2)
+        warm_up = options.warm_up if most > 1 else 1.0
+        return warm_up + (1 - warm_up) * most, most
+
     def create_net(self) -> CamNet:
         """The untrained CamNet."""
         return create_model(self.config, len(self.classes))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -20,7 +20,14 @@ from cpn_fast.metrics.classification import classifier_scores
 from cpn_fast.models.cam import CamNet
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.training.task import Evaluation
-from cpn_fast.training.validation import PICTURES, check_finite_maps, resized, side_by_side
+from cpn_fast.training.validation import (
+    PICTURES,
+    check_finite_maps,
+    never,
+    resized,
+    side_by_side,
+    training_mode_kept,
+)
 
 log = logging.getLogger(__name__)
 
@@ -40,33 +47,39 @@ class Curves:
         self._samples = [resized(source.read(record, with_mask=True), config.augment.crop) for record in records]
 
     @torch.no_grad()
-    def evaluate(self, net: CamNet, device: torch.device) -> Evaluation:
+    def evaluate(self, net: CamNet, device: torch.device, stopped: Callable[[], bool] = never) -> Evaluation | None:
         """Score the network at a single scale. Its training mode is as before afterwards.
 
+        Args:
+            net: the network.
+            device: where it is.
+            stopped: asked before each image.
+
         Returns:
-            values `cam_miou`, `cam_beta`, `rcam_miou`, `rcam_beta` (None without a pixel of a class in any mask),
-            `map`, `f1`, `images`; and pictures of image, CAM, RCAM and, where there is one, the mask side by side.
+            values `cam_miou`, `cam_beta`, `rcam_miou`, `rcam_beta` (None without a pixel of a class in any mask; of a
+            network without refinement the last two are left out), `map`, `f1`, `images`; and pictures of image, CAM,
+            RCAM and, where there is one, the mask side by side. None once `stopped` says so.
 
         Raises:
             NonFiniteError: for maps or scores that are not finite.
         """
-        was_training = [module for module in net.modules() if module.training]
-        labeller = Labeller(net, scales=(1.0,), flip=False, map_norm=self.map_norm)
-        sweeps = {"cam": BetaSweep(self.num_classes), "rcam": BetaSweep(self.num_classes)}
+        sweeps = {name: BetaSweep(self.num_classes) for name in ("cam", "rcam")[: 1 if net.refinement == "none" else 2]}
         scores, pictures = [], {}
-        for index, sample in enumerate(self._samples):
-            images = torch.from_numpy(sample.image)[None].to(device)
-            labels = torch.from_numpy(np.asarray(sample.labels, dtype=np.float32))[None].to(device)
-            out = labeller(images, labels)
-            maps = {"cam": out.cam[0].float().cpu().numpy(), "rcam": out.rcam[0].float().cpu().numpy()}
-            scores.append(out.scores[0].float().cpu().numpy())
-            check_finite_maps("class maps or scores", scores[-1], *maps.values())
-            for name, sweep in sweeps.items():
-                sweep.update(maps[name], sample.mask, sample.record.id)
-            if index < PICTURES:
-                pictures[sample.record.id] = picture(sample, maps["cam"], maps["rcam"])
-        for module in was_training:
-            module.training = True
+        with training_mode_kept(net):
+            labeller = Labeller(net, scales=(1.0,), flip=False, map_norm=self.map_norm)
+            for index, sample in enumerate(self._samples):
+                if stopped():
+                    return None
+                images = torch.from_numpy(sample.image)[None].to(device)
+                labels = torch.from_numpy(np.asarray(sample.labels, dtype=np.float32))[None].to(device)
+                out = labeller(images, labels)
+                maps = {name: getattr(out, name)[0].float().cpu().numpy() for name in sweeps}
+                scores.append(out.scores[0].float().cpu().numpy())
+                check_finite_maps("class maps or scores", scores[-1], *maps.values())
+                for name, sweep in sweeps.items():
+                    sweep.update(maps[name], sample.mask, sample.record.id)
+                if index < PICTURES:
+                    pictures[sample.record.id] = picture(sample, *maps.values())
         truth = np.stack([np.asarray(sample.labels) > 0 for sample in self._samples])
         values: dict[str, Any] = {"images": len(self._samples), **classifier_scores(np.stack(scores), truth)}
         for name, sweep in sweeps.items():
@@ -100,20 +113,19 @@ def create_curves(source: Source, config: TrainConfig, train_records: Sequence[R
     return Curves(source, spread_evenly(records, config.val_images), config)
 
 
-def picture(sample: Sample, cam: NDArray[np.floating], rcam: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Image, CAM, RCAM (each pixel's highest class as a heat map over the image) and mask, side by side.
+def picture(sample: Sample, *maps: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Image, maps (each pixel's highest class as a heat map over the image) and mask, side by side.
 
     Args:
         sample: image uint8 [H, W, 3] and, if there is one, mask [H, W].
-        cam: float [K, H, W] in 0..1.
-        rcam: the same.
+        *maps: CAM and, where there is one, RCAM, float [K, H, W] in 0..1.
 
     Returns:
-        uint8 [h, 3w or 4w, 3] with max(h, w) at most 320.
+        uint8 [h, n w, 3] of n tiles, with max(h, w) at most 320.
     """
     tiles = [sample.image]
-    for maps in (cam, rcam):
-        heat = cv2.applyColorMap((maps.max(axis=0).clip(0, 1) * 255).astype(np.uint8), cv2.COLORMAP_JET)
+    for each in maps:
+        heat = cv2.applyColorMap((each.max(axis=0).clip(0, 1) * 255).astype(np.uint8), cv2.COLORMAP_JET)
         tiles.append(cv2.addWeighted(sample.image, 0.5, cv2.cvtColor(heat, cv2.COLOR_BGR2RGB), 0.5, 0))
     if sample.mask is not None:
         tiles.append(voc_palette()[sample.mask])

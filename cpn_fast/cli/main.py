@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
 from typing import Any
 
-from cpn_fast.console.exit_status import EXIT_ERROR, fail, guarded
+from cpn_fast.console.exit_status import EXIT_ERROR, fail, guarded, piped
 
 
 @dataclass(frozen=True)
@@ -196,9 +196,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None = `sys.argv[1:]`.
 
     Returns:
-        The exit status: 0, 2 for an error that the message explains, 130 after Ctrl-C.
+        The exit status: 0, 2 for an error that the message explains, 130 after Ctrl-C or SIGTERM, 141 where the reader
+        of a pipe has closed it.
     """
-    args = list(sys.argv[1:] if argv is None else argv)
+    return piped(lambda: _main(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _main(args: list[str]) -> int:
     group = args[0] if args and args[0] in _groups() else None
     asked = args[1:] if group else args
     if not asked or asked[0] in ("-h", "--help"):

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import select
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from cpn_fast.files.errors import DataError
@@ -17,6 +22,11 @@ EXIT_FAILED_IMAGES = 3
 
 
 EXIT_INTERRUPTED = 130
+"""After Ctrl-C, and after SIGTERM (a scheduler's way), which ends a command in the same order."""
+
+
+EXIT_PIPE = 141
+"""The reader of the output has had enough, as of `cpn --help | head`: 128 + SIGPIPE, as a shell says it."""
 
 
 EXTRAS = {
@@ -40,11 +50,12 @@ def guarded(action: Callable[[], Any]) -> int:
 
     Returns:
         0 where it ended, 2 after a `DataError`, a missing optional package, a full disk or a missing permission, 130
-        after Ctrl-C. Other exceptions pass: they are faults of the program and keep their traceback.
+        after Ctrl-C or SIGTERM. Other exceptions pass: they are faults of the program and keep their traceback.
     """
     log_to_terminal()
     try:
-        action()
+        with _terminated_like_interrupted():
+            action()
     except DataError as error:
         return fail(str(error))
     except ModuleNotFoundError as error:
@@ -66,6 +77,43 @@ def _how_to_install(module: str) -> str:
     """Which extra of cpn-fast holds a module."""
     extra = EXTRAS.get(module.partition(".")[0], "cpn-fast[train]")
     return f"install it with: pip install '{extra}'"
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt, so that open files, pools and temporary files are cleared up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def piped(action: Callable[[], int]) -> int:
+    """Run `action`, whose output a reader may stop to read: then end without a traceback.
+
+    Returns:
+        What `action` returns; 141 where stdout was closed meanwhile.
+    """
+    try:
+        try:
+            return action()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise  # another pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return EXIT_PIPE
+
+
+def _reader_is_gone() -> bool:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def fail(message: str) -> int:

@@ -18,7 +18,6 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,9 +25,9 @@ from cpn_fast.data.loading.random import generator
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.types import Source
 from cpn_fast.device import tune_allocator
-from cpn_fast.files.atomic import atomic_path
 from cpn_fast.models.backbones import create_backbone
 from cpn_fast.models.backbones.resnet38 import BottleneckBlock
+from cpn_fast.models.weights.save import save_weights
 from cpn_kernels.ops.cp_triplet import normalise_images
 
 log = logging.getLogger(__name__)
@@ -131,9 +130,7 @@ def pretrain_backbone(
         if left == 0:
             break
     output_path.parent.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.backbone.state_dict().items()}
-    with atomic_path(output_path) as temporary:
-        save_file(weights, temporary, metadata={"format": "pt", "backbone": settings.backbone})
+    save_weights(output_path, model.backbone.state_dict(), {"format": "pt", "backbone": settings.backbone})
     return _accuracy(model.eval(), held_out, settings.crop, device)
 
 

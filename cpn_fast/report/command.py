@@ -175,9 +175,7 @@ def _learning(evals: Sequence[Mapping[str, Any]], refined: bool) -> str:
     if refined:
         maps.append(curve("RCAM", "rcam_miou", 100))
     drawn = {
-        "mIoU of the maps": line_chart(
-            [curve("CAM", "cam_miou", 100), curve("RCAM", "rcam_miou", 100)], "epoch", "mIoU %"
-        ),
+        "mIoU of the maps": line_chart(maps, "epoch", "mIoU %"),
         "Classifier": line_chart([curve("mAP", "map", 100), curve("F1", "f1", 100)], "epoch", "%"),
     }
     return page.charts("Learning curves", drawn, "On a fixed subset of the validation images, at a single scale.")

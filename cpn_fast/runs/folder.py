@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cpn_fast.config.recipes import with_recipe
 from cpn_fast.config.serialise import config_from_dict, config_to_dict, flat
 from cpn_fast.config.training import STAGES, AffinityConfig, C, LoopConfig, SegmentConfig, TrainConfig
-from cpn_fast.files.atomic import atomic_write_bytes, atomic_write_text
+from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.json_file import read_json
 from cpn_fast.files.names import class_fault, quoted
@@ -199,9 +199,8 @@ class RunFolder:
 
     def save_model(self, net: nn.Module, step: int) -> None:
         """Write the weights to model.safetensors, with classes, step and version as metadata."""
-        from safetensors.torch import save
+        from cpn_fast.models.weights.save import save_weights
 
-        weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
         stage, config = self.stage, self.config_of(STAGES[self.stage])
         metadata = {
             "format": "pt",
@@ -213,7 +212,7 @@ class RunFolder:
         }
         if isinstance(config, TrainConfig):
             metadata["method"] = config.method
-        atomic_write_bytes(self.model_path, save(weights, metadata=metadata))
+        save_weights(self.model_path, net.state_dict(), metadata)
 
     def load_model(self, device: str = "cpu") -> CamNet:
         """The CAM network of the run in eval mode: model.safetensors, or the last checkpoint of one that hasn't ended.
@@ -285,11 +284,10 @@ class RunFolder:
         atomic_write_text(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def remove_unfinished(self) -> None:
-        """Remove what a killed process left half-written, and weights that training on will make stale."""
+        """Remove what a killed process left half-written."""
         for folder in (self.path, self.checkpoint_path.parent):
             for leftover in folder.glob(".tmp-*") if folder.is_dir() else ():
                 leftover.unlink()
-        self.model_path.unlink(missing_ok=True)
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -77,7 +77,19 @@ class SegmentStage(Stage[SegmentConfig]):
         net = create_deeplab(self.config, len(self.classes))
         steps = steps_per_epoch(self.num_records, self.config.batch_size) * (self.config.epochs or 1)
         set_norm_momentum(net, norm_momentum(steps))
+        self._check_norms(net)
         return net
+
+    def _check_norms(self, net: DeepLab) -> None:
+        """Refuse crops of one position in batches of one: a batch norm that trains has nothing to compare it with."""
+        stride, crop = net.backbone.strides[2], self.config.augment.crop
+        if self.config.batch_size // self.fabric.world_size > 1 or crop > stride:
+            return
+        raise DataError(
+            f"--batch-size {self.config.batch_size} with --crop {crop}: each process sees one image a step, and the "
+            f"network's last maps have one position (stride {stride}), of which batch norms cannot learn; expected a "
+            f"larger --batch-size or a --crop above {stride}"
+        )
 
     def create_module(self, net: nn.Module) -> nn.Module:
         """Cross entropy around the network."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -20,7 +20,14 @@ from cpn_fast.metrics.report import finite
 from cpn_fast.models.deeplab import DeepLab
 from cpn_fast.models.segmenter import Segmenter
 from cpn_fast.training.task import Evaluation
-from cpn_fast.training.validation import PICTURES, check_finite_maps, resized, side_by_side
+from cpn_fast.training.validation import (
+    PICTURES,
+    check_finite_maps,
+    never,
+    resized,
+    side_by_side,
+    training_mode_kept,
+)
 
 log = logging.getLogger(__name__)
 
@@ -39,32 +46,37 @@ class SegmentCurves:
         self._samples = [resized(sample, long_side) for sample in samples]
 
     @torch.no_grad()
-    def evaluate(self, net: DeepLab, device: torch.device) -> Evaluation:
+    def evaluate(self, net: DeepLab, device: torch.device, stopped: Callable[[], bool] = never) -> Evaluation | None:
         """Score the network at a single scale. Its training mode is as before afterwards.
+
+        Args:
+            net: the network.
+            device: where it is.
+            stopped: asked before each image.
 
         Returns:
             values `miou`, `background`, `foreground` (None where no class of it occurs), `images`; and pictures of
-            image, prediction and truth side by side.
+            image, prediction and truth side by side. None once `stopped` says so.
 
         Raises:
             NonFiniteError: for probabilities that are not finite.
         """
-        was_training = [module for module in net.modules() if module.training]
-        segmenter = Segmenter(net, scales=(1.0,), flip=False)
         confusion = np.zeros((self.num_classes + 1, self.num_classes + 2), dtype=np.int64)
         pictures = {}
-        for index, sample in enumerate(self._samples):
-            images = torch.from_numpy(sample.image)[None].to(device)
-            any_class = torch.full((1, self.num_classes), -1.0, device=device)
-            out = segmenter(images, any_class)
-            check_finite_maps("probabilities", out.probabilities.float().sum().cpu().numpy())
-            mask = out.mask[0].cpu().numpy()
-            assert sample.mask is not None
-            confusion += confusion_of(sample.mask, mask, self.num_classes)
-            if index < PICTURES:
-                pictures[sample.record.id] = picture(sample.image, mask, sample.mask)
-        for module in was_training:
-            module.training = True
+        with training_mode_kept(net):
+            segmenter = Segmenter(net, scales=(1.0,), flip=False)
+            for index, sample in enumerate(self._samples):
+                if stopped():
+                    return None
+                images = torch.from_numpy(sample.image)[None].to(device)
+                any_class = torch.full((1, self.num_classes), -1.0, device=device)
+                out = segmenter(images, any_class)
+                check_finite_maps("probabilities", out.probabilities.float().sum().cpu().numpy())
+                mask = out.mask[0].cpu().numpy()
+                assert sample.mask is not None
+                confusion += confusion_of(sample.mask, mask, self.num_classes)
+                if index < PICTURES:
+                    pictures[sample.record.id] = picture(sample.image, mask, sample.mask)
         point = iou_point(confusion)
         figures = {name: finite(getattr(point, name)) for name in ("miou", "background", "foreground")}
         return Evaluation({"images": len(self._samples), **figures}, pictures)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -24,8 +25,9 @@ from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.runs.checkpoint import load_checkpoint
 from cpn_fast.runs.folder import RunFolder, check_same_settings
 from cpn_fast.runs.metrics_log import MetricsLog
+from cpn_fast.training.cost import estimate_cost, say_cost
 from cpn_fast.training.optimizer import create_optimizer
-from cpn_fast.training.task import ConfigT, Stage
+from cpn_fast.training.task import ConfigT, Evaluator, Stage
 from cpn_fast.training.tensorboard import Board
 from cpn_fast.training.trainer import Network, Outputs, Schedule, Trainer
 
@@ -57,31 +59,29 @@ def run_stage(config: ConfigT, kind: type[Stage[ConfigT]], progress: Progress = 
     fabric.launch()
     _check_devices(fabric, config)
     stage = kind(config, fabric, progress)
-    _start_folder(fabric, folder, stage)
-
+    network = create_network(stage)  # reads the weights; up to here nothing is written
+    stage.prepare()
     per_epoch = steps_per_epoch(stage.num_records, config.batch_size)
     total = per_epoch * (config.epochs or 1)
     schedule = Schedule(per_epoch, total, min(total, config.max_steps or total), stage.restart_step(total))
-    network = create_network(stage)
+    evaluator = stage.evaluator() if fabric.is_global_zero else None
     start_step = _restore(folder, fabric, network) if config.resume else 0
-    if start_step > schedule.last_step:
-        raise DataError(f"{folder.path}: step {start_step} is done already, past --max-steps {schedule.last_step}")
-    outputs = _open_outputs(folder, stage, schedule, start_step)
-    trainer = Trainer(stage, network, schedule, outputs)
+    _check_resumed(folder, stage, schedule, start_step)
+    if fabric.is_global_zero and start_step < schedule.last_step:
+        _say_before(stage, network, schedule.last_step - start_step)
+    _start_folder(fabric, folder, stage, start_step)
+    if start_step < schedule.last_step:
+        folder.model_path.unlink(missing_ok=True)  # training on makes it stale
+    trainer = Trainer(stage, network, schedule, _open_outputs(folder, stage, schedule, start_step, evaluator))
     span = Span(start_step, schedule.last_step, fabric.global_rank, fabric.world_size)
-    try:
+    with closing(trainer.outputs):
         finished = trainer.fit(stage.stream(network.net, span), start_step)
-    finally:
-        if outputs.metrics is not None:
-            outputs.metrics.close()
-        if outputs.board is not None:
-            outputs.board.close()
-    if not finished:
-        log.warning("stopped; the checkpoint in %s goes on with --resume", folder.path)
-        raise KeyboardInterrupt
-    if fabric.is_global_zero:
+    if finished and fabric.is_global_zero and not folder.model_path.is_file():
         folder.save_model(network.net, schedule.last_step)
     fabric.barrier()
+    if trainer.stop or not finished:
+        log.warning("stopped; rerun the command with --resume to resume from the checkpoint in %s", folder.path)
+        raise KeyboardInterrupt
     return folder
 
 
@@ -156,18 +156,46 @@ def labelled_records(source: Source, split: str) -> list[Record]:
     return records
 
 
-def _start_folder(fabric: Fabric, folder: RunFolder, stage: Stage[Any]) -> None:
-    """Write config.json, once every process has looked at the folder."""
-    fabric.barrier()
+def _check_resumed(folder: RunFolder, stage: Stage[Any], schedule: Schedule, start_step: int) -> None:
+    """Refuse to resume with other classes or behind the end; say where there is nothing left to train, and why."""
     config: LoopConfig = stage.config
-    if fabric.is_global_zero:
-        if config.resume and tuple(folder.classes) != tuple(stage.classes):
-            raise DataError(
-                f"{folder.path}: the run's classes are {', '.join(folder.classes)}; {config.data} has "
-                f"{', '.join(stage.classes)}; resume with the data the run began with"
+    if not config.resume:
+        return
+    if tuple(folder.classes) != tuple(stage.classes):
+        raise DataError(
+            f"{folder.path}: the run's classes are {', '.join(folder.classes)}; {config.data} has "
+            f"{', '.join(stage.classes)}; resume with the data the run began with"
+        )
+    if start_step > schedule.last_step:
+        raise DataError(f"{folder.path}: step {start_step} is done already, past --max-steps {schedule.last_step}")
+    if start_step == schedule.last_step:
+        more = ""
+        if schedule.last_step < schedule.total_steps:
+            more = (
+                f": it was started with --max-steps {config.max_steps}, which a resumed run keeps; give a larger "
+                f"number, or `--max-steps None` for all {schedule.total_steps} steps of its {config.epochs} epochs"
             )
+        log.warning("%s: all %d steps are done, nothing is left to train%s", folder.path, start_step, more)
+
+
+def _say_before(stage: Stage[Any], network: Network, steps: int) -> None:
+    """What a person should know before time and memory are spent."""
+    config, fabric = stage.config, stage.fabric
+    if config.weights is None and not config.resume:
+        log.warning(
+            "no --weights: the backbone %s begins with random numbers, and image labels alone teach it little; expect "
+            "poor masks, and give weights that were trained on ImageNet for good ones", config.backbone,
+        )  # fmt: skip
+    say_cost(estimate_cost(stage, network.net, fabric.device, fabric.world_size), steps, fabric.device)
+
+
+def _start_folder(fabric: Fabric, folder: RunFolder, stage: Stage[Any], start_step: int) -> None:
+    """Write config.json and drop the records of later steps, once every process has looked at the folder."""
+    fabric.barrier()
+    if fabric.is_global_zero:
         folder.remove_unfinished()
-        folder.create(dataclasses.replace(config, resume=False), stage.classes, stage.backend)
+        folder.create(dataclasses.replace(stage.config, resume=False), stage.classes, stage.backend)
+        folder.truncate_records(start_step)
     fabric.barrier()
 
 
@@ -192,21 +220,19 @@ def create_network(stage: Stage[Any]) -> Network:
 
 
 def _restore(folder: RunFolder, fabric: Fabric, network: Network) -> int:
-    """Load the last checkpoint and drop later records; 0 where the run was killed before its first checkpoint."""
+    """Load the last checkpoint and give its step; 0 where the run was killed before its first one."""
     if not folder.checkpoint_path.is_file():
-        step = 0
-    else:
-        state = load_checkpoint(folder.checkpoint_path)
-        network.net.load_state_dict(state["model"])
-        network.bare_optimizer.load_state_dict(state["optimizer"])
-        fabric.strategy.precision.load_state_dict(state["scaler"])
-        step = state["step"]
-    if fabric.is_global_zero:
-        folder.truncate_records(step)
-    return step
+        return 0
+    state = load_checkpoint(folder.checkpoint_path)
+    network.net.load_state_dict(state["model"])
+    network.bare_optimizer.load_state_dict(state["optimizer"])
+    fabric.strategy.precision.load_state_dict(state["scaler"])
+    return state["step"]
 
 
-def _open_outputs(folder: RunFolder, stage: Stage[Any], schedule: Schedule, start_step: int) -> Outputs:
+def _open_outputs(
+    folder: RunFolder, stage: Stage[Any], schedule: Schedule, start_step: int, evaluator: Evaluator | None
+) -> Outputs:
     config, first = stage.config, stage.fabric.is_global_zero
     progress = TrainProgress(
         schedule.last_step,
@@ -219,4 +245,4 @@ def _open_outputs(folder: RunFolder, stage: Stage[Any], schedule: Schedule, star
     if not first:
         return Outputs(folder, progress)
     board = Board(folder.tensorboard_path, stage.classes, start_step)
-    return Outputs(folder, progress, MetricsLog(folder.metrics_path), board, stage.evaluator())
+    return Outputs(folder, progress, MetricsLog(folder.metrics_path), board, evaluator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
@@ -37,8 +37,8 @@ class Evaluation:
 class Evaluator(Protocol):
     """Scores a network while it trains."""
 
-    def evaluate(self, net: Any, device: torch.device) -> Evaluation:
-        """Score the network, leaving its training mode as it was."""
+    def evaluate(self, net: Any, device: torch.device, stopped: Callable[[], bool]) -> Evaluation | None:
+        """Score the network, leaving its training mode as it was; None once `stopped` says so between two images."""
 
 
 class StepBatch(Protocol):
@@ -53,7 +53,7 @@ class StepBatch(Protocol):
 
 
 class Stage(ABC, Generic[ConfigT]):
-    """One kind of training. Made once the processes are launched; opens the data.
+    """One kind of training. Made once the processes are launched; opens and checks the data, and writes nothing.
 
     Attributes:
         config: with nothing left to the recipe.
@@ -82,6 +82,9 @@ class Stage(ABC, Generic[ConfigT]):
         """Whether a step may leave parameters without gradient; data-parallel training must then look for them."""
         del config
         return False
+
+    def prepare(self) -> None:
+        """Make what the training learns from, where it is made; called once all that can be checked has been."""
 
     @abstractmethod
     def create_net(self) -> nn.Module:
@@ -112,6 +115,10 @@ class Stage(ABC, Generic[ConfigT]):
         """What the statistics of the maps up to `step`, on the CPU, give reason to warn of; each warning once."""
         del step, statistics
         return None
+
+    def views(self) -> tuple[float, float]:
+        """Images of a crop's size that pass through the network for each image of a batch: the mean, and the most."""
+        return 1.0, 1.0
 
     def count(self, outputs: Mapping[str, Tensor], batch: Any) -> None:
         """Give what a step's module returned to the statistics."""

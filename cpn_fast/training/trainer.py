@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
+import math
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +22,8 @@ from cpn_fast.runs.folder import RunFolder
 from cpn_fast.runs.metrics_log import MetricsLog
 from cpn_fast.training.monitor import PendingStep, StepMonitor, StepValues
 from cpn_fast.training.optimizer import gate, poly_factor, set_learning_rate
-from cpn_fast.training.task import Evaluator, Stage, StepBatch
+from cpn_fast.training.stop import StopRequest
+from cpn_fast.training.task import Evaluation, Evaluator, Stage, StepBatch
 from cpn_fast.training.tensorboard import Board, map_record
 
 log = logging.getLogger(__name__)
@@ -83,39 +82,11 @@ class Outputs:
     board: Board | None = None
     curves: Evaluator | None = None
 
-
-@dataclass
-class StopRequest:
-    """Set by Ctrl-C or SIGTERM."""
-
-    signals: list[int] = field(default_factory=list)
-
-    @contextmanager
-    def listening(self) -> Iterator[StopRequest]:
-        """Take SIGINT and SIGTERM as a request; a second one ends the process as usual."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        kinds = (signal.SIGINT, signal.SIGTERM)
-        previous = {kind: signal.getsignal(kind) for kind in kinds}
-
-        def restore() -> None:
-            for kind, handler in previous.items():
-                signal.signal(kind, handler)
-
-        def request(number: int, _frame: object) -> None:
-            self.signals.append(number)
-            restore()
-
-        for kind in kinds:
-            signal.signal(kind, request)
-        try:
-            yield self
-        finally:
-            restore()
-
-    def __bool__(self) -> bool:
-        return bool(self.signals)
+    def close(self) -> None:
+        """Close the files, with everything on the disk."""
+        for output in (self.metrics, self.board):
+            if output is not None:
+                output.close()
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -136,7 +107,7 @@ class Trainer:
     def __init__(self, stage: Stage[Any], network: Network, schedule: Schedule, outputs: Outputs) -> None:
         self.stage, self.config, self.fabric = stage, stage.config, stage.fabric
         self.network, self.schedule, self.outputs = network, schedule, outputs
-        self.stop = StopRequest()
+        self.stop = StopRequest(told=self.fabric.is_global_zero)
         scaled = getattr(self.fabric.strategy.precision, "scaler", None) is not None  # 16-mixed on a GPU
         self.monitor = StepMonitor(
             [(name, p) for name, p in network.net.named_parameters() if p.requires_grad], check_gradients=not scaled
@@ -162,16 +133,16 @@ class Trainer:
         self.network.module.train()
         self._last_time = time.perf_counter()
         with self.stop.listening(), self.outputs.progress:
-            for batch in stream:
+            if start_step and self._evaluation_is_missing(start_step):
+                self._evaluate(start_step)
+            for batch in () if self._stopping else stream:
                 step += 1
                 self.train_step(step, batch)
                 self._after_step(step)
-                if self._stopping:
+                if self._stopping or (self.fabric.world_size == 1 and self.stop):
                     break
-            else:
+            if step > start_step:
                 self.save(step)
-                return True
-            self.save(step)
         return step >= self.schedule.last_step
 
     def train_step(self, step: int, batch: StepBatch) -> None:
@@ -254,34 +225,56 @@ class Trainer:
         if pending is not None:
             self._report(pending)
 
-    def _after_step(self, step: int) -> None:
+    def _evaluation_is_due(self, step: int) -> bool:
         every = self.config.eval_every * self.schedule.steps_per_epoch
-        last = step == self.schedule.last_step
-        if self.config.eval_every > 0 and (step % every == 0 or last):
+        return every > 0 and (step % every == 0 or step == self.schedule.last_step)
+
+    def _evaluation_is_missing(self, step: int) -> bool:
+        """Whether the run was stopped before, or in, the evaluation of the step that it resumes from."""
+        missing = False
+        if self.outputs.curves is not None and self._evaluation_is_due(step):
+            missing = all(record["step"] != step for record in self.outputs.folder.records("eval"))
+        return bool(self.fabric.broadcast(missing))
+
+    def _after_step(self, step: int) -> None:
+        if self._evaluation_is_due(step):
             self._evaluate(step)
-        if step % self.config.checkpoint_every == 0 and not last:
+        if step % self.config.checkpoint_every == 0 and step != self.schedule.last_step:
             self.save(step)
 
     def _evaluate(self, step: int) -> None:
+        """Score the network, unless a stop is asked for before or meanwhile; a resumed run then makes up for it."""
         self.drain()
+        self._agree_to_stop()
         outputs = self.outputs
-        if outputs.curves is not None:
+        if outputs.curves is not None and not self._stopping:
             try:
-                result = outputs.curves.evaluate(self.network.net, self.fabric.device)
+                result = outputs.curves.evaluate(self.network.net, self.fabric.device, lambda: bool(self.stop))
             except NonFiniteError as error:
                 raise NonFiniteError(f"diverged at step {step}: {error}. {self._after_divergence()}") from None
-            epoch = round(step / self.schedule.steps_per_epoch, 4)
-            record = {"kind": "eval", "step": step, "epoch": epoch, **result.values}
-            if outputs.metrics is not None:
-                outputs.metrics.append(record)
-            if outputs.board is not None:
-                outputs.board.evaluation(record)
-                outputs.board.pictures(result.pictures, step)
-            shown = [name for name in self.stage.headline if record[name] is not None]
-            figures = ", ".join(f"{name} {100 * record[name]:.1f}" for name in shown)
-            outputs.progress.message(f"epoch {epoch:g}: {figures} ({record['images']} images)")
-        self.fabric.barrier()
+            if result is not None:
+                self._record_evaluation(step, result)
+        self._agree_to_stop()
         self._last_time = time.perf_counter()
+
+    def _agree_to_stop(self) -> None:
+        """Learn whether any process was asked to stop; all get here in the same step."""
+        asked = torch.tensor(float(bool(self.stop)), device=self.fabric.device)
+        self._stopping |= bool(self.fabric.all_reduce(asked, reduce_op="sum"))
+
+    def _record_evaluation(self, step: int, result: Evaluation) -> None:
+        outputs = self.outputs
+        epoch = round(step / self.schedule.steps_per_epoch, 4)
+        values = {name: _finite(value) for name, value in result.values.items()}
+        record = {"kind": "eval", "step": step, "epoch": epoch, **values}
+        if outputs.metrics is not None:
+            outputs.metrics.append(record)
+        if outputs.board is not None:
+            outputs.board.evaluation(record)
+            outputs.board.pictures(result.pictures, step)
+        shown = [name for name in self.stage.headline if record.get(name) is not None]
+        figures = ", ".join(f"{name} {100 * record[name]:.1f}" for name in shown) or "no figure can be had"
+        outputs.progress.message(f"epoch {epoch:g}: {figures} ({record['images']} images)")
 
     def _check_weights(self, step: int) -> None:
         """Raise NonFiniteError if an update, whose loss and gradients were finite, has led out of the numbers."""
@@ -318,3 +311,8 @@ class Trainer:
             save_checkpoint(self.outputs.folder.checkpoint_path, state)
         self.fabric.barrier()
         self._last_time = time.perf_counter()
+
+
+def _finite(value: Any) -> Any:
+    """A figure that is not finite, which JSON lacks, as None."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,12 +1,14 @@
-"""What the validations of all trainings share: resized samples, pictures side by side."""
+"""What the validations of all trainings share: resized samples, pictures side by side, the training mode kept."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from cpn_fast.data.types import Sample
 from cpn_fast.files.errors import NonFiniteError
@@ -21,6 +23,22 @@ def check_finite_maps(what: str, *arrays: NDArray[np.floating]) -> None:
     """Raise NonFiniteError, naming `what` they are, if arrays that a network gave hold NaN or infinity."""
     if not all(np.isfinite(array).all() for array in arrays):
         raise NonFiniteError(f"not finite: the network's {what} in the validation")
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
+@contextmanager
+def training_mode_kept(net: nn.Module) -> Iterator[None]:
+    """Give every module its training mode back after the block, however that ends."""
+    was_training = [module for module in net.modules() if module.training]
+    try:
+        yield
+    finally:
+        for module in was_training:
+            module.training = True
 
 
 def resized(sample: Sample, long_side: int) -> Sample:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cpn_export.metadata import ModelInfo
 from cpn_export.runtime import OnnxLabeller, Provider, label_rows
-from cpn_fast.console.exit_status import EXIT_FAILED_IMAGES, guarded
+from cpn_fast.console.exit_status import EXIT_FAILED_IMAGES, guarded, piped
 from cpn_fast.console.terminal import TerminalProgress
 from cpn_fast.files.contact_sheet import write_least_confident
 from cpn_fast.files.disk_space import FILE_BYTES, MASK_BYTES, mean_pixels
@@ -340,7 +340,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         summary = run_label_onnx(config, TerminalProgress())
         failed = summary.failed > 0 and not config.allow_failures
 
-    return guarded(action) or (EXIT_FAILED_IMAGES if failed else 0)
+    return piped(lambda: guarded(action) or (EXIT_FAILED_IMAGES if failed else 0))
 
 
 if __name__ == "__main__":

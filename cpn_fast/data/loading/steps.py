@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from cpn_fast.data.loading.random import generator
 from cpn_fast.files.errors import DataError
 
-GRACE_SECONDS = 30
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 Crop = tuple[str, dict[str, torch.Tensor]]
 """Id of an image, and its tensors by their names in the batch."""
@@ -126,7 +127,9 @@ def step_loader(
         # The loader seeds its workers from a generator: its own one, for torch's global one belongs to the model.
         generator=torch.Generator(),
     )
-    for batch in loader:
+    with _signals_held_back():
+        batches = iter(loader)  # starts the workers
+    for batch in batches:
         if isinstance(batch, DataError):
             raise batch
         yield batch
@@ -154,9 +157,24 @@ def _collate(crops: list[Crop | DataError]) -> tuple[list[str], dict[str, torch.
     return [name for name, _ in read], {key: torch.stack([tensors[key] for _, tensors in read]) for key in read[0][1]}
 
 
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Let no stop reach a process that is being started and has no say in it yet; this one gets it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(worker: int) -> None:
-    """One thread per worker; a signal to the whole group leaves the parent time for its checkpoint."""
+    """One thread per worker, and no ear for stops.
+
+    A terminal and a scheduler send them to the whole group: the parent ends the training, and needs its workers until
+    the step and the checkpoint are done. A worker ends when the loader does, or when the parent is gone.
+    """
     del worker
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
+    for kind in STOPS:
+        signal.signal(kind, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)

@@ -39,7 +39,22 @@ def test_options_of_the_interface() -> None:
         cpcr_target="dense"),
     )  # fmt: skip
     assert parse([*BASE, "--patch=grid", "--batch_size=2"]).patch.kind == "grid"
-    assert parse(BASE) == TrainConfig(data="voc:somewhere", output=Path("runs/x"))
+
+
+def test_defaults_suit_the_machine(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    plain = TrainConfig(data="voc:somewhere", output=Path("runs/x"))
+    small = replace(plain, backbone="mobilenet_v2", augment=AugmentOptions(crop=256))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert parse(BASE) == plain and not caplog.text
+    with caplog.at_level("INFO"):
+        assert parse([*BASE, "--accelerator", "cpu"]) == replace(small, accelerator="cpu")
+    assert "taking mobilenet_v2 with crops of 256 pixels" in caplog.text
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert parse(BASE) == small
+    assert parse([*BASE, "--crop", "96"]) == replace(small, augment=AugmentOptions(crop=96))
+    assert parse([*BASE, "--backbone", "resnet38"]) == plain
+    assert parse([*BASE, "--weights", "ilsvrc.params"]) == replace(plain, weights=Path("ilsvrc.params"))
+    assert parse(BASE, lambda config: replace(config, backbone="resnet50")) == replace(plain, backbone="resnet50")
 
 
 def test_preset_gives_defaults_that_options_override() -> None:

@@ -1,0 +1,120 @@
+"""What a training will take of memory and time, estimated from one small pass before anything is spent."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cpn_fast.device import free_memory
+from cpn_fast.training.task import Stage
+from cpn_fast.training.validation import training_mode_kept
+
+log = logging.getLogger(__name__)
+
+PROBE_SIDE = 64
+"""Side in pixels of the image that is passed; smaller crops are passed as they are."""
+PROCESS_BYTES = 400 * 2**20
+"""Of Python, torch and the data at hand, beside the network."""
+OVERHEAD = 1.25
+"""Of gradients of activations, convolution workspace and what the allocator keeps; measured with MobileNetV2."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training takes on each process.
+
+    Attributes:
+        memory: bytes at the peak.
+        seconds: of a step, a mean over the training; None on a GPU, of which a small pass says nothing.
+    """
+
+    memory: float
+    seconds: float | None
+
+
+def estimate_cost(stage: Stage[Any], net: nn.Module, device: torch.device, world_size: int) -> Cost:
+    """Pass one small image forwards and backwards and scale what it took to the crops of a step.
+
+    The network, its gradients and its training mode are as before afterwards.
+
+    Args:
+        stage: the kind of training, with its settings.
+        net: the bare network on its device.
+        device: that device.
+        world_size: processes that share a step's images.
+    """
+    config = stage.config
+    share = config.batch_size // world_size
+    side = min(PROBE_SIDE, config.augment.crop)
+    pixels = (config.augment.crop / side) ** 2 * share
+    saved, seconds = _probe(net, side, device)
+    trained = sum(p.numel() * p.element_size() for p in net.parameters() if p.requires_grad)
+    weights = sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers())) + 2 * trained
+    half = 1.0 if config.precision == "32-true" else 0.5
+    mean_views, most_views = stage.views()
+    memory = weights + saved * pixels * most_views * half * OVERHEAD
+    if device.type == "cuda":
+        return Cost(memory, None)
+    return Cost(memory + PROCESS_BYTES, seconds * pixels * mean_views)
+
+
+def say_cost(cost: Cost, steps: int, device: torch.device) -> None:
+    """Log time and memory of so many steps; a warning where there is less memory free."""
+    free = free_memory(device)
+    where = "the GPU" if device.type == "cuda" else "this machine"
+    took = "" if cost.seconds is None else f"about {duration(steps * cost.seconds)} for {steps} steps and "
+    told = f"{took}{gib(cost.memory)} of memory at the peak, estimated from one small pass"
+    if free is not None and cost.memory > free:
+        log.warning(
+            "it will take %s, but %s has %s free; lower --batch-size or --crop, or take a smaller --backbone",
+            told, where, gib(free),
+        )  # fmt: skip
+    else:
+        log.info("this training will take %s%s", told, "" if free is None else f" ({where} has {gib(free)} free)")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: `40 s`, `12 min`, `2.5 h`, `3 days`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
+
+
+def gib(size: float) -> str:
+    """Bytes in GiB: `7.9 GiB`."""
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _probe(net: nn.Module, side: int, device: torch.device) -> tuple[float, float]:
+    """Bytes that the backward pass of one image needs of the forward pass, and seconds of both passes (the second)."""
+    image = torch.zeros(1, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    kept: dict[int, int] = {}
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*net.parameters(), *net.buffers())}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    seconds = 0.0
+    with training_mode_kept(net):
+        net.eval()  # no running statistics move, no random numbers are drawn
+        for _ in range(2):
+            kept.clear()
+            started = time.perf_counter()
+            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                found = net(image)
+                outputs = found if isinstance(found, tuple) else (found,)
+                total = torch.stack([output.float().sum() for output in outputs if output.requires_grad]).sum()
+            torch.autograd.grad(total, trained, allow_unused=True)
+            seconds = time.perf_counter() - started
+    return float(sum(kept.values())), seconds
