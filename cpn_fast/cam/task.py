@@ -81,7 +81,8 @@ class CamStage(Stage[TrainConfig]):
         """One of `cam` and in the warm-up, three of CPN, one and a smaller one of SEAM."""
         options = self.config.options
         most = {"cam": 1.0, "cpn": 3.0}.get(self.config.method, 1 + options.seam_scale**2)
-        warm_up = options.warm_up if most > 1 else 1.0
+        total = steps_per_epoch(self.num_records, self.config.batch_size) * (self.config.epochs or 1)
+        warm_up = self.warm_up_steps(total) / total if most > 1 else 1.0
         return warm_up + (1 - warm_up) * most, most
 
     def create_net(self) -> CamNet:
