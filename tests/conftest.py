@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -169,3 +171,27 @@ def same_threads() -> None:
         import torch
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(scope="session")
+def cpn_without_torch() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `cpn ARGUMENTS` in a process in which what comes with [train] alone cannot be imported."""
+    code = """
+import importlib.util, sys
+HIDDEN = {"torch", "triton", "lightning", "skimage", "cv2", "safetensors", "onnx", "tensorboard"}
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in HIDDEN:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Hidden())
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in HIDDEN else found(name, package)
+from cpn_fast.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-c", code, *map(str, arguments)]
+        return subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+
+    return run

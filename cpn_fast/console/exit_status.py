@@ -33,6 +33,7 @@ EXTRAS = {
     "onnxruntime": "cpn-fast[cpu]' or, on a machine with an NVIDIA GPU, 'cpn-fast[gpu]",
     "matplotlib": "cpn-fast[report]",
     "pycocotools": "cpn-fast[report]",
+    "pydantic": "cpn-fast[report]",
     "scipy": "cpn-fast[report]",
     "timm": "timm",
 }

@@ -98,6 +98,8 @@ def _pictures(run: RunFolder, config: ReportConfig) -> str:
         rows = _rows(run, config)
     except DataError as error:
         return page.note(f"No pictures: {error}")
+    except ModuleNotFoundError as error:
+        return page.note(f"No pictures: they need {error.name}, which comes with pip install 'cpn-fast[train]'.")
     if not rows:
         return page.note("No pictures: no image of the split could be read.")
     explanation = (

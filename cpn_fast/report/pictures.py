@@ -9,18 +9,21 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cpn_fast.cam.inference import Prediction, open_labeller, predictions
 from cpn_fast.data.types import VOID, Record, Source
 from cpn_fast.files.masks import read_mask
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.reader import Failure, InferenceOptions
 from cpn_fast.metrics.beta_sweep import mask_at
 from cpn_fast.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from cpn_fast.cam.inference import Prediction
 
 SIDE = 200
 """Long side of a picture in pixels."""
@@ -76,7 +79,10 @@ def make_rows(run: RunFolder, source: Source, records: Sequence[Record], options
 
     Raises:
         DataError: if the run has no weights, or the data names classes it doesn't know.
+        ModuleNotFoundError: where torch is not installed; the rest of the page does without.
     """
+    from cpn_fast.cam.inference import open_labeller, predictions
+
     labeller = open_labeller(run, options.scales, options.flip, options.device, run.beta)
     mapping = ClassMapping.between(source.classes, run.classes)
     inference = InferenceOptions(max_side=options.max_side, with_mask=True)

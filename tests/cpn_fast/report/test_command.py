@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -117,6 +118,18 @@ def test_run_with_nothing_but_settings_says_what_is_missing(make_run: MakeRun, t
     assert page.images == 0
     for part in ("No pictures", "No scores", "No training records", "Settings", "cpn evaluate"):
         assert part in text
+
+
+def test_without_torch_the_page_has_all_but_the_pictures(
+    make_run: MakeRun, tmp_path: Path, cpn_without_torch: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    run = make_run(tmp_path / "run")
+    add_records(run)
+    done = cpn_without_torch("report", run.path)
+    assert done.returncode == 0, done.stderr
+    page = read(run.path / "report.html")
+    assert page.images == 0 and any("cpn-fast[train]" in word for word in page.words)
+    assert any("batch_size" in word for word in page.words), "the settings"
 
 
 def test_data_without_masks_has_no_ground_truth_column(make_run: MakeRun, small_demo: Path, tmp_path: Path) -> None:

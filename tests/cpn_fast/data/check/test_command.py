@@ -4,7 +4,7 @@ import io
 import json
 import re
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -186,21 +186,10 @@ def test_a_missing_native_library_is_said_with_its_cost(
     assert "the native library is missing: no compiler" in said and "15 times" in said
 
 
-def test_without_torch_everything_but_the_costs_is_checked(folder: Path) -> None:
-    """In a process of its own in which the training packages cannot be imported."""
-    code = f"""
-import importlib.util, sys
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {{"torch", "lightning", "skimage", "scipy", "cv2", "safetensors", "pycocotools"}}:
-            raise ModuleNotFoundError(name=name)
-sys.meta_path.insert(0, Hidden())
-found = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name == "torch" else found(name, package)
-from cpn_fast.cli.main import main
-sys.exit(main(["check-data", {str(folder)!r}]))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+def test_without_torch_everything_but_the_costs_is_checked(
+    folder: Path, cpn_without_torch: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = cpn_without_torch("check-data", folder)
     assert done.returncode == 0, done.stderr
     assert "No problems found" in done.stdout and "rough cost" not in done.stdout
     assert "cpn-fast[train]" in done.stderr
