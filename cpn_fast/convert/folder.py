@@ -12,6 +12,7 @@ import numpy as np
 
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import IMAGE_SUFFIXES, list_images
+from cpn_fast.files.labelmap import Labelmap, labelmap_of
 from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder, read_fitting_mask
 from cpn_fast.files.masks import read_classes, read_labelmap
 from cpn_fast.files.text import read_lines
@@ -26,12 +27,14 @@ class MaskItem:
         mask_path: the palette PNG.
         image_name: the image's file name; its folders are those of the id.
         image_path: the image, to compare sizes with; None where no folder of images was given.
+        labelmap: the folder's own, by which masks may also be in colours; None where it has none.
     """
 
     id: str
     mask_path: Path
     image_name: str
     image_path: Path | None = None
+    labelmap: Labelmap | None = None
 
     def read(self, num_classes: int) -> np.ndarray:
         """The mask, uint8 [H, W]: 0 background, 1..num_classes, 255 void.
@@ -39,7 +42,7 @@ class MaskItem:
         Raises:
             DataError: for a mask that cannot be read, has other values, or another size than its image.
         """
-        return read_fitting_mask(self.mask_path, num_classes, self.image_path)
+        return read_fitting_mask(self.mask_path, num_classes, self.image_path, self.labelmap)
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,12 @@ def select_masks(
         )
     _check_clashes(wanted)
     found = _images_by_id(images) if images else None
+    labelmap = labelmap_of(folder.root / "labelmap.txt") if classes is None else None
     items = []
     for name in wanted:
         image = _image_of(name, found, images) if found is not None and images is not None else None
         known = str(image or entries.get(name, {}).get("image") or f"{name}.jpg")
-        items.append(MaskItem(name, paths[name], name + PurePosixPath(known).suffix, image))
+        items.append(MaskItem(name, paths[name], name + PurePosixPath(known).suffix, image, labelmap))
     return MaskSelection(tuple(items), names, len(entries.keys() | paths.keys()) - len(items))
 
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import image_size, list_images
+from cpn_fast.files.labelmap import Labelmap, labelmap_of
 from cpn_fast.files.manifest import Manifest
-from cpn_fast.files.masks import read_labelmap, read_mask, write_labelmap, write_mask
+from cpn_fast.files.masks import read_mask, write_labelmap, write_mask
 from cpn_fast.files.output_folder import MANIFEST_NAME, SETTINGS_NAME, explained_writes, read_settings
 from cpn_fast.files.regular import is_regular
 from cpn_fast.files.soft_maps import SoftMaps, read_soft_maps, write_soft_maps
@@ -58,8 +59,8 @@ class MaskFolder:
 
     def classes(self) -> tuple[str, ...] | None:
         """The foreground classes of mask values 1..K by the labelmap, None without. Raises DataError for a bad one."""
-        path = self.root / LABELMAP_NAME
-        return read_labelmap(path) if path.is_file() else None
+        found = labelmap_of(self.root / LABELMAP_NAME)
+        return None if found is None else found.classes
 
     def manifest(self) -> Manifest:
         """What was done to each image."""
@@ -101,7 +102,7 @@ class MaskFolder:
         return self.mask_path(image_id).is_file() and (not soft or self.soft_path(image_id).is_file())
 
     def read(self, image_id: str, num_classes: int | None = None, image: Path | None = None) -> NDArray[np.uint8]:
-        """The mask of an image, uint8 [H, W].
+        """The mask of an image, uint8 [H, W], in the values of `classes`; it may be in the colours of the labelmap.
 
         Args:
             image_id: which.
@@ -111,7 +112,7 @@ class MaskFolder:
         Raises:
             DataError: for a mask that cannot be read, or does not fit.
         """
-        return read_fitting_mask(self.mask_path(image_id), num_classes, image)
+        return read_fitting_mask(self.mask_path(image_id), num_classes, image, labelmap_of(self.root / LABELMAP_NAME))
 
     def read_soft(self, image_id: str, num_classes: int, otherwise: str = "") -> SoftMaps:
         """The class maps of an image.
@@ -163,9 +164,11 @@ class MaskFolder:
         return {"id": image_id, "status": "ok", "image": str(image), "mask": where, "width": width, "height": height}
 
 
-def read_fitting_mask(path: Path, num_classes: int | None, image: Path | None) -> NDArray[np.uint8]:
+def read_fitting_mask(
+    path: Path, num_classes: int | None, image: Path | None, labelmap: Labelmap | None = None
+) -> NDArray[np.uint8]:
     """A mask uint8 [H, W] that fits its classes and the size of its image; see `MaskFolder.read`."""
-    mask = read_mask(path, num_classes)
+    mask = read_mask(path, num_classes, labelmap=labelmap)
     if image is not None:
         width, height = image_size(image)
         if mask.shape != (height, width):

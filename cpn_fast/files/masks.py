@@ -13,6 +13,7 @@ from PIL import Image
 from cpn_fast.files.atomic import atomic_write_bytes, atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS, open_image, remaining_turn
+from cpn_fast.files.labelmap import Labelmap, read_labelmap_file
 from cpn_fast.files.stored_values import stored_values
 from cpn_fast.files.text import read_lines
 
@@ -39,24 +40,35 @@ def voc_palette() -> np.ndarray:
     return _voc_palette()
 
 
-def read_mask(path: str | Path, num_classes: int | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+def read_mask(
+    path: str | Path,
+    num_classes: int | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    labelmap: Labelmap | None = None,
+) -> np.ndarray:
     """Read a mask's values (not its colours), upright: the numbers that the file holds, whatever its bits per pixel.
 
     Args:
         path: palette or grey image.
         num_classes: number K of foreground classes; values other than 0..K and 255 are an error. None: no check.
         max_pixels: largest width x height that is decoded.
+        labelmap: what numbers and colours of the folder's masks mean; then the image may be in these colours. None:
+            numbers are classes.
 
     Returns:
         uint8 [H, W].
 
     Raises:
-        DataError: if the file cannot be read, is no palette or grey image, or holds an unknown value.
+        DataError: if the file cannot be read, is no palette or grey image, or holds an unknown value or colour.
     """
     path = Path(path)
     with open_image(path, max_pixels) as image:
         mask = stored_values(image, str(path))
-        if mask is None:
+        if mask is not None:
+            mask = mask if labelmap is None else labelmap.class_values(mask, image)
+        elif labelmap is not None:
+            mask = labelmap.values_of_colours(image, str(path))
+        else:
             raise DataError(
                 f"{path}: a mask of mode {image.mode!r}; expected a palette or 8-bit grey PNG whose values are class "
                 "indices (0 background, 255 void); convert colours to indices"
@@ -131,23 +143,8 @@ def labelmap_text(classes: Sequence[str], palette: np.ndarray | None = None) -> 
 
 
 def read_labelmap(path: str | Path) -> tuple[str, ...]:
-    """The foreground class names of a `labelmap.txt`.
-
-    Raises:
-        DataError: if the file is missing, or a line is not `name:r,g,b::`, or the first class is not background.
-    """
-    lines = read_lines(Path(path), "a labelmap")
-    names = []
-    for number, line in lines:
-        if line.startswith("#"):
-            continue
-        parts = line.rsplit(":", 3)  # from the right: a class name may hold a colon
-        if len(parts) != 4:
-            raise DataError(f"{path}, line {number}: found {line!r}, expected `name:r,g,b::`")
-        names.append(parts[0])
-    if not names or names[0] != "background":
-        raise DataError(f"{path}: the first label is {names[:1]}, expected background (mask value 0)")
-    return tuple(names[1:])
+    """The foreground class names of a `labelmap.txt`, in the order of its lines. Raises as `read_labelmap_file`."""
+    return read_labelmap_file(path).classes
 
 
 def read_classes(path: str | Path) -> tuple[str, ...]:

@@ -201,7 +201,7 @@ def test_classes_of_a_folder_without_labelmap(masks: Path) -> None:
 
 
 def break_rgb(masks: Path) -> None:
-    Image.new("RGB", (2, 2)).save(masks / "SegmentationClass" / "pixel.png")
+    Image.new("RGB", (2, 2), (1, 2, 3)).save(masks / "SegmentationClass" / "pixel.png")
 
 
 def break_png(masks: Path) -> None:
@@ -234,12 +234,12 @@ def break_folder(masks: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (break_rgb, r"pixel\.png: a mask of mode 'RGB'"),
+        (break_rgb, r"pixel\.png: the colour \(.*\) is no class's alone in labelmap\.txt"),
         (break_png, r"blocks\.png: cannot decode"),
         (break_classes, r"pixel\.png: mask values \[3\] are no class; expected 0 \(background\), 1\.\.2"),
         (break_names, r"sub folder_blocks\.png and sub folder/blocks\.png: one name"),
         (break_case, r"pixel\.png and PIXEL\.png: one name"),
-        (break_labelmap, r"labelmap\.txt: the class 'cat' comes twice"),
+        (break_labelmap, r"labelmap\.txt, line \d: 'cat' comes twice"),
         (break_folder, r"SegmentationClass: no masks"),
     ],
 )

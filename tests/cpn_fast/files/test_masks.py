@@ -71,7 +71,7 @@ def test_labelmap_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"labelmap\.txt, line 2: found 'cat', expected `name:r,g,b::`"):
         read_labelmap(path)
     path.write_text("cat:1,1,1::\n")
-    with pytest.raises(DataError, match="expected background"):
+    with pytest.raises(DataError, match="is called background"):
         read_labelmap(path)
     with pytest.raises(DataError, match="255 classes, at most 254"):
         write_labelmap(path, [f"c{number}" for number in range(255)])
