@@ -1,4 +1,4 @@
-"""`cpn affinity`: from a labelling's class maps to a trained AffinityNet."""
+"""`cpn train-affinity`: from a labelling's class maps to a trained AffinityNet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of `cpn affinity`; free of torch, so that its --help is there at once."""
+"""Options of `cpn train-affinity`; free of torch, so that its --help is there at once."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class WalkCurves:
     def evaluate(
         self, net: AffinityNet, device: torch.device, stopped: Callable[[], bool] = never
     ) -> Evaluation | None:
-        """Let the maps walk as `cpn postprocess --random-walk` does by default. The training mode is kept.
+        """Let the maps walk as `cpn refine --random-walk` does by default. The training mode is kept.
 
         Returns:
             values `maps_miou` (before) and `walk_miou` (None where no class occurs), `images`; and pictures of image,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cpn_fast.data.types import Record, Sample, Source
 from cpn_fast.device import ready_device
+from cpn_fast.files.background_score import check_score
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.max_side import enlarge
 from cpn_fast.inference.class_mapping import ClassMapping
@@ -86,9 +87,7 @@ def open_labeller(
         DataError: for a device that is not there, a scale or score out of range, or a run without weights.
     """
     check_scales(scales)
-    for name, value in (("beta", beta), ("threshold", threshold)):
-        if not 0 <= value <= 1:
-            raise DataError(f"--{name} {value}: expected a number in 0..1")
+    beta, threshold = check_score(beta, "--beta"), check_score(threshold, "--threshold")
     device = ready_device(device)
     net = run.load_model(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:

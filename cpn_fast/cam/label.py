@@ -198,7 +198,7 @@ def _output(config: LabelConfig) -> Path:
 
 def _jobs(config: LabelConfig, source: Source, records: Sequence[Record], data: str) -> LabelJobs:
     run = RunFolder(config.run)
-    beta = run.beta if config.beta is None else config.beta
+    beta = run.background_score(config.beta)
     labeller = open_labeller(run, config.scales, config.flip, config.device, beta, config.threshold, config.compile)
     name = map_of(labeller, config.maps)
     return LabelJobs(

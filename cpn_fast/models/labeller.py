@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cpn_fast.config.scales import CAM_SCALES
+from cpn_fast.files.background_score import DEFAULT_BETA
 from cpn_fast.models.cam import CamNet
 from cpn_kernels.cam_norm import MapNorm, normalise_cam
 from cpn_kernels.ops.cp_triplet import normalise_images
@@ -124,7 +125,7 @@ class Labeller(nn.Module):
         net: CamNet,
         scales: Sequence[float] = CAM_SCALES,
         flip: bool = True,
-        beta: float = 0.25,
+        beta: float = DEFAULT_BETA,
         threshold: float = 0.5,
         map_norm: MapNorm = "minmax",
         resize: ScaleResize = "bilinear",

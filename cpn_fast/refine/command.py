@@ -1,4 +1,4 @@
-"""`cpn postprocess`: a labelled folder's masks refined by random walk and dense CRF, in the same layout."""
+"""`cpn refine`: a labelled folder's masks refined by random walk and dense CRF, in the same layout."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ def _warn(jobs: RefineJobs) -> None:
 def _check_options(config: PostprocessConfig) -> Settings | None:
     """The numbers of the CRF, preset and overrides together (None = no CRF), after a look at all options."""
     if not config.crf and config.random_walk is None:
-        raise DataError("nothing to do: say what by --random-walk RUN (of cpn affinity), --crf (dense CRF), or both")
+        raise DataError(
+            "nothing to do: say what by --random-walk RUN (of cpn train-affinity), --crf (dense CRF), or both"
+        )
     if config.output.resolve() == config.masks.resolve():
         raise DataError(f"--output {config.output}: the folder that is read; give another one, for it is kept as it is")
     check_counts(workers=1 if config.workers is None else config.workers, power=config.power)
@@ -132,7 +134,9 @@ def _steps(config: PostprocessConfig, crf: Settings | None) -> tuple[Step, ...]:
     if config.random_walk is not None:
         trained = RunFolder(config.random_walk)
         if not trained.exists():
-            raise DataError(f"--random-walk {trained.path}: no run there; expected the --output of `cpn affinity`")
+            raise DataError(
+                f"--random-walk {trained.path}: no run there; expected the --output of `cpn train-affinity`"
+            )
         net = trained.load_affinity_net(ready_device(config.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         steps.append(WalkStep(net, weights_digest(trained), config.steps, config.power, config.scale))
     if crf is not None:

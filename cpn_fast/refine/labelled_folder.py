@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpn_fast.data.sources.open import open_source
+from cpn_fast.files.background_score import background_score
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import read_image
 from cpn_fast.files.mask_folder import SOFT_FOLDER, MaskFolder
@@ -80,12 +81,7 @@ class LabelledFolder:
         Raises:
             DataError: where neither is there, or it is outside of 0..1.
         """
-        beta = self.settings.get("beta") if given is None else given
-        if not isinstance(beta, int | float):
-            raise DataError(f"{self.path / SETTINGS_NAME}: says no beta, the background score; give --beta")
-        if not 0 <= beta <= 1:
-            raise DataError(f"--beta {beta}: expected a score in 0..1")
-        return float(beta)
+        return background_score(given, self.settings.get("beta"), f"{self.path / SETTINGS_NAME}: key beta")
 
     def about(self) -> dict[str, Any]:
         """The labelling's settings as those of a later stage, which it then keeps to."""

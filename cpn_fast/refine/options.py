@@ -1,4 +1,4 @@
-"""Options of `cpn postprocess`; free of torch, so that its --help is there at once."""
+"""Options of `cpn refine`; free of torch, so that its --help is there at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PostprocessConfig(CrfOptions):
     Attributes:
         masks: folder that `cpn label --soft-maps` wrote.
         output: folder for SegmentationClass/ID.png, labelmap.txt, manifest.jsonl and settings.json.
-        random_walk: run folder of `cpn affinity`: let the maps walk between pixels that its AffinityNet joins.
+        random_walk: run folder of `cpn train-affinity`: let the maps walk between pixels that its AffinityNet joins.
         crf: dense CRF, after the walk where there are both.
         hard: begin with the hard masks instead of the soft maps; void pixels count as unsure.
         gt_prob: how sure hard masks are taken to be, between 0 and 1.

@@ -14,9 +14,10 @@ from cpn_fast.config.recipes import with_recipe
 from cpn_fast.config.serialise import config_from_dict, config_to_dict, flat
 from cpn_fast.config.training import STAGES, AffinityConfig, C, LoopConfig, SegmentConfig, TrainConfig
 from cpn_fast.files.atomic import atomic_write_text
+from cpn_fast.files.background_score import DEFAULT_BETA, background_score
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.json_file import read_json
-from cpn_fast.files.names import class_fault, quoted
+from cpn_fast.files.names import class_fault
 from cpn_fast.files.regular import read_regular
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from cpn_fast.models.affinity_net import AffinityNet
     from cpn_fast.models.cam import CamNet
     from cpn_fast.models.deeplab import DeepLab
-
-DEFAULT_BETA = 0.25
-"""Background score of a run that was never scored against masks."""
 
 TAKEN_BY = {
     "train": "`cpn label`, `evaluate`, `export` and `report` take",
@@ -184,18 +182,15 @@ class RunFolder:
 
         It finds none (null) where the ground truth holds no class.
         """
-        if not self.scores_path.is_file():
-            return DEFAULT_BETA
+        return self.background_score()
+
+    def background_score(self, given: float | None = None) -> float:
+        """The background score of masks: the given one, else `beta`. Raises DataError for one that is not in 0..1."""
+        if given is not None or not self.scores_path.is_file():
+            return background_score(given, DEFAULT_BETA, "")
         scores = read_json(self.scores_path, "what `cpn evaluate` wrote", "run it again")
-        beta = scores.get("beta") if isinstance(scores, dict) else None
-        if beta is None and isinstance(scores, dict) and "beta" in scores:
-            return DEFAULT_BETA
-        if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 <= beta <= 1:
-            raise DataError(
-                f"{self.scores_path}: key beta: found {quoted(beta)}, expected a number in 0..1: run `cpn evaluate` "
-                "again"
-            )
-        return float(beta)
+        found = scores.get("beta", "") if isinstance(scores, dict) else scores
+        return DEFAULT_BETA if found is None else background_score(None, found, f"{self.scores_path}: key beta")
 
     def save_model(self, net: nn.Module, step: int) -> None:
         """Write the weights to model.safetensors, with classes, step and version as metadata."""

@@ -106,7 +106,7 @@ def open_masks(masks: str, source: Source) -> TrainingMasks:
     if folder is None:
         raise DataError(
             f"--masks {masks}: no masks there ({MASK_FOLDER}/ID.png or ID.png); give the folder that `cpn label` or "
-            f"`cpn postprocess` wrote, or `--masks {TRUTH}` for the masks of {source.spec}"
+            f"`cpn refine` wrote, or `--masks {TRUTH}` for the masks of {source.spec}"
         )
     classes = folder.classes() or source.classes
     unknown = [name for name in classes if name not in source.classes]

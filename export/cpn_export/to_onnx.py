@@ -18,6 +18,7 @@ from cpn_fast.config.export import ExportConfig
 from cpn_fast.config.scales import CAM_SCALES, SEGMENT_SCALES
 from cpn_fast.config.training import SegmentConfig
 from cpn_fast.files.atomic import atomic_path
+from cpn_fast.files.background_score import check_score
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import voc_palette
 from cpn_fast.models.labeller import Labeller
@@ -53,7 +54,7 @@ def _export_cam(config: ExportConfig, run: RunFolder) -> ModelInfo:
     info = ModelInfo(
         classes=run.classes,
         palette=PALETTE,
-        beta=run.beta if config.beta is None else config.beta,
+        beta=run.background_score(config.beta),
         threshold=DEFAULT_THRESHOLD if config.threshold is None else config.threshold,
         max_side=config.max_side,
         scales=config.scales or CAM_SCALES,
@@ -138,8 +139,8 @@ def _calibration(config: ExportConfig) -> Calibration | None:
 def _check(config: ExportConfig) -> None:
     for name in ("beta", "threshold"):
         value = getattr(config, name)
-        if value is not None and not 0 <= value <= 1:
-            raise DataError(f"--{name} is {value}, expected a number in 0..1")
+        if value is not None:
+            check_score(value, f"--{name}")
     if config.scales is not None and not config.scales:
         raise DataError("--scales is empty, expected factors such as 0.5 1 1.5 2")
     for scale in config.scales or ():

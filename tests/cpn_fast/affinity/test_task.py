@@ -1,4 +1,4 @@
-"""`cpn affinity`: labels against those made by hand, training, exact resume, and everything that is refused."""
+"""`cpn train-affinity`: labels against those made by hand, training, exact resume, and everything that is refused."""
 
 from __future__ import annotations
 
@@ -378,7 +378,7 @@ def test_powers_out_of_range(toys, tmp_path, changes, message):
 
 def test_what_is_missing_is_said(masks, tmp_path):
     (masks / "settings.json").unlink()
-    with pytest.raises(DataError, match=r"says no beta.*--beta"):
+    with pytest.raises(DataError, match=r"key beta: found None, expected a number in 0..1; give --beta"):
         run_affinity(config(masks, tmp_path / "aff"))
     shutil.rmtree(masks / "SoftMaps")
     with pytest.raises(DataError, match=r"no class maps there; call `cpn label` again with --soft-maps"):

@@ -1,4 +1,4 @@
-"""`cpn postprocess`: masks against the CRF called directly, and everything that can go wrong on the way."""
+"""`cpn refine`: masks against the CRF called directly, and everything that can go wrong on the way."""
 
 import errno
 import json
@@ -290,7 +290,7 @@ def test_a_folder_that_is_not_labelled(tmp_path):
 
 def test_without_settings_beta_has_to_be_given(masks, to):
     (masks / "settings.json").unlink()
-    with pytest.raises(DataError, match=r"says no beta.*--beta"):
+    with pytest.raises(DataError, match=r"key beta: found None, expected a number in 0..1; give --beta"):
         run_postprocess(config(masks, **to))
     assert run_postprocess(config(masks, beta=0.3, **to)).written == 6
 

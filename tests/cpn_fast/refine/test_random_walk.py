@@ -1,4 +1,4 @@
-"""The random walk of `cpn postprocess`: against dense matrices in float64, on toy images, and what can go wrong."""
+"""The random walk of `cpn refine`: against dense matrices in float64, on toy images, and what can go wrong."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ def test_other_settings_are_refused(toys, affinity_run, tmp_path, change, named)
         ({"beta": 0.0}, "no power decides as it does"),
         ({"hard": True}, "leave out --hard"),
         ({"background": "constant", "alpha": 2.0}, "--alpha is the number"),
-        ({"random_walk": Path("nowhere")}, r"nowhere: no run there; expected the --output of `cpn affinity`"),
+        ({"random_walk": Path("nowhere")}, r"nowhere: no run there; expected the --output of `cpn train-affinity`"),
     ],
 )
 def test_options_that_do_not_fit(toys, affinity_run, tmp_path, change, message):

@@ -15,9 +15,10 @@ from cpn_fast.cam.task import run_train
 from cpn_fast.config.serialise import config_from_dict, config_to_dict, flat
 from cpn_fast.config.training import AugmentOptions, PatchOptions, TrainConfig
 from cpn_fast.device import tune_allocator
+from cpn_fast.files.background_score import DEFAULT_BETA
 from cpn_fast.files.errors import DataError
 from cpn_fast.runs.checkpoint import load_checkpoint, save_checkpoint, state_sha256
-from cpn_fast.runs.folder import DEFAULT_BETA, RunFolder
+from cpn_fast.runs.folder import RunFolder
 from cpn_fast.train import main
 from cpn_kernels import native_library
 
