@@ -63,7 +63,7 @@ class CamLabeller(ImageLabeller):
     ) -> None:
         check_counts(max_side=max_side)
         self.classes = run.classes
-        self._beta = run.beta if beta is None else beta
+        self._beta = run.background_score(beta)
         self._labeller = open_labeller(
             run, scales or CAM_SCALES, flip, device, self._beta, 0.5 if threshold is None else threshold
         )
