@@ -20,7 +20,7 @@ from cpn_fast.config.training import (
     SegmentConfig,
     TrainConfig,
 )
-from cpn_fast.data.sources.open import open_source
+from cpn_fast.data.sources.open import open_source, open_source_for
 from cpn_fast.data.types import Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.jobs import JobSummary
@@ -164,7 +164,7 @@ def label(
         DataError: for a model, source or option that does not fit, or if no image at all could be read.
     """
     loaded = load(model) if isinstance(model, str | Path) else model
-    opened = open_source(source) if isinstance(source, str | Path) else source
+    opened = open_source_for(source, loaded.classes) if isinstance(source, str | Path) else source
     return loaded.label(opened, Path(output), split, shown(progress), **options)
 
 

@@ -140,7 +140,7 @@ class Run:
             from cpn_fast.cam.label import run_label
             from cpn_fast.cam.options import LabelConfig
 
-            config = LabelConfig(self.path, source.spec, output, split, **options)
+            config = LabelConfig(run=self.path, data=source.spec, output=output, split=split, **options)
             return run_label(config, progress)
         from cpn_fast.data.sources.spread import records_of
         from cpn_fast.segment.options import PredictConfig

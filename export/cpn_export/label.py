@@ -236,14 +236,37 @@ def run_label_onnx(config: LabelOnnxConfig, progress: Progress = SILENT) -> JobS
     photos = find_photos(config.images)
     if config.image_labels is not None:
         photos = with_labels(photos, config.image_labels, labeller.info.classes)
+    summary = label_photos(config, labeller, photos, progress)
+    others = count_other_files(config.images)
+    if others:
+        progress.say(f"{others} files skipped, hidden or no images by their suffix")
+    return summary
+
+
+def label_photos(
+    config: LabelOnnxConfig, labeller: OnnxLabeller, photos: Sequence[Photo], progress: Progress = SILENT
+) -> JobSummary:
+    """Label photos that have been found, and make the contact sheet.
+
+    Args:
+        config: how; its `images` are only shown.
+        labeller: the model.
+        photos: the images.
+        progress: where plan, bar and result are shown.
+
+    Returns:
+        how many images were labelled, skipped, failed.
+
+    Raises:
+        DataError: as `run_label_onnx` does.
+    """
+    _check(config)
     jobs = _jobs(config, labeller, take_shard(photos, config.shard))
     summary = run_jobs(jobs, progress)
     images = {photo.id: partial(read_image, photo.path, config.max_pixels) for photo in photos}
     sheet = write_least_confident(jobs.folder, images, config.sheet, labeller.info.classes, jobs.palette)
-    others = count_other_files(config.images)
     progress.say(
-        f"{summary.written} images labelled, {summary.skipped} up to date, {summary.failed} failed"
-        f"{f'; {others} files skipped, hidden or no images by their suffix' if others else ''}: {jobs.output}"
+        f"{summary.written} images labelled, {summary.skipped} up to date, {summary.failed} failed: {jobs.output}"
     )
     if sheet is not None:
         progress.say(f"least confident masks: {sheet}")
