@@ -288,7 +288,7 @@ def test_wrong_arrays(model):
 
 def test_provider_that_this_onnxruntime_lacks(model, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(DataError, match=r"no TensorrtExecutionProvider.*install onnxruntime-gpu"):
+    with pytest.raises(DataError, match=r"no TensorrtExecutionProvider.*install cpn-fast\[gpu\]"):
         OnnxLabeller(model, "tensorrt")
 
 
