@@ -242,16 +242,22 @@ def run_commands(pages: Sequence[Path], capsys: pytest.CaptureFixture[str]) -> N
         assert status == 0, f"{command}\n{capsys.readouterr().err}"
 
 
+def run_python(pages: Sequence[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Each Python block of the pages; it shows something."""
+    codes = [code for page in pages for tag, code in blocks(page.read_text(encoding="utf-8")) if tag == "python"]
+    assert codes
+    for code in codes:
+        capsys.readouterr()
+        exec("\n".join(code), {})
+        assert capsys.readouterr().out.strip()
+
+
 @pytest.mark.slow
 def test_the_readme_and_the_first_steps_run(class_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_commands(DOOR, capsys)
     for path in ("runs/photos/report.html", "masks/labelmap.txt", "masks.json", "masks.zip", "model.onnx"):
         assert (class_folders / path).is_file(), path
-    codes = [code for page in DOOR for tag, code in blocks(page.read_text(encoding="utf-8")) if tag == "python"]
-    assert codes
-    for code in codes:
-        exec("\n".join(code), {})
-    assert capsys.readouterr().out
+    run_python(DOOR, capsys)
 
 
 @pytest.mark.slow
@@ -262,6 +268,7 @@ def test_the_guide_runs(photos: Path, capsys: pytest.CaptureFixture[str], monkey
 
     monkeypatch.setattr(run_pipeline, "__defaults__", (here,))
     run_commands(GUIDE, capsys)
+    run_python([DOCS / "reference" / "python.md"], capsys)
     made = photos.parent
     for path in (
         "runs/csv/metrics.json",

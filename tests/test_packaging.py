@@ -96,6 +96,7 @@ def base_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
+@pytest.mark.slow
 def test_wheel_holds_the_three_packages_and_the_licence(wheel: Path) -> None:
     assert wheel.name.startswith("cpn_fast-") and "-py3-none-" in wheel.name
     with zipfile.ZipFile(wheel) as archive:
@@ -110,11 +111,13 @@ def test_wheel_holds_the_three_packages_and_the_licence(wheel: Path) -> None:
     assert "cpn = cpn_fast.cli.main:main" in entry_points and "cpn-label = cpn_export.label:main" in entry_points
 
 
+@pytest.mark.slow
 def test_base_has_no_torch(base_python: Path) -> None:
     code = "import importlib.util as u; print([m for m in ('torch', 'onnx', 'cv2', 'lightning') if u.find_spec(m)])"
     assert run(base_python, "-c", code).strip() == "[]"
 
 
+@pytest.mark.slow
 def test_base_says_what_training_needs(base_python: Path, tmp_path: Path) -> None:
     program = base_python.parent / "cpn"
     assert "check-data" in run(program, "--help")
@@ -124,6 +127,7 @@ def test_base_says_what_training_needs(base_python: Path, tmp_path: Path) -> Non
     assert "cpn-fast[train]" in done.stderr
 
 
+@pytest.mark.slow
 def test_base_checks_and_converts(base_python: Path, small_demo: Path, tmp_path: Path) -> None:
     program = base_python.parent / "cpn"
     folder = tmp_path / "photos"
@@ -140,6 +144,7 @@ def test_base_checks_and_converts(base_python: Path, small_demo: Path, tmp_path:
     assert done.returncode == 2 and "cpn-fast[report]" in done.stderr
 
 
+@pytest.mark.slow
 def test_base_says_how_to_get_a_runtime(base_python: Path, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"a model")
     (tmp_path / "onnxruntime.py").write_text("raise ModuleNotFoundError(name='onnxruntime')\n", encoding="utf-8")
@@ -157,6 +162,7 @@ def test_base_says_how_to_get_a_runtime(base_python: Path, tmp_path: Path) -> No
     assert "cpn-fast[cpu]" in done.stderr and "cpn-fast[gpu]" in done.stderr
 
 
+@pytest.mark.slow
 def test_base_labels_an_image(base_python: Path, make_run: MakeRun, small_demo: Path, tmp_path: Path) -> None:
     from cpn_export.to_onnx import ExportConfig, run_export
 
