@@ -36,7 +36,7 @@ def locked(folder: Path, shard: str | None = None, wait: bool = False) -> Iterat
     over where it was left behind.
 
     Args:
-        folder: made where it is not there.
+        folder: made where it is not there, and removed where nothing was written to it.
         shard: `i/n`, the part of the work that this process does: other parts of the same n may be written at the same
             time. None = all of it.
         wait: until another process that holds the folder has ended its work, as processes of one command do.
@@ -48,6 +48,7 @@ def locked(folder: Path, shard: str | None = None, wait: bool = False) -> Iterat
         DataError: where another command holds the folder, or the lock cannot be written.
     """
     with explained_writes(folder, "its lock"):
+        made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / _name(shard)
         descriptor = _acquire(path, wait)
@@ -64,6 +65,9 @@ def locked(folder: Path, shard: str | None = None, wait: bool = False) -> Iterat
         yield descriptor
     finally:
         _release(path, descriptor)
+        if made:
+            with suppress(OSError):  # something was written there, as is usual
+                folder.rmdir()
 
 
 def _name(shard: str | None) -> str:

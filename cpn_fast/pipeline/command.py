@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from cpn_fast.data.sources.open import open_source
+from cpn_fast.data.sources.spread import default_split
 from cpn_fast.data.types import Source
 from cpn_fast.files.digest import weights_sha256
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.lock import locked
 from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.output_folder import MANIFEST_NAME, explained_writes
 from cpn_fast.files.progress import duration
 from cpn_fast.pipeline.page import write_page
-from cpn_fast.pipeline.plan import PipelineConfig, Stage, plan, settings_of
+from cpn_fast.pipeline.plan import DEFAULT_SPLIT, PipelineConfig, Stage, plan, settings_of
 from cpn_fast.pipeline.runner import Outcome, Runner, run_process
 from cpn_fast.pipeline.state import (
     StageResult,
@@ -59,8 +58,10 @@ def run_pipeline(config: PipelineConfig, runner: Runner = run_process) -> Path:
     """
     console = Console(stderr=True)
     source = open_source(config.train.data)
+    if config.train.split == DEFAULT_SPLIT:
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, split=default_split(source)))
     stages = plan(config, *_splits(config, source))
-    with explained_writes(config.output, "its state"), _only_one(config.output) as lock:
+    with explained_writes(config.output, "its state"), locked(config.output) as lock:
         pipeline = _Pipeline(config, source, console, runner, lock)
         for number, stage in enumerate(stages, start=1):
             pipeline.bring_up_to_date(stage, f"{number}/{len(stages)}")
@@ -77,23 +78,6 @@ def _splits(config: PipelineConfig, source: Source) -> tuple[str | None, bool]:
     if config.eval_split and evaluated is None:
         raise DataError(f"--eval-split {config.eval_split}: none of its images has a mask; name one that has, or none")
     return evaluated, any(record.mask_path for record in source.records(config.train.split))
-
-
-@contextmanager
-def _only_one(output: Path) -> Iterator[int]:
-    """Hold the folder's lock; yields its descriptor, which the stages' processes keep open too."""
-    output.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(output / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"{output}: another `cpn run`, or a stage of one that was killed, still works here; wait until it ends"
-            ) from None
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 class _Pipeline:

@@ -17,7 +17,7 @@ from cpn_fast.config.export import ExportConfig
 from cpn_fast.config.scales import CAM_SCALES
 from cpn_fast.config.training import AffinityConfig, C, MethodName, SegmentConfig, TrainConfig
 from cpn_fast.files.errors import DataError
-from cpn_fast.pipeline.plan import NOWHERE, PipelineConfig
+from cpn_fast.pipeline.plan import DEFAULT_SPLIT, NOWHERE, PipelineConfig
 from cpn_fast.refine.options import PostprocessConfig
 from cpn_fast.segment import options as segment_options
 from cpn_fast.segment.options import SegmentEvaluateConfig
@@ -45,7 +45,7 @@ class PipelineOptions:
         method: how the CAM network is trained.
         crop: side of the training crops in pixels.
         seed: of everything random.
-        split: split to train on and to label.
+        split: split to train on and to label; None = train where the source has it and has masks, else all its images.
         eval_split: split to score the segmentation model on; None = `val` where the source has it.
         scales: scale factors when labelling.
         refine: what is done to the masks before the segmentation model learns from them: dense CRF, AffinityNet with
@@ -67,7 +67,7 @@ class PipelineOptions:
     method: MethodName = "cpn"
     crop: int = 448
     seed: int = 0
-    split: str = "train"
+    split: str | None = None
     eval_split: str | None = None
     scales: tuple[float, ...] = CAM_SCALES
     refine: Refinement = "crf"
@@ -113,7 +113,8 @@ def pipeline_of(options: PipelineOptions) -> PipelineConfig:
     """The configs of the stages that the options ask for. Raises as `parse` does."""
 
     def train(config: TrainConfig) -> TrainConfig:
-        config = replace(config, data=options.data, split=options.split, output=NOWHERE, method=options.method)
+        split = options.split or DEFAULT_SPLIT
+        config = replace(config, data=options.data, split=split, output=NOWHERE, method=options.method)
         return _with_network(config, options)
 
     label = LabelConfig(NOWHERE, "", NOWHERE, scales=options.scales)

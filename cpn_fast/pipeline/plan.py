@@ -22,6 +22,9 @@ FREE = (FREE_ON_RESUME - {"max_steps"}) | {"overwrite", "device", "sheet"}
 NOWHERE = Path()
 """Stands for a folder or file in a stage's config that the pipeline puts in its place."""
 
+DEFAULT_SPLIT = ""
+"""Stands for the split that `default_split` gives once the source is open."""
+
 
 @dataclass(frozen=True)
 class PipelineConfig:
@@ -29,7 +32,8 @@ class PipelineConfig:
 
     Attributes:
         output: folder of everything that is made.
-        train: the CAM network; its `data` and `split` are what is trained on and labelled.
+        train: the CAM network; its `data` and `split` are what is trained on and labelled; `DEFAULT_SPLIT` = what the
+            source has.
         label: its masks; the run is scored at the same scales.
         affinity: AffinityNet for the random walk; None = no walk.
         refine: what is done to the masks; None = nothing.

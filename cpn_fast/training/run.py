@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from cpn_fast.data.sources.unlabelled import none_labelled
 from cpn_fast.data.types import Record, Source
 from cpn_fast.device import set_tf32, tune_allocator
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.lock import locked
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.runs.checkpoint import load_checkpoint
 from cpn_fast.runs.folder import RunFolder, check_same_settings
@@ -46,7 +48,8 @@ def run_stage(config: ConfigT, kind: type[Stage[ConfigT]], progress: Progress = 
         The run folder, with final weights.
 
     Raises:
-        DataError: if data, weights or settings do not fit, or the folder holds a run and `resume` is off.
+        DataError: if data, weights or settings do not fit, the folder holds a run and `resume` is off, or another
+            command writes to it.
         NonFiniteError: if a loss or gradient was not finite.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the checkpoint is written.
     """
@@ -58,6 +61,30 @@ def run_stage(config: ConfigT, kind: type[Stage[ConfigT]], progress: Progress = 
     fabric = create_fabric(config, kind.partial_gradients(config))
     fabric.launch()
     _check_devices(fabric, config)
+    with _held(fabric, folder, config):
+        return _train(config, kind, fabric, folder, progress)
+
+
+@contextmanager
+def _held(fabric: Fabric, folder: RunFolder, config: LoopConfig) -> Iterator[None]:
+    """Hold the run folder, in the first process. Raises DataError in all of them where another command writes to it."""
+    with ExitStack() as stack:
+        refusal = None
+        if fabric.is_global_zero:
+            try:
+                stack.enter_context(locked(folder.path))
+                _check_folder(folder, config)  # another training may have begun a run here since it was looked at
+            except DataError as error:
+                refusal = str(error)
+        refusal = fabric.broadcast(refusal)
+        if refusal is not None:
+            raise DataError(refusal)
+        yield
+
+
+def _train(
+    config: ConfigT, kind: type[Stage[ConfigT]], fabric: Fabric, folder: RunFolder, progress: Progress
+) -> RunFolder:
     stage = kind(config, fabric, progress)
     network = create_network(stage)  # reads the weights; up to here nothing is written
     stage.prepare()

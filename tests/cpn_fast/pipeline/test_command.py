@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -34,6 +35,7 @@ from cpn_fast.data.check.options import CheckConfig
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.files.digest import weights_sha256
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.lock import locked
 from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.masks import write_mask
 from cpn_fast.pipeline import command
@@ -256,7 +258,7 @@ def test_a_foreign_folder_is_left_alone(small_demo: Path, tmp_path: Path, comman
 
 
 def test_two_calls_in_one_folder(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
-    with command._only_one(tmp_path), pytest.raises(DataError, match="still works here"):
+    with locked(tmp_path), pytest.raises(DataError, match="is writing here"):
         run_all(pipeline(small_demo, tmp_path), commands)
     run_all(pipeline(small_demo, tmp_path), commands)
 
@@ -292,6 +294,30 @@ def test_images_that_come_or_go_change_the_inputs(small_demo: Path, tmp_path: Pa
     (folder / "1.jpg").unlink()
     with pytest.raises(DataError, match=r"1\.jpg"):
         run_all(config, fake)
+
+
+def test_photos_without_masks_are_all_trained_on_and_labelled(
+    small_demo: Path, tmp_path: Path, commands: Commands
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, record in enumerate(commands.source.records("train")):
+        os.link(record.image_path, folder / f"{number}.jpg")
+    (folder / "labels.csv").write_text("image,labels\n" + "".join(f"{n}.jpg,{'ab'[n % 2]}\n" for n in range(12)))
+    assert "val" in open_source(f"folder:{folder}").splits()  # by the hash of the names
+    options = PipelineOptions(data=f"folder:{folder}", output=tmp_path / "run", segment=False, refine="none")
+    seen: dict[str, Any] = {}
+
+    def keep(command: str, config: Any, keep_open: int) -> Outcome:
+        seen[command] = config
+        return fake(command, config, keep_open)
+
+    fake = Commands(f"folder:{folder}")
+    run_all(pipeline_of(options), keep)
+    assert (seen["train"].split, seen["label"].split) == ("all", "all")
+    named = dataclasses.replace(options, split="train", output=tmp_path / "named")
+    run_all(pipeline_of(named), keep)
+    assert (seen["train"].split, seen["label"].split) == ("train", "train")
 
 
 def test_options_that_do_not_exist_are_refused_before_anything_runs(
@@ -434,5 +460,5 @@ def test_a_killed_training_keeps_its_checkpoint_and_goes_on(small_demo: Path, tm
     assert process.wait(60) == 130
     assert (tmp_path / "train" / "checkpoints" / "last.ckpt").is_file()
     assert json.loads((tmp_path / "state" / "train.json").read_text())["stage"]["outputs"] is None
-    with command._only_one(tmp_path):  # nothing works there any more
+    with locked(tmp_path), locked(tmp_path / "train"):  # nothing works there any more
         pass
