@@ -34,20 +34,23 @@ def command_text(command: str, config: Any) -> str:
 def changed_settings(config: Any) -> dict[str, Any]:
     """The settings that differ from their defaults, of a CAM training from those of its preset, by dotted name."""
     values = flat(config_to_dict(config))
-    defaults = _defaults(config)
+    defaults = default_settings(config)
+    if isinstance(config, TrainConfig):
+        preset = replace_dotted(config, preset_defaults(config.preset))
+        changed_by_preset = flat(config_to_dict(preset))
+        defaults |= {name: changed_by_preset[name] for name in preset_defaults(config.preset)}
+    defaults.pop("backbone", None)  # shown always, since without it a command line takes what suits the machine
     return {name: value for name, value in values.items() if name not in defaults or defaults[name] != value}
 
 
-def _defaults(config: Any) -> dict[str, Any]:
-    """The defaults by dotted name; a field without one is not among them."""
+def default_settings(config: Any) -> dict[str, Any]:
+    """The defaults of a config's class by dotted name; a field without one is not among them."""
     required = [
         field.name
         for field in dataclasses.fields(config)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     blank = type(config)(**{name: getattr(config, name) for name in required})
-    if isinstance(config, TrainConfig):
-        blank = dataclasses.replace(replace_dotted(blank, preset_defaults(config.preset)), preset=TrainConfig.preset)
     return {name: value for name, value in flat(config_to_dict(blank)).items() if name not in required}
 
 

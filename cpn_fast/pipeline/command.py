@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from cpn_fast.config.display import default_settings
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import default_split
 from cpn_fast.data.types import Source
@@ -95,6 +96,8 @@ class _Pipeline:
         path, settings = self._state_path(stage), settings_of(stage.config, self.config.output)
         digest = self._digest(stage, settings)
         stored = read_state(path)
+        if stored is not None and stored.digest == self._digest(stage, _known_to(stored, settings, stage)):
+            stored = dataclasses.replace(stored, digest=digest, settings=settings)
         if stored is None or stored.digest != digest:
             self._set_aside(stage, stored)
             stored = StageState(digest, settings)
@@ -126,7 +129,7 @@ class _Pipeline:
             former.rename(path)
         return path
 
-    def _digest(self, stage: Stage, settings: dict[str, Any]) -> str:
+    def _digest(self, stage: Stage, settings: Mapping[str, Any]) -> str:
         """Of all that decides over what the stage writes; of the weights the content, wherever they lie."""
         weights = settings.get("weights")
         return digest_of(
@@ -177,6 +180,17 @@ class _Pipeline:
         shutil.rmtree(replaced, ignore_errors=True)
         replaced.parent.mkdir(parents=True, exist_ok=True)
         owned.rename(replaced)
+
+
+def _known_to(stored: StageState, settings: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
+    """The settings without those that a version after the stored state's has added, where these are at their default:
+    an option more makes no stage another one."""
+    defaults = default_settings(stage.config)
+    return {
+        name: value
+        for name, value in settings.items()
+        if name in stored.settings or name not in defaults or defaults[name] != value
+    }
 
 
 def _check(stage: Stage, outcome: Outcome) -> None:

@@ -15,7 +15,7 @@ from cpn_fast.cam import options as cam_options
 from cpn_fast.cam.options import LabelConfig
 from cpn_fast.config.export import ExportConfig
 from cpn_fast.config.scales import CAM_SCALES
-from cpn_fast.config.training import AffinityConfig, C, MethodName, SegmentConfig, TrainConfig
+from cpn_fast.config.training import AffinityConfig, MethodName, SegmentConfig, TrainConfig
 from cpn_fast.files.errors import DataError
 from cpn_fast.pipeline.plan import DEFAULT_SPLIT, NOWHERE, PipelineConfig
 from cpn_fast.refine.options import PostprocessConfig
@@ -41,9 +41,9 @@ class PipelineOptions:
         data: source, e.g. `voc:PATH`, `folder:PATH`, `classes:PATH`, `coco:PATH`, `demo:` or a bare path.
         output: folder of everything that is made.
         weights: backbone weights (.params, .pth, .safetensors), for every network that is trained.
-        backbone: of every network that is trained.
+        backbone: of every network that is trained; None = what suits the machine, as for `cpn train`.
         method: how the CAM network is trained.
-        crop: side of the training crops in pixels.
+        crop: side of the training crops in pixels; None = what suits the machine.
         seed: of everything random.
         split: split to train on and to label; None = train where the source has it and has masks, else all its images.
         eval_split: split to score the segmentation model on; None = `val` where the source has it.
@@ -63,9 +63,9 @@ class PipelineOptions:
     data: str
     output: Path
     weights: Path | None = None
-    backbone: str = "resnet38"
+    backbone: str | None = None
     method: MethodName = "cpn"
-    crop: int = 448
+    crop: int | None = None
     seed: int = 0
     split: str | None = None
     eval_split: str | None = None
@@ -114,14 +114,14 @@ def pipeline_of(options: PipelineOptions) -> PipelineConfig:
 
     def train(config: TrainConfig) -> TrainConfig:
         split = options.split or DEFAULT_SPLIT
-        config = replace(config, data=options.data, split=split, output=NOWHERE, method=options.method)
-        return _with_network(config, options)
+        config = replace(config, data=options.data, split=split, output=NOWHERE, seed=options.seed)
+        return replace(config, method=options.method)
 
     label = LabelConfig(NOWHERE, "", NOWHERE, scales=options.scales)
     evaluate, export = SegmentEvaluateConfig(NOWHERE, ""), ExportConfig(NOWHERE, NOWHERE)
     return PipelineConfig(
         output=options.output,
-        train=cam_options.parse(_words(options.train, "--train"), train),
+        train=cam_options.parse(_training_words(options, options.train, "--train"), train),
         label=_parsed(label, options.label, "--label", "label"),
         affinity=_affinity(options) if "walk" in options.refine else None,
         refine=_refine(options) if options.refine != "none" else None,
@@ -134,9 +134,9 @@ def pipeline_of(options: PipelineOptions) -> PipelineConfig:
 
 def _affinity(options: PipelineOptions) -> AffinityConfig:
     def recipe(config: AffinityConfig) -> AffinityConfig:
-        return _with_network(replace(config, masks=NOWHERE, output=NOWHERE), options)
+        return replace(config, masks=NOWHERE, output=NOWHERE, seed=options.seed)
 
-    return affinity_options.parse(_words(options.affinity, "--affinity"), recipe)
+    return affinity_options.parse(_training_words(options, options.affinity, "--affinity"), recipe)
 
 
 def _refine(options: PipelineOptions) -> PostprocessConfig:
@@ -146,20 +146,16 @@ def _refine(options: PipelineOptions) -> PostprocessConfig:
 
 def _segment(options: PipelineOptions) -> SegmentConfig:
     def recipe(config: SegmentConfig) -> SegmentConfig:
-        return _with_network(replace(config, data="", masks="", output=NOWHERE), options)
+        return replace(config, data="", masks="", output=NOWHERE, seed=options.seed)
 
-    return segment_options.parse(_words(options.segmentation, "--segmentation"), recipe)
+    return segment_options.parse(_training_words(options, options.segmentation, "--segmentation"), recipe)
 
 
-def _with_network(config: C, options: PipelineOptions) -> C:
-    """What every network that is trained has of the pipeline's own options."""
-    return replace(
-        config,
-        backbone=options.backbone,
-        weights=options.weights,
-        seed=options.seed,
-        augment=replace(config.augment, crop=options.crop),
-    )
+def _training_words(options: PipelineOptions, text: str, option: str) -> list[str]:
+    """A training's options, and before them those of the pipeline that its parser has to know to choose what suits."""
+    shared = {"--backbone": options.backbone, "--weights": options.weights, "--crop": options.crop}
+    given = [word for name, value in shared.items() if value is not None for word in (name, str(value))]
+    return [*given, *_words(text, option)]
 
 
 def _parsed(default: T, text: str, option: str, command: str) -> T:

@@ -43,7 +43,7 @@ from cpn_fast.pipeline.command import run_pipeline
 from cpn_fast.pipeline.options import PipelineOptions, parse, pipeline_of
 from cpn_fast.pipeline.plan import PipelineConfig, plan
 from cpn_fast.pipeline.runner import Outcome, Runner, run_process
-from cpn_fast.pipeline.state import content_digest
+from cpn_fast.pipeline.state import content_digest, data_digest, digest_of
 from cpn_fast.refine.options import PostprocessConfig
 from cpn_fast.report.options import ReportConfig
 from cpn_fast.scoring.options import EvaluateConfig
@@ -341,7 +341,7 @@ def test_the_command_line_becomes_the_configs_of_the_stages(tmp_path: Path) -> N
         "--label", "--max-side 512", "--postprocess", "--steps 64", "--segmentation", "--norms frozen",
         "--evaluate", "--crf", "--export", "--variant float16", "--eval-split", "val",
     ])  # fmt: skip
-    network = {"backbone": "mobilenet_v2", "weights": Path("w.pth"), "seed": 3}
+    network: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": Path("w.pth"), "seed": 3}
     stages = {stage.name: stage.config for stage in plan(config, "val", True)}
     assert list(stages) == [
         *("train", "score", "label", "score masks", "export labeller", "affinity", "refine", "score refined masks"),
@@ -379,6 +379,46 @@ def test_the_command_that_is_shown_gives_the_stages_config(tmp_path: Path) -> No
     for stage in plan(parse(words), "val", True):
         program, *shown = shlex.split(stage.text)
         assert program == "cpn" and cli.parse(*cli.split_name(shown)) == stage.config
+
+
+def test_a_given_backbone_is_taken_on_every_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cpn_fast.device.has_gpu", lambda: False)
+    words = ["--data", "demo:", "--output", str(tmp_path), "--refine", "walk"]
+    for given, backbone, crop in (
+        (["--backbone", "resnet38"], "resnet38", 448),
+        (["--weights", "ilsvrc.params"], "resnet38", 448),
+        (["--crop", "96"], "mobilenet_v2", 96),
+        (["--crop", "448"], "mobilenet_v2", 448),
+        ([], "mobilenet_v2", 256),
+    ):
+        config = parse([*words, *given])
+        assert config.affinity is not None and config.segment is not None
+        for training in (config.train, config.affinity, config.segment):
+            assert (training.backbone, training.augment.crop) == (backbone, crop), given
+        assert f"--backbone {backbone}" in plan(config, "val", True)[0].text
+
+
+def test_an_option_that_a_later_version_adds_runs_nothing_again(
+    small_demo: Path, tmp_path: Path, commands: Commands
+) -> None:
+    run_all(pipeline(small_demo, tmp_path, segment=False), commands)
+    path = tmp_path / "state" / "label.json"
+    content = json.loads(path.read_text())
+    settings = content["stage"]["settings"]
+    assert settings.pop("threshold") == 0.5  # as a version would have written that did not have it
+    inputs = [json.loads((path.parent / f"{name}.json").read_text())["stage"]["outputs"] for name in ("train", "score")]
+    source = commands.source
+    content["stage"]["digest"] = digest_of({
+        "settings": settings, "weights": None, "data": [data_digest(source, source.records("train"), False)],
+        "inputs": inputs,
+    })  # fmt: skip
+    path.write_text(json.dumps(content))
+    commands.calls.clear()
+    run_all(pipeline(small_demo, tmp_path, segment=False), commands)
+    assert commands.calls == []
+    path.write_text(json.dumps(content))
+    run_all(pipeline(small_demo, tmp_path, segment=False, label="--threshold 0.6"), commands)
+    assert commands.calls[0] == "label"
 
 
 def test_a_stage_that_the_version_before_named_otherwise(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
