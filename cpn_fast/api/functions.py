@@ -55,7 +55,7 @@ def create_model(
         backbone: a name, see `list_backbones`; or a module whose forward gives a list of maps and that has
             `feature_info`, such as `timm.create_model(..., features_only=True)`. Its batch norms are frozen.
         num_classes: K foreground classes.
-        weights: file of backbone weights; None = as initialised (by name), or as the module has them.
+        weights: file of backbone weights; None = as initialised, those of timm as timm fetches them, a module as it is.
         options: readings of the method; None = the usual ones.
 
     Returns:
@@ -71,7 +71,7 @@ def create_model(
     if num_classes < 1:
         raise DataError(f"num_classes is {num_classes}, expected at least 1 foreground class")
     if isinstance(backbone, str):
-        body = create_backbone(backbone)
+        body = create_backbone(backbone, pretrained=weights is None)
     else:
         body = backbone if isinstance(backbone, Backbone) else FeatureBackbone(backbone)
     if weights is not None:

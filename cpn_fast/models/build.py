@@ -79,7 +79,8 @@ def create_affinity_net(config: AffinityConfig, load_weights: bool = True) -> Af
 
 
 def _backbone(config: LoopConfig, load_weights: bool, frozen: bool) -> Backbone:
-    backbone = create_backbone(config.backbone, frozen=frozen)
+    pretrained = load_weights and config.weights is None and not config.resume
+    backbone = create_backbone(config.backbone, frozen=frozen, pretrained=pretrained)
     if load_weights and config.weights is not None:
         load_backbone_weights(backbone, config.weights)
     return backbone

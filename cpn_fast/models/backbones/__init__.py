@@ -28,17 +28,18 @@ BACKBONES: dict[str, Callable[[bool], Backbone]] = {
 """Name -> constructor that takes `frozen`; the names are those of `cpn_fast.config.backbones`."""
 
 
-def create_backbone(name: str, frozen: bool = True) -> Backbone:
+def create_backbone(name: str, frozen: bool = True, pretrained: bool = False) -> Backbone:
     """Build a backbone; those of this package with Kaiming-initialised weights.
 
     Args:
-        name: a key of `BACKBONES`; or `timm:NAME`, a network of timm without its weights; or `package.module:function`,
-            which returns a `Backbone` or a module that `FeatureBackbone` takes.
+        name: a key of `BACKBONES`; or `timm:NAME`, a network of timm; or `package.module:function`, which returns a
+            `Backbone` or a module that `FeatureBackbone` takes.
         frozen: the rule of CAM training: the early stages and all batch norms do not train, batch norms stay in eval
             mode. False: everything trains.
+        pretrained: a network of timm comes with timm's own weights, which timm fetches; of others no matter.
 
     Raises:
         DataError: for an unknown name, naming the known; for one that cannot be imported or built.
     """
     check_backbone_name(name)
-    return BACKBONES[name](frozen) if name in BACKBONES else external_backbone(name, frozen)
+    return BACKBONES[name](frozen) if name in BACKBONES else external_backbone(name, frozen, pretrained)

@@ -19,18 +19,19 @@ TIMM_STRIDE = 16
 log = logging.getLogger(__name__)
 
 
-def external_backbone(name: str, frozen: bool) -> Backbone:
+def external_backbone(name: str, frozen: bool, pretrained: bool = False) -> Backbone:
     """Build the backbone that a name of the form `timm:NAME` or `package.module:function` means.
 
     Args:
         name: the name. A function of one's own is called without arguments and returns a `Backbone`, or a module that
             `FeatureBackbone` takes.
         frozen: see `create_backbone`.
+        pretrained: see `create_backbone`.
 
     Raises:
         DataError: if it cannot be imported or built, or is no backbone.
     """
-    module = _timm_module(name) if name.startswith(TIMM) else _own_module(name)
+    module = _timm_module(name, pretrained) if name.startswith(TIMM) else _own_module(name)
     if isinstance(module, Backbone):
         if module.frozen and not frozen:
             module.norms_frozen = False
@@ -45,7 +46,7 @@ def external_backbone(name: str, frozen: bool) -> Backbone:
         raise DataError(f"--backbone {name}: {error}") from error
 
 
-def _timm_module(name: str) -> Any:
+def _timm_module(name: str, pretrained: bool) -> Any:
     try:
         timm = import_module("timm")
     except ImportError as error:
@@ -53,7 +54,7 @@ def _timm_module(name: str) -> Any:
             f"--backbone {name}: timm cannot be imported ({error}); install it: pip install timm"
         ) from error
     model = name.removeprefix(TIMM)
-    options: dict[str, Any] = {"features_only": True, "pretrained": False}
+    options: dict[str, Any] = {"features_only": True, "pretrained": pretrained}
     try:
         return timm.create_model(model, output_stride=TIMM_STRIDE, **options)
     except (TypeError, AssertionError, NotImplementedError) as error:
@@ -70,7 +71,7 @@ def _timm_module(name: str) -> Any:
 def _not_built(name: str, error: Exception) -> DataError:
     return DataError(
         f"--backbone {name}: timm cannot build it with features_only ({type(error).__name__}: {error}); "
-        "timm.list_models() lists the names"
+        "timm.list_models(pretrained=True) lists the names; without a network give --weights FILE"
     )
 
 

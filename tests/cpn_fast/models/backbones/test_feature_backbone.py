@@ -136,6 +136,8 @@ def test_a_network_of_timm(monkeypatch: pytest.MonkeyPatch, strides: bool) -> No
     wanted = {"features_only": True, "pretrained": False}
     assert timm.calls[0] == ("convnext_tiny", wanted | {"output_stride": 16})
     assert timm.calls[1:] == ([] if strides else [("convnext_tiny", wanted)])
+    create_backbone("timm:convnext_tiny", pretrained=True)
+    assert timm.calls[-1][1]["pretrained"]
     with pytest.raises(DataError, match=r"timm:resnet: timm cannot build it.*Unknown model.*list_models"):
         create_backbone("timm:resnet")
 
