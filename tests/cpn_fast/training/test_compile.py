@@ -22,6 +22,8 @@ CASES = {
     "cpn": {"method": "cpn"},
     "cpn paper": {"method": "cpn", **PRESETS["paper"]},
     "cpn released": {"method": "cpn", **PRESETS["released"]},
+    "seam released": {"method": "seam", **PRESETS["released"]},
+    "cpn union": {"method": "cpn", "options": MethodOptions(tcp_target="union", pair_norm="image")},
     "cpn other": {"method": "cpn", "options": MethodOptions(pair_norm="shared", ohem=1.0, pcm=False, cpcr=False)},
 }
 
