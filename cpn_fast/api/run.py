@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cpn_fast.api.images import ImageLabeller
 from cpn_fast.api.model import ModelKind
+from cpn_fast.config.refine import Refine
 from cpn_fast.config.training import STAGES, LoopConfig
 from cpn_fast.data.types import Source
 from cpn_fast.files.errors import DataError
@@ -87,17 +88,20 @@ class Run:
         threshold: float | None = None,
         max_side: int | None = None,
         device: str | None = None,
+        refine: Refine | None = None,
     ) -> ImageLabeller:
         """A callable that labels photographs, as `cpn label` or `cpn segment predict` would.
 
         Args:
-            scales: the image is run at each of them; None = 0.5 1 1.5 2, of a segmentation network 0.5 to 1.75.
+            scales: the image is run at each of these factors of its size; None = as `cpn label`, of a segmentation
+                network 0.5 to 1.75.
             flip: also run the mirrored image; None = True.
             beta: background score of a CAM network's masks, 0..1; None = the best that `evaluate` found, else 0.25.
             threshold: class probability above which a class is active where no labels are given; None = 0.5. The best
                 class always is.
             max_side: longer images are reduced to this long side in pixels, and the mask enlarged back; None = 1024.
             device: "auto" (a GPU where there is one), "cpu" or "cuda"; None = "auto".
+            refine: how a CAM network's maps are refined, "raw", "learnt" or "none"; None = as `cpn label`.
 
         Raises:
             DataError: for an option out of range or that the network does not have, or a run without weights.
@@ -108,8 +112,8 @@ class Run:
             raise DataError(f"{self.path}: a run of AffinityNet labels no images; refine masks with it")
         size, where, mirrored = max_side or 1024, device or "auto", True if flip is None else flip
         if self.kind == "cam":
-            return CamLabeller(self.folder, scales, mirrored, beta, threshold, size, where)
-        for name, value in (("beta", beta), ("threshold", threshold)):
+            return CamLabeller(self.folder, scales, mirrored, beta, threshold, size, where, refine)
+        for name, value in (("beta", beta), ("threshold", threshold), ("refine", refine)):
             if value is not None:
                 raise DataError(f"{name} is for CAM networks; {self.path} is a segmentation network: leave it out")
         return SegmentationLabeller(self.folder, scales, mirrored, size, where)

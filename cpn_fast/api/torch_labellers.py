@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from cpn_fast.api.images import ImageLabeller, LabelledImage
 from cpn_fast.cam.inference import Prediction, map_of, open_labeller, predictions
-from cpn_fast.config.scales import CAM_SCALES, SEGMENT_SCALES
+from cpn_fast.cam.map_options import MapOptions
+from cpn_fast.config.refine import Refine
+from cpn_fast.config.scales import SEGMENT_SCALES
 from cpn_fast.data.types import Record, Sample
 from cpn_fast.files.max_side import enlarge
 from cpn_fast.inference.class_mapping import ClassMapping
@@ -60,13 +62,13 @@ class CamLabeller(ImageLabeller):
         threshold: float | None,
         max_side: int,
         device: str,
+        refine: Refine | None = None,
     ) -> None:
         check_counts(max_side=max_side)
         self.classes = run.classes
         self._beta = run.background_score(beta)
-        self._labeller = open_labeller(
-            run, scales or CAM_SCALES, flip, device, self._beta, 0.5 if threshold is None else threshold
-        )
+        how = MapOptions(scales, flip=flip, refine=refine)
+        self._labeller = open_labeller(run, how, device, self._beta, 0.5 if threshold is None else threshold)
         self._map = map_of(self._labeller)
         self._mapping = ClassMapping.between(self.classes, self.classes)
         self._options = InferenceOptions(max_side, workers=1)

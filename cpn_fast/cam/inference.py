@@ -10,17 +10,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cpn_fast.cam.map_options import MapOptions, ResolvedMaps
 from cpn_fast.data.types import Record, Sample, Source
 from cpn_fast.device import ready_device
 from cpn_fast.files.background_score import check_score
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.max_side import enlarge
 from cpn_fast.inference.class_mapping import ClassMapping
-from cpn_fast.inference.options import check_scales
 from cpn_fast.inference.reader import Failure, InferenceOptions, Reduced, not_finite, samples
 from cpn_fast.metrics.beta_sweep import best_foreground
 from cpn_fast.metrics.maps import MULTI, MapName, scale_name
-from cpn_fast.models.labeller import Labeller, ScaleMaps, normalised, present_channels
+from cpn_fast.models.labeller import Labeller, added, normalised, present_channels
+from cpn_fast.models.labeller import Maps as LabellerMaps
 from cpn_fast.runs.folder import RunFolder
 
 
@@ -65,8 +66,7 @@ class Prediction:
 
 def open_labeller(
     run: RunFolder,
-    scales: Sequence[float],
-    flip: bool,
+    options: MapOptions | ResolvedMaps,
     device: str,
     beta: float,
     threshold: float = 0.5,
@@ -76,36 +76,37 @@ def open_labeller(
 
     Args:
         run: with weights.
-        scales: scale factors, above 0 and at most 4.
-        flip: also run the mirrored image.
+        options: how its maps are made.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
         beta: background score of the mask, 0..1.
         threshold: class probability above which a class stands in for missing labels.
         compiled: torch.compile the network, once for all image sizes.
 
     Raises:
-        DataError: for a device that is not there, a scale or score out of range, or a run without weights.
+        DataError: for a device that is not there, an option that is out of range or does not fit the run, or a run
+            without weights.
     """
-    check_scales(scales)
     beta, threshold = check_score(beta, "--beta"), check_score(threshold, "--threshold")
+    how = options.resolved(run) if isinstance(options, MapOptions) else options
     device = ready_device(device)
     net = run.load_model(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:
         net.compile(dynamic=True)
-    options = run.config.options
-    return Labeller(net, scales, flip, beta, threshold, options.map_norm, options.scale_resize).to(device)
+    settings = run.config.options
+    return Labeller(
+        net, how.scales, how.flip, beta, threshold, settings.map_norm, settings.scale_resize, how.refine, how.side
+    ).to(device)
 
 
 def map_of(labeller: Labeller, wanted: Literal["auto", "rcam", "cam"] = "auto") -> MapName:
-    """The map that masks are made of: RCAM where the network has refinement heads, else CAM.
+    """The map that masks are made of: RCAM where there is refinement, else CAM.
 
     Raises:
-        DataError: if RCAM is wanted of a network without refinement.
+        DataError: if RCAM is wanted without refinement.
     """
-    refined = labeller.net.refinement != "none"
-    if wanted == "rcam" and not refined:
-        raise DataError("--maps rcam: this run has no refinement heads, so no RCAM; use --maps cam")
-    return ("rcam" if refined else "cam") if wanted == "auto" else wanted
+    if wanted == "rcam" and not labeller.refined:
+        raise DataError("--maps rcam: there is no RCAM without refinement; use --refine raw, or --maps cam")
+    return ("rcam" if labeller.refined else "cam") if wanted == "auto" else wanted
 
 
 def predictions(
@@ -114,6 +115,7 @@ def predictions(
     records: Sequence[Record],
     mapping: ClassMapping,
     options: InferenceOptions,
+    only: MapName | None = None,
 ) -> Iterator[Prediction | Failure[Record]]:
     """Run the network over `records`: images are read in threads ahead of it and go through in batches of equal size.
 
@@ -123,6 +125,7 @@ def predictions(
         records: the images; the order of the results may differ where sizes do and `batch_size` is above 1.
         mapping: the source's classes in the network's order.
         options: see there.
+        only: give this map alone, which saves making the other; None = both where there is refinement.
 
     Yields:
         a Prediction per image, a Failure for one that could not be read or whose maps or scores are not finite.
@@ -131,7 +134,7 @@ def predictions(
         if isinstance(item, Failure):
             yield item
         else:
-            for prediction in _run(labeller, item, mapping, options):
+            for prediction in _run(labeller, item, mapping, options, only):
                 finite = _is_finite(prediction)
                 yield prediction if finite else not_finite(prediction.record, "class maps or scores")
 
@@ -148,6 +151,7 @@ def _run(
     batch: Sequence[Reduced],
     mapping: ClassMapping,
     options: InferenceOptions,
+    only: MapName | None,
 ) -> list[Prediction]:
     """One batch of equal size through the network."""
     device = next(labeller.parameters()).device
@@ -155,10 +159,10 @@ def _run(
     unknown = np.full(mapping.num_classes, -1, dtype=np.float32)
     rows = np.stack([unknown if row is None else row.astype(np.float32) for row in given])
     images = torch.from_numpy(np.stack([small for _, small in batch])).to(device)
-    scores, in_force, per_scale = labeller.scale_maps(images, torch.from_numpy(rows).to(device), present_only=True)
-    labels = in_force.cpu().numpy() > 0
-    channels = present_channels(in_force)
-    maps = _normalised_maps(labeller, in_force[:, channels], per_scale, options.per_scale)
+    found = labeller.scale_maps(images, torch.from_numpy(rows).to(device), present_only=True, with_cam=only != "rcam")
+    labels = found.in_force.cpu().numpy() > 0
+    channels = present_channels(found.in_force)
+    maps = _normalised_maps(labeller, found, found.in_force[:, channels], options.per_scale, only)
     held = [torch.from_numpy(row[channels.cpu().numpy()]) for row in labels]
     return [
         Prediction(
@@ -167,7 +171,7 @@ def _run(
             mask=None if sample.mask is None else mapping.mask(sample.mask),
             labels=labels[i],
             given=given[i],
-            scores=scores[i].float().cpu().numpy(),
+            scores=found.scores[i].float().cpu().numpy(),
             classes=np.flatnonzero(labels[i]),
             maps={key: value[i][held[i].to(device)].cpu().numpy() for key, value in maps.items()},
         )
@@ -181,17 +185,22 @@ def _given(sample: Sample, mapping: ClassMapping, options: InferenceOptions) -> 
 
 
 def _normalised_maps(
-    labeller: Labeller, in_force: torch.Tensor, per_scale: Iterator[ScaleMaps], keep_scales: bool
+    labeller: Labeller, found: LabellerMaps, in_force: torch.Tensor, keep_scales: bool, only: MapName | None
 ) -> dict[tuple[MapName, str], torch.Tensor]:
     """Normalised maps [B, P, h, w] of all scales together and, if asked for, of each; `rcam` only with refinement."""
-    names: tuple[MapName, ...] = ("cam",) if labeller.net.refinement == "none" else ("cam", "rcam")
-    sums: dict[MapName, torch.Tensor] = {}
+    names: tuple[MapName, ...] = ("cam", "rcam") if labeller.refined else ("cam",)
+    names = names if only is None else (only,)
+    sums: dict[MapName, torch.Tensor | None] = dict.fromkeys(names)
     maps: dict[tuple[MapName, str], torch.Tensor] = {}
-    for scale, item in zip(labeller.scales, per_scale, strict=True):
+    for scale, item in zip(labeller.scales, found.scales, strict=True):
         for name in names:
-            raw: torch.Tensor = getattr(item, name)
-            sums[name] = sums[name] + raw if name in sums else raw
-            if keep_scales:
+            raw: torch.Tensor | None = getattr(item, name)
+            sums[name] = added(sums[name], raw)
+            if keep_scales and raw is not None:
                 maps[name, scale_name(scale)] = normalised(raw, in_force, labeller.map_norm)
-    maps |= {(name, MULTI): normalised(total, in_force, labeller.map_norm) for name, total in sums.items()}
+    if found.fused is not None and "rcam" in names:
+        sums["rcam"] = found.fused()
+    for name, total in sums.items():
+        assert total is not None
+        maps[name, MULTI] = normalised(total, in_force, labeller.map_norm)
     return maps

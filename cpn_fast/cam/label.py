@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpn_fast.cam.inference import Prediction, map_of, open_labeller, predictions
+from cpn_fast.cam.map_options import MapOptions, ResolvedMaps
 from cpn_fast.cam.options import LabelConfig
 from cpn_fast.data.sources.open import open_source_for
 from cpn_fast.data.sources.photos import PhotoSource
@@ -59,6 +60,7 @@ class LabelJobs(ImageJobs[Record, Prediction | Failure[Record]]):
     Attributes:
         source: reads the images.
         labeller: the network.
+        how: how it makes maps.
         classes: its K foreground classes.
         mapping: the source's classes in the network's order.
         options: how images go through the network.
@@ -74,6 +76,7 @@ class LabelJobs(ImageJobs[Record, Prediction | Failure[Record]]):
 
     source: Source
     labeller: Labeller
+    how: ResolvedMaps
     classes: tuple[str, ...]
     mapping: ClassMapping
     options: InferenceOptions
@@ -111,12 +114,11 @@ class LabelJobs(ImageJobs[Record, Prediction | Failure[Record]]):
 
     def about(self) -> str:
         """Map, scales, background score."""
-        scales = " ".join(f"{scale:g}" for scale in self.labeller.scales)
-        return f"{self.name.upper()}, scales {scales}, flip {self.labeller.flip}, beta {self.beta:g}"
+        return f"{self.name.upper()}, {self.how}, beta {self.beta:g}"
 
     def ready(self, todo: Sequence[Record]) -> Iterator[Prediction | Failure[Record]]:
         """What the network says of each image."""
-        return predictions(self.labeller, self.source, todo, self.mapping, self.options)
+        return predictions(self.labeller, self.source, todo, self.mapping, self.options, only=self.name)
 
     def work(self, item: Prediction | Failure[Record]) -> Entry:
         """Write mask and soft maps."""
@@ -199,27 +201,30 @@ def _output(config: LabelConfig) -> Path:
 def _jobs(config: LabelConfig, source: Source, records: Sequence[Record], data: str) -> LabelJobs:
     run = RunFolder(config.run)
     beta = run.background_score(config.beta)
-    labeller = open_labeller(run, config.scales, config.flip, config.device, beta, config.threshold, config.compile)
+    options = MapOptions(
+        config.scales, config.scales_of, config.flip, config.refine, config.refine_at, config.affinity_power
+    )
+    how = options.resolved(run)
+    labeller = open_labeller(run, how, config.device, beta, config.threshold, config.compile)
     name = map_of(labeller, config.maps)
     return LabelJobs(
-        output=_output(config), items=records, settings=_settings(config, run, beta, name), data=data,
+        output=_output(config), items=records, settings=_settings(config, run, how, beta, name), data=data,
         workers=config.workers, overwrite=config.overwrite, shard=config.shard,
-        source=source, labeller=labeller, classes=run.classes,
+        source=source, labeller=labeller, how=how, classes=run.classes,
         mapping=ClassMapping.between(source.classes, run.classes),
         options=InferenceOptions(config.max_side, config.batch_size, config.workers, use_labels=config.use_labels),
         name=name, beta=beta, void_band=config.void_band, soft_maps=config.soft_maps,
     )  # fmt: skip
 
 
-def _settings(config: LabelConfig, run: RunFolder, beta: float, name: MapName) -> dict[str, Any]:
+def _settings(config: LabelConfig, run: RunFolder, how: ResolvedMaps, beta: float, name: MapName) -> dict[str, Any]:
     """Everything that decides what a mask looks like."""
     return {
         "weights_sha256": weights_digest(run),
         "classes": list(run.classes),
         "maps": name,
         "beta": beta,
-        "scales": list(config.scales),
-        "flip": config.flip,
+        **how.settings(),
         "void_band": None if config.void_band is None else list(config.void_band),
         "max_side": config.max_side,
         "threshold": config.threshold,

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from cpn_fast.config.presets import preset_defaults
-from cpn_fast.config.scales import CAM_SCALES
+from cpn_fast.config.refine import Refine, RefineAt, ScalesOf
 from cpn_fast.config.training import PresetName, TrainConfig, replace_dotted
 from cpn_fast.files.errors import DataError
 from cpn_fast.training.options import parse_training, value_of
@@ -54,11 +54,20 @@ class LabelConfig:
         output: folder for SegmentationClass/ID.png, labelmap.txt, manifest.jsonl and the contact sheet; None =
             `NAME-masks` in the current folder, by the first of the images or by the data.
         split: split to label; None = train where the source has it and has masks, else all its images.
-        scales: the image is run at each of these scales and the maps are summed.
+        scales: the image is run at each of these scales and the maps are summed; None = 1, 1.5 and 2
+            times the mean long side of the run's training (presets paper, released: 0.5 1 1.5 2 of the image).
+        scales_of: whether scales are factors of the "image", or of the mean long side of the run's "training"; None =
+            of the image where they are given.
         flip: also run the mirrored image.
         beta: background score of the mask, 0..1; None = the best that `cpn evaluate` found for the run, else 0.25.
         void_band: pixels whose best foreground score lies within become void (255).
-        maps: which maps make the mask; auto = RCAM where the run has refinement, else CAM.
+        refine: how RCAM is made of CAM: "raw" spreads it over pixels that look alike by the backbone's own features,
+            "learnt" by the refinement heads that the run trained, "none" leaves it; None = raw (presets paper,
+            released: learnt).
+        refine_at: refine the "fused" CAM of all scales once, or that of each "scale"; None = fused (presets paper,
+            released: scale).
+        affinity_power: exponent of the affinities of refinement.
+        maps: which maps make the mask; auto = RCAM where there is refinement, else CAM.
         max_side: longer images are reduced to this long side in pixels first, and the mask enlarged back.
         threshold: class probability above which a class stands in for missing image labels (the best one always does).
         use_labels: False ignores image labels.
@@ -77,8 +86,12 @@ class LabelConfig:
     data: str | None = None
     output: Path | None = None
     split: str | None = None
-    scales: tuple[float, ...] = CAM_SCALES
+    scales: tuple[float, ...] | None = None
+    scales_of: ScalesOf | None = None
     flip: bool = True
+    refine: Refine | None = None
+    refine_at: RefineAt | None = None
+    affinity_power: float = 1.0
     beta: float | None = None
     void_band: tuple[float, float] | None = None
     maps: Literal["auto", "rcam", "cam"] = "auto"

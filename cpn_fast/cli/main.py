@@ -62,6 +62,11 @@ COMMANDS: dict[str, Command] = {
         "cpn_fast.scoring.options:EvaluateConfig",
         "cpn_fast.scoring.command:run_evaluate",
     ),
+    "compare": Command(
+        "differences of mIoU between scored runs, with intervals",
+        "cpn_fast.scoring.compare_options:CompareConfig",
+        "cpn_fast.scoring.compare:run_compare",
+    ),
     "segment train": Command(
         "train DeepLab-LargeFOV on a folder of pseudo masks",
         "cpn_fast.config.training:SegmentConfig",

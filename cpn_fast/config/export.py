@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from cpn_fast.config.refine import Refine, RefineAt, ScalesOf
+
 
 @dataclass(frozen=True)
 class ExportConfig:
@@ -16,9 +18,14 @@ class ExportConfig:
     Attributes:
         run: run folder, of `cpn train` or `cpn segment train`.
         output: the `.onnx` file.
-        scales: scale factors of the image, in steps of 0.01; None = 0.5 1 1.5 2, and for a segmentation network
+        scales: scale factors of the image, in steps of 0.01; None = as `cpn label`, and for a segmentation network
             0.5 0.75 1 1.25 1.5 1.75.
+        scales_of: of a CAM network, whether scales are factors of the "image", or of the mean long side of the run's
+            "training"; None = of the image where they are given.
         flip: also run the mirrored image.
+        refine: of a CAM network, how RCAM is made of CAM, "raw", "learnt" or "none", as for `cpn label`.
+        refine_at: of a CAM network, refine the "fused" CAM of all scales, or that of each "scale", as for `cpn label`.
+        affinity_power: of a CAM network, exponent of the affinities of refinement; None = 1.
         beta: of a CAM network, background score of the masks, in [0, 1]; None = the best one that `cpn evaluate` found
             for the run.
         threshold: of a CAM network, class probability above which a class stands in where an image has no labels;
@@ -34,7 +41,11 @@ class ExportConfig:
     run: Annotated[Path, tyro.conf.Positional]
     output: Path
     scales: tuple[float, ...] | None = None
+    scales_of: ScalesOf | None = None
     flip: bool = True
+    refine: Refine | None = None
+    refine_at: RefineAt | None = None
+    affinity_power: float | None = None
     beta: float | None = None
     threshold: float | None = None
     max_side: int = 1024

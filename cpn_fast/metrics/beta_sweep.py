@@ -118,10 +118,15 @@ class BetaSweep:
 
     Args:
         num_classes: K foreground classes.
+        keep_images: also keep what was counted of every single image, in `per_image`.
+
+    Attributes:
+        per_image: of each image the flat bins that occur, ascending, and the pixels in each.
     """
 
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
+    def __init__(self, num_classes: int, keep_images: bool = False) -> None:
+        self.num_classes, self.keep_images = num_classes, keep_images
+        self.per_image: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         self.images = 0
         self.without_mask = 0
         self._counts = np.zeros((num_classes + 1, num_classes, len(BETAS) + 1), dtype=np.int64)
@@ -167,7 +172,11 @@ class BetaSweep:
         below = np.searchsorted(BETAS, np.asarray(score, dtype=np.float32)[valid], side="left")
         keys = (mask[valid].astype(np.int64) * self.num_classes + best[valid]) * (len(BETAS) + 1) + below
         flat = self._counts.reshape(-1)
-        if flat.size <= 4 * keys.size:
+        if self.keep_images:
+            present, counts = np.unique(keys, return_counts=True)
+            self.per_image.append((present, counts))
+            flat[present] += counts
+        elif flat.size <= 4 * keys.size:
             flat += np.bincount(keys, minlength=flat.size)
         else:  # many classes, few pixels: a dense count per image would cost more than sorting its pixels
             present, counts = np.unique(keys, return_counts=True)
@@ -179,6 +188,7 @@ class BetaSweep:
         if other.num_classes != self.num_classes:
             raise ValueError(f"cannot merge a sweep of {other.num_classes} classes into one of {self.num_classes}")
         self._counts += other._counts
+        self.per_image += other.per_image
         self.images += other.images
         self.without_mask += other.without_mask
 

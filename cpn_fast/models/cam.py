@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from cpn_fast.models.backbones import Backbone
 from cpn_fast.models.pcm import EMBEDDING_CHANNELS, FEATURE_CHANNELS, feature_heads, pixel_features, resize
 from cpn_fast.models.prcm import PrcmForm, pixel_region_correlation
-from cpn_kernels.cam_norm import MapNorm, normalise_cam, winner_mask, with_background
+from cpn_fast.models.refinement import raw_features, winner_maps
+from cpn_kernels.cam_norm import MapNorm
 from cpn_kernels.ops.cp_triplet import IMAGENET_MEAN
 from cpn_kernels.ops.pixel_correlation import pixel_correlation
 
@@ -27,7 +28,8 @@ class CamOutput(NamedTuple):
     Attributes:
         cam: float [M, K, h, w], the un-normalised maps A (logits per position).
         scores: float [M, K], image logits s = GAP(A), the mean of each map.
-        features: float [M, 195, h, w], pixel features X for the refinement; empty [M, 0, h, w] without refinement.
+        features: float [M, 195, h, w], pixel features X for the refinement; empty [M, 0, h, w] without refinement;
+            float [M, E, h, w], the backbone's own, where those were asked for.
     """
 
     cam: Tensor
@@ -84,12 +86,17 @@ class CamNet(nn.Module):
             with torch.no_grad():
                 self.phi.weight.copy_(self.f9.weight.flatten(1))
 
-    def forward(self, views: Tensor) -> CamOutput:
-        """Maps, image logits and pixel features of normalised views, float [M, 3, H, W]."""
+    def forward(self, views: Tensor, raw: bool = False) -> CamOutput:
+        """Maps, image logits and pixel features of normalised views, float [M, 3, H, W].
+
+        With `raw` the features are those of `raw_features`, for `refine_raw`, instead of the refinement heads' X.
+        """
         mid, high, final = self.backbone(views)
         cam = self.classifier(self.dropout(final))
         size = (cam.shape[2], cam.shape[3])
-        if self.refinement == "none":
+        if raw:
+            features = raw_features(mid, high, size)
+        elif self.refinement == "none":
             features = cam.new_empty(cam.shape[0], 0, *size)
         else:
             features = pixel_features(views, mid, high, self.f_mid, self.f_high, size)
@@ -108,16 +115,17 @@ class CamNet(nn.Module):
         labels: Tensor,  # [M, K]
         map_norm: MapNorm = "minmax",
         floor: Tensor | None = None,  # [M, K]
+        power: float = 1.0,
     ) -> Tensor:  # [M, K, h, w]
         """RCAM before normalisation: the foreground of Y_pcm + Y_prcm (eq. 9 to 12), absent classes zero.
 
         `cam` is detached, so the gradient reaches the refinement heads only. `floor` is the least maximum by which a
-        class is normalised (`pair_norm="shared"`).
+        class is normalised (`pair_norm="shared"`); `power` is the exponent of PCM's affinities.
 
         Raises:
             RuntimeError: if the network has no refinement heads.
         """
-        return self.refine_with_background(cam, features, labels, map_norm, floor)[:, 1:]
+        return self.refine_with_background(cam, features, labels, map_norm, floor, power)[:, 1:]
 
     def refine_with_background(
         self,
@@ -126,16 +134,16 @@ class CamNet(nn.Module):
         labels: Tensor,  # [M, K]
         map_norm: MapNorm = "minmax",
         floor: Tensor | None = None,  # [M, K]
+        power: float = 1.0,
     ) -> Tensor:  # [M, K + 1, h, w]
         """The same with the refined background map at channel 0."""
         if self.refinement == "none":
             raise RuntimeError("this network has no refinement heads: build it with refinement='pcm' or 'prcm'")
         competing = labels if self.winner_classes == "present" else torch.ones_like(labels)
-        maps = with_background(normalise_cam(cam.detach().float(), competing, map_norm=map_norm, floor=floor))
-        winners = (maps * winner_mask(maps)).flatten(2)
+        winners = winner_maps(cam, competing, map_norm, floor)
         embedding = self.f9(features).flatten(2)
         centre = embedding.mean(dim=2, keepdim=True) if self.affinity == "correlation" else 0.0
-        refined = pixel_correlation(embedding - centre, winners)
+        refined = pixel_correlation(embedding - centre, winners, power=power)
         present = F.pad(labels, (1, 0), value=1.0) > 0
         if self.refinement != "pcm":
             form: PrcmForm = "released" if self.refinement == "prcm_released" else "softmax"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cpn_fast.config.scales import CAM_SCALES
+from cpn_fast.config.refine import PER_SCALE, RefineOptions
+from cpn_fast.config.scales import CAM_SCALES, FEATURE_SCALE
 from cpn_fast.files.background_score import DEFAULT_BETA
-from cpn_fast.models.cam import CamNet
+from cpn_fast.models.cam import CamNet, CamOutput
+from cpn_fast.models.refinement import refine_raw
 from cpn_kernels.cam_norm import MapNorm, normalise_cam
 from cpn_kernels.ops.cp_triplet import normalise_images
 
@@ -35,10 +37,29 @@ class Labelled(NamedTuple):
 
 
 class ScaleMaps(NamedTuple):
-    """Un-normalised foreground maps of one scale (flip already summed), float [B, K, H, W]."""
+    """Un-normalised foreground maps of one scale (flip already summed), float [B, K, H, W].
 
-    cam: Tensor
-    rcam: Tensor
+    `rcam` is None where refinement follows once all scales are summed, and `cam` where only RCAM was asked for.
+    """
+
+    cam: Tensor | None
+    rcam: Tensor | None
+
+
+class Maps(NamedTuple):
+    """What `Labeller.scale_maps` gives.
+
+    Attributes:
+        scores: class probabilities [B, K].
+        in_force: float [B, K], the labels by which maps are masked.
+        scales: the maps of one scale after the other.
+        fused: gives RCAM [B, K, H, W] of all scales, un-normalised, where it is made once from their sum; else None.
+    """
+
+    scores: Tensor
+    in_force: Tensor
+    scales: Iterator[ScaleMaps]
+    fused: Callable[[], Tensor] | None
 
 
 def scaled_size(length: int, scale: float) -> int:
@@ -46,10 +67,37 @@ def scaled_size(length: int, scale: float) -> int:
     return (length * round(scale * 100) + 50) // 100
 
 
-def scaled_views(views: Tensor, scale: float, flip: bool) -> Tensor:
-    """Views [B, 3, H, W] at another scale; with flip, the mirrored ones behind them, [2B, 3, H', W']."""
-    size = (scaled_size(views.shape[2], scale), scaled_size(views.shape[3], scale))
-    scaled = views if scale == 1 else F.interpolate(views, size=size, mode="bilinear", align_corners=False)
+def fitted_size(length: int, long_side: int, target: int) -> int:
+    """`length * target / long_side` in pixels, rounded half up, at least 1: a side of an image brought to a size.
+
+    Args:
+        length: a side of the image.
+        long_side: its longer side.
+        target: what the longer side becomes.
+    """
+    return torch.sym_max(1, (2 * length * target + long_side) // (2 * long_side))
+
+
+def view_size(height: int, width: int, scale: float, side: int | None = None) -> tuple[int, int]:
+    """Height and width in pixels of an image at a scale of its own size, or of a long side of `side` pixels."""
+    if side is None:
+        return scaled_size(height, scale), scaled_size(width, scale)
+    long_side, target = torch.sym_max(height, width), scaled_size(side, scale)
+    return fitted_size(height, long_side, target), fitted_size(width, long_side, target)
+
+
+def scaled_views(views: Tensor, scale: float, flip: bool, side: int | None = None) -> Tensor:
+    """Views [B, 3, H, W] at another scale; with flip, the mirrored ones behind them, [2B, 3, H', W'].
+
+    Args:
+        views: normalised images.
+        scale: factor of the image's size; with `side`, of that long side in pixels.
+        flip: add the mirrored views.
+        side: long side that scale 1 brings an image to; None = its own.
+    """
+    size = view_size(views.shape[2], views.shape[3], scale, side)
+    unchanged = side is None and scale == 1
+    scaled = views if unchanged else F.interpolate(views, size=size, mode="bilinear", align_corners=False)
     return torch.cat([scaled, scaled.flip(3)]) if flip else scaled
 
 
@@ -99,6 +147,11 @@ def normalised(maps: Tensor, labels: Tensor, map_norm: MapNorm) -> Tensor:
     return normalise_cam(maps, labels, map_norm=map_norm)
 
 
+def added(total: Tensor | None, maps: Tensor | None) -> Tensor | None:
+    """A running sum of maps; None where there was nothing yet, or nothing comes."""
+    return maps if total is None else total if maps is None else total + maps
+
+
 def mask_of(maps: Tensor, beta: float) -> Tensor:
     """uint8 [B, H, W]: argmax over background (constant `beta`) and the K foreground maps [B, K, H, W]."""
     background = torch.full_like(maps[:, :1], beta)
@@ -112,12 +165,14 @@ class Labeller(nn.Module):
 
     Args:
         net: a trained network; it is put into eval mode.
-        scales: scale factors of the image.
+        scales: scale factors of the image, or of `side`.
         flip: also run the mirrored image.
         beta: background score of the mask, in [0, 1].
         threshold: class probability above which a class stands in where an image has no labels.
         map_norm: normalisation of the run.
         resize: how images are brought to a scale: "bilinear" without antialiasing, or "bicubic" as Pillow does it.
+        refine: how RCAM is made; a network without refinement heads has no "learnt" one, its RCAM is the CAM.
+        side: long side in pixels that scale 1 brings an image to; None = the image's own.
     """
 
     def __init__(
@@ -129,18 +184,35 @@ class Labeller(nn.Module):
         threshold: float = 0.5,
         map_norm: MapNorm = "minmax",
         resize: ScaleResize = "bilinear",
+        refine: RefineOptions = PER_SCALE,
+        side: int | None = None,
     ) -> None:
         super().__init__()
         self.net = net.eval()
         self.scales, self.flip, self.beta = tuple(scales), flip, beta
-        self.scoring_pass = min(range(len(self.scales)), key=lambda index: abs(self.scales[index] - 1))
+        self.scoring_pass = self._nearest(1.0)
+        self.feature_pass = self._nearest(1.0 if side is None else FEATURE_SCALE)
         self.threshold, self.map_norm, self.resize = threshold, map_norm, resize
+        self.refine, self.side = refine, side
+
+    @property
+    def refined(self) -> bool:
+        """Whether RCAM differs from CAM."""
+        return self.refine.refine == "raw" or (self.refine.refine == "learnt" and self.net.refinement != "none")
+
+    @property
+    def refined_once(self) -> bool:
+        """Whether RCAM is made of the sum of all scales' CAMs."""
+        return self.refined and self.refine.at == "fused"
+
+    def _nearest(self, scale: float) -> int:
+        return min(range(len(self.scales)), key=lambda index: abs(self.scales[index] - scale))
 
     def _at_scale(self, images: Tensor, views: Tensor, scale: float) -> Tensor:
         """Views at a scale, mirrored ones behind them, of uint8 images [B, H, W, 3] or of those normalised."""
-        if self.resize == "bilinear" or scale == 1:
-            return scaled_views(views, scale, self.flip)
-        size = (scaled_size(images.shape[1], scale), scaled_size(images.shape[2], scale))
+        if self.resize == "bilinear" or (self.side is None and scale == 1):
+            return scaled_views(views, scale, self.flip, self.side)
+        size = view_size(images.shape[1], images.shape[2], scale, self.side)
         return scaled_views(normalise_images(bicubic_images(images, size), self.net.mean), 1, self.flip)
 
     def _at_image_size(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -148,9 +220,23 @@ class Labeller(nn.Module):
         straight, *mirrored = unflipped(full, self.flip)
         return straight + mirrored[0] if mirrored else straight
 
-    def scale_maps(
-        self, images: Tensor, labels: Tensor, present_only: bool = False
-    ) -> tuple[Tensor, Tensor, Iterator[ScaleMaps]]:
+    def _passes(self, images: Tensor, views: Tensor) -> list[CamOutput]:
+        """The network at every scale; of refinement once, only the features that it takes are kept."""
+        raw, passes = self.refine.refine == "raw", []
+        for index, scale in enumerate(self.scales):
+            output = self.net(self._at_scale(images, views, scale), raw)
+            if self.refined_once and index != self.feature_pass:
+                output = output._replace(features=output.features[:, :0])
+            passes.append(output)
+        return passes
+
+    def refine_map(self, cam: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+        """Un-normalised RCAM [M, K, h, w] of a CAM, with the features [M, E, h, w] that `refine` names."""
+        if self.refine.refine == "raw":
+            return refine_raw(cam, features, labels, self.map_norm, self.refine.power)
+        return self.net.refine(cam, features, labels, self.map_norm, power=self.refine.power)
+
+    def scale_maps(self, images: Tensor, labels: Tensor, present_only: bool = False, with_cam: bool = True) -> Maps:
         """The parts of `forward`, for scoring each scale beside their sum in one pass.
 
         Args:
@@ -158,40 +244,71 @@ class Labeller(nn.Module):
             labels: float [B, K]; a row of -1 means that the network's own scores stand in.
             present_only: give only the maps of `present_channels`: those of absent classes end as zeros anyway, and
                 with many classes most of the time goes into enlarging them. Not for export (a size by value).
+            with_cam: False leaves out enlarging the CAMs, for those who need RCAM alone.
 
         Returns:
-            class probabilities [B, K], the labels in force [B, K], and an iterator of maps, one item per scale.
+            see `Maps`.
         """
         views = normalise_images(images, self.net.mean)
         size = (views.shape[2], views.shape[3])
-        passes = [self.net(self._at_scale(images, views, scale)) for scale in self.scales]
-        logits = passes[self.scoring_pass][1]
+        passes = self._passes(images, views)
+        logits = passes[self.scoring_pass].scores
         if self.flip:
             logits = logits.unflatten(0, (2, -1)).mean(dim=0)
         scores = torch.sigmoid(logits)
         in_force = torch.where(labels.amin(dim=1, keepdim=True) < 0, standing_labels(scores, self.threshold), labels)
         channels = present_channels(in_force) if present_only else None
-        refined_of = None if channels is None or self.net.refines_all_classes else channels
-        repeated = of_channels(in_force.repeat(2, 1) if self.flip else in_force, refined_of)
+        per_scale = self._each_scale(passes, in_force, channels, size, with_cam or not self.refined)
+        fused = (lambda: self._fused(passes, in_force, channels, size)) if self.refined_once else None
+        return Maps(scores, in_force, per_scale, fused)
 
-        def maps() -> Iterator[ScaleMaps]:
-            for cam, _, features in passes:
-                full = self._at_image_size(F.relu(of_channels(cam, channels)), size)
-                if self.net.refinement == "none":
-                    yield ScaleMaps(full, full)
-                else:
-                    refined = self.net.refine(of_channels(cam, refined_of), features, repeated, self.map_norm)
-                    wanted = refined if refined_of is channels else of_channels(refined, channels)
-                    yield ScaleMaps(full, self._at_image_size(wanted, size))
+    def _refine_channels(self, cam: Tensor, features: Tensor, labels: Tensor, channels: Tensor | None) -> Tensor:
+        """`refine_map`, of the chosen channels only where the others have no say in it."""
+        if self.refine.refine == "learnt" and self.net.refines_all_classes:
+            return of_channels(self.refine_map(cam, features, labels), channels)
+        return self.refine_map(of_channels(cam, channels), features, of_channels(labels, channels))
 
-        return scores, in_force, maps()
+    def _each_scale(
+        self,
+        passes: Sequence[CamOutput],
+        labels: Tensor,
+        channels: Tensor | None,
+        size: tuple[int, int],
+        with_cam: bool,
+    ) -> Iterator[ScaleMaps]:
+        repeated = labels.repeat(2, 1) if self.flip else labels
+        for output in passes:
+            cam = self._at_image_size(F.relu(of_channels(output.cam, channels)), size) if with_cam else None
+            if self.refined_once:
+                yield ScaleMaps(cam, None)
+            elif self.refined:
+                refined = self._refine_channels(output.cam, output.features, repeated, channels)
+                yield ScaleMaps(cam, self._at_image_size(refined, size))
+            else:
+                yield ScaleMaps(cam, cam)
+
+    def _fused(
+        self, passes: Sequence[CamOutput], labels: Tensor, channels: Tensor | None, size: tuple[int, int]
+    ) -> Tensor:
+        """RCAM of the scales' summed CAMs, refined once on the grid of one scale, at image size."""
+        chosen = passes[self.feature_pass]
+        grid = (chosen.cam.shape[2], chosen.cam.shape[3])
+        total = self._at_image_size(F.relu(chosen.cam), grid)
+        for index, output in enumerate(passes):
+            if index != self.feature_pass:
+                total = total + self._at_image_size(F.relu(output.cam), grid)
+        halves = unflipped(chosen.features, self.flip)
+        features = (halves[0] + halves[1]) / 2 if self.flip else halves[0]
+        refined = self._refine_channels(total, features, labels, channels)
+        return F.interpolate(refined, size=size, mode="bilinear", align_corners=False)
 
     def forward(self, images: Tensor, labels: Tensor) -> Labelled:
         """Label uint8 images [B, H, W, 3] with labels float [B, K] (a row of -1: own scores stand in)."""
-        scores, in_force, maps = self.scale_maps(images, labels)
-        first = next(maps)
-        cam, rcam = first.cam, first.rcam
-        for item in maps:
-            cam, rcam = cam + item.cam, rcam + item.rcam
-        cam, rcam = (normalised(m, in_force, self.map_norm) for m in (cam, rcam))
-        return Labelled(cam, rcam, scores, mask_of(rcam, self.beta))
+        maps = self.scale_maps(images, labels)
+        cam = rcam = None
+        for part in maps.scales:
+            cam, rcam = added(cam, part.cam), added(rcam, part.rcam)
+        rcam = rcam if maps.fused is None else maps.fused()
+        assert cam is not None and rcam is not None
+        cam, rcam = (normalised(m, maps.in_force, self.map_norm) for m in (cam, rcam))
+        return Labelled(cam, rcam, maps.scores, mask_of(rcam, self.beta))

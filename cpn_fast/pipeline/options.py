@@ -14,7 +14,6 @@ from cpn_fast.affinity import options as affinity_options
 from cpn_fast.cam import options as cam_options
 from cpn_fast.cam.options import LabelConfig
 from cpn_fast.config.export import ExportConfig
-from cpn_fast.config.scales import CAM_SCALES
 from cpn_fast.config.training import AffinityConfig, MethodName, SegmentConfig, TrainConfig
 from cpn_fast.files.errors import DataError
 from cpn_fast.pipeline.plan import DEFAULT_SPLIT, NOWHERE, PipelineConfig
@@ -47,7 +46,7 @@ class PipelineOptions:
         seed: of everything random.
         split: split to train on and to label; None = train where the source has it and has masks, else all its images.
         eval_split: split to score the segmentation model on; None = `val` where the source has it.
-        scales: scale factors when labelling.
+        scales: scale factors of the image when labelling; None = as `cpn label`.
         refine: what is done to the masks before the segmentation model learns from them: dense CRF, AffinityNet with
             random walk, both, or nothing.
         segment: train the segmentation model.
@@ -69,7 +68,7 @@ class PipelineOptions:
     seed: int = 0
     split: str | None = None
     eval_split: str | None = None
-    scales: tuple[float, ...] = CAM_SCALES
+    scales: tuple[float, ...] | None = None
     refine: Refinement = "crf"
     segment: bool = True
     train: OptionsText = ""

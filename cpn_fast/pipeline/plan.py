@@ -19,6 +19,9 @@ from cpn_fast.segment.options import SegmentEvaluateConfig
 FREE = (FREE_ON_RESUME - {"max_steps"}) | {"overwrite", "device", "sheet"}
 """Options of the commands that change nothing in what they write."""
 
+MAP_OPTIONS = ("scales", "scales_of", "flip", "refine", "refine_at", "affinity_power")
+"""Options of `cpn label` that decide how maps are made."""
+
 NOWHERE = Path()
 """Stands for a folder or file in a stage's config that the pipeline puts in its place."""
 
@@ -34,7 +37,7 @@ class PipelineConfig:
         output: folder of everything that is made.
         train: the CAM network; its `data` and `split` are what is trained on and labelled; `DEFAULT_SPLIT` = what the
             source has.
-        label: its masks; the run is scored at the same scales.
+        label: its masks; the run is scored and exported with the same maps.
         affinity: AffinityNet for the random walk; None = no walk.
         refine: what is done to the masks; None = nothing.
         segment: the segmentation network; None = none.
@@ -130,7 +133,7 @@ def plan(config: PipelineConfig, eval_split: str | None, truth: bool) -> list[St
 def _cam_stages(config: PipelineConfig, truth: bool) -> list[Stage]:
     out, data, split = config.output, config.train.data, config.train.split
     run, masks, onnx = out / "train", out / "masks", out / "labeller.onnx"
-    scored, scales = run / "metrics.json", config.label.scales
+    scored, maps = run / "metrics.json", {name: getattr(config.label, name) for name in MAP_OPTIONS}
     chosen = ("train", "score") if truth else ("train",)
     train = Stage(
         "train",
@@ -144,7 +147,7 @@ def _cam_stages(config: PipelineConfig, truth: bool) -> list[Stage]:
     score = Stage(
         "score",
         "evaluate",
-        EvaluateConfig(run, data, split=split, scales=scales),
+        EvaluateConfig(run, data, split=split, **maps),
         (scored,),
         needs=("train",),
         reads=(split,),
@@ -161,7 +164,7 @@ def _cam_stages(config: PipelineConfig, truth: bool) -> list[Stage]:
         reads=(split,),
         manifest=masks,
     )
-    export = Stage("export labeller", "export", ExportConfig(run, onnx, scales=scales), (onnx,), needs=chosen)
+    export = Stage("export labeller", "export", ExportConfig(run, onnx, **maps), (onnx,), needs=chosen)
     if not truth:
         return [train, label, export]
     return [train, score, label, _score_masks("score masks", "label", config), export]

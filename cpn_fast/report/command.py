@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cpn_fast.cam.map_options import MapOptions, ResolvedMaps
 from cpn_fast.config.serialise import config_to_dict, flat
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import spread
@@ -104,8 +105,7 @@ def _pictures(run: RunFolder, config: ReportConfig) -> str:
         return page.note("No pictures: no image of the split could be read.")
     explanation = (
         "CAM and RCAM: each pixel's best class in its colour, as strong as its score. "
-        f"Mask: background score {run.beta:.2f}. Scales {' '.join(f'{s:g}' for s in config.scales)}"
-        f"{', with mirrored images' if config.flip else ''}."
+        f"Mask: background score {run.beta:.2f}. Maps: {_maps(run, config)}."
     )
     if not any("ground truth" in row.pictures for row in rows):
         explanation += " The data has no ground truth."
@@ -119,8 +119,15 @@ def _rows(run: RunFolder, config: ReportConfig) -> list[Row]:
     masks = config.masks
     if masks is not None and (masks / "SegmentationClass").is_dir():
         masks = masks / "SegmentationClass"
-    options = RowOptions(config.scales, config.flip, config.max_side, config.device, masks)
+    options = RowOptions(_maps(run, config), config.max_side, config.device, masks)
     return make_rows(run, source, spread(records, config.images), options)
+
+
+def _maps(run: RunFolder, config: ReportConfig) -> ResolvedMaps:
+    options = MapOptions(
+        config.scales, config.scales_of, config.flip, config.refine, config.refine_at, config.affinity_power
+    )
+    return options.resolved(run)
 
 
 def _scores(scores: Mapping[str, Any], classes: Sequence[str]) -> str:
@@ -138,7 +145,7 @@ def _scores(scores: Mapping[str, Any], classes: Sequence[str]) -> str:
     bars = {legend: _percent([values.get(name) for name in names]) for legend, values in per_class.items()}
     scales = [name for name in next(iter(scores.get("results", {}).values()), {})]
     per_scale = {
-        name.upper(): _percent([values[scale]["miou"] for scale in scales])
+        name.upper(): _percent([values[scale]["miou"] if scale in values else None for scale in scales])
         for name, values in scores.get("results", {}).items()
     }
     labels = ["all scales" if scale == "multi" else f"scale {scale}" for scale in scales]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cpn_fast.config.scales import CAM_SCALES
+from cpn_fast.config.refine import Refine, RefineAt, ScalesOf
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,13 @@ class ReportConfig:
         split: split of the pictures; None = `val` where it exists, else the run's.
         images: how many images are shown.
         masks: folder of masks written before (its SegmentationClass is found); None = the network's own.
-        scales: scale factors of the pictures' inference.
+        scales: scale factors of the pictures' inference; None = as `cpn label`.
+        scales_of: whether scales are factors of the "image", or of the mean long side of the run's "training"; None =
+            of the image where they are given.
         flip: also run the mirrored image.
+        refine: how the pictures' RCAM is made, "raw", "learnt" or "none", as for `cpn label`.
+        refine_at: refine the "fused" CAM of all scales, or that of each "scale", as for `cpn label`.
+        affinity_power: exponent of the affinities of refinement.
         max_side: longer images are reduced to this long side in pixels first.
         device: where the network runs; auto = a GPU where there is one.
     """
@@ -34,7 +39,11 @@ class ReportConfig:
     split: str | None = None
     images: int = 8
     masks: Path | None = None
-    scales: tuple[float, ...] = CAM_SCALES
+    scales: tuple[float, ...] | None = None
+    scales_of: ScalesOf | None = None
     flip: bool = True
+    refine: Refine | None = None
+    refine_at: RefineAt | None = None
+    affinity_power: float = 1.0
     max_side: int = 1024
     device: Literal["auto", "cpu", "cuda"] = "auto"

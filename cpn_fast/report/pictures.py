@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cpn_fast.cam.map_options import ResolvedMaps
 from cpn_fast.data.types import VOID, Record, Source
 from cpn_fast.files.masks import read_mask
 from cpn_fast.inference.class_mapping import ClassMapping
@@ -51,15 +52,13 @@ class RowOptions:
     """How the rows are made.
 
     Attributes:
-        scales: scale factors of inference.
-        flip: also run the mirrored image.
+        maps: how they are made.
         max_side: longer images are reduced to it first.
         device: "auto", "cpu" or "cuda".
         masks: folder of masks written before; where it has no mask of an image, the network's own is shown.
     """
 
-    scales: tuple[float, ...]
-    flip: bool
+    maps: ResolvedMaps
     max_side: int
     device: str
     masks: Path | None
@@ -83,7 +82,7 @@ def make_rows(run: RunFolder, source: Source, records: Sequence[Record], options
     """
     from cpn_fast.cam.inference import open_labeller, predictions
 
-    labeller = open_labeller(run, options.scales, options.flip, options.device, run.beta)
+    labeller = open_labeller(run, options.maps, options.device, run.beta)
     mapping = ClassMapping.between(source.classes, run.classes)
     inference = InferenceOptions(max_side=options.max_side, with_mask=True)
     found = predictions(labeller, source, records, mapping, inference)

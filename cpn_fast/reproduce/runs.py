@@ -25,6 +25,7 @@ from cpn_fast.files.errors import DataError, NonFiniteError
 from cpn_fast.files.json_file import read_json
 from cpn_fast.files.output_folder import explained_writes
 from cpn_fast.metrics.maps import MULTI
+from cpn_fast.models.build import refinement_of
 from cpn_fast.reproduce.summary import Measurement
 from cpn_fast.reproduce.tables import ALL, Row
 from cpn_fast.runs.digest import weights_digest
@@ -134,6 +135,8 @@ class RunStore:
             data=config.data,
             split=split,
             scales=self.scoring.scales,
+            refine="none" if refinement_of(config) == "none" else "learnt",
+            refine_at="scale",
             images=self.scoring.images,
             workers=max(1, config.workers),
             device=config.accelerator,
@@ -144,8 +147,10 @@ class RunStore:
         expected = {
             "data": self.source.spec,
             "split": split,
-            "scales": list(evaluation.scales),
+            "scales": list(self.scoring.scales),
             "flip": evaluation.flip,
+            "refine": evaluation.refine,
+            "refine_at": evaluation.refine_at,
             "max_side": evaluation.max_side,
             "weights_sha256": weights_digest(run),
         }

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpn_fast.cam.inference import Prediction, map_of, open_labeller, predictions
+from cpn_fast.cam.map_options import MapOptions
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import records_of, spread_evenly
 from cpn_fast.data.types import Record, Source
@@ -27,6 +28,7 @@ from cpn_fast.inference.reader import Failure, InferenceOptions
 from cpn_fast.metrics.beta_sweep import BetaSweep, check_mask, iou_point
 from cpn_fast.metrics.classification import classifier_scores
 from cpn_fast.metrics.confusion import confusion_of, warn_without_foreground
+from cpn_fast.metrics.image_counts import COUNTS_NAME, ImageCounts, ScoredImages, write_counts
 from cpn_fast.metrics.maps import MULTI, MapName, scale_name
 from cpn_fast.metrics.report import (
     METRICS_NAME,
@@ -95,7 +97,11 @@ def _evaluate_run(
     config: EvaluateConfig, source: Source, records: Sequence[Record], progress: Progress
 ) -> dict[str, Any]:
     run = RunFolder(config.target)
-    labeller = open_labeller(run, config.scales, config.flip, config.device, 0.0, config.threshold)
+    wanted = MapOptions(
+        config.scales, config.scales_of, config.flip, config.refine, config.refine_at, config.affinity_power
+    )
+    how = wanted.resolved(run)
+    labeller = open_labeller(run, how, config.device, 0.0, config.threshold)
     headline, classes = map_of(labeller), run.classes
     tally = Tally.of(labeller, len(classes))
     options = InferenceOptions(
@@ -111,8 +117,7 @@ def _evaluate_run(
     about = {
         **_about(config, source, tally.sweeps[headline, MULTI].images, tally.without_mask),
         "classes": list(classes),
-        "scales": list(config.scales),
-        "flip": config.flip,
+        **how.settings(),
         "max_side": config.max_side,
         "labels_from_scores": tally.from_scores,
         "classifier": tally.classifier(),
@@ -127,10 +132,12 @@ def _evaluate_run(
             source.spec, about["images"], DEFAULT_BETA, len(source.classes),
         )  # fmt: skip
     output = config.output or config.target
+    write_counts(output / COUNTS_NAME, tally.scored_images(records, classes))
     write_metrics(output / METRICS_NAME, metrics)
     plot_sweeps(output / PLOT_NAME, metrics, f"{config.target.name} on {source.spec} ({config.split})")
     progress.say(run_table(metrics))
     progress.say(class_table(metrics, f"IoU in %, {headline.upper()} multi-scale at beta {decimals(metrics['beta'])}"))
+    progress.say(str(how))
     _say_counts(progress, config, about)
     progress.say(f"{output / METRICS_NAME}, {output / PLOT_NAME}")
     return metrics
@@ -159,6 +166,7 @@ class Tally:
         sweeps: a beta sweep for each map at each scale and multi-scale.
         without_mask: images without ground truth.
         from_scores: scored images without labels, for which the network's own scores stood in.
+        ids: the scored images, as they came.
         scores: class probabilities [K] of the images that have labels.
         truth: their labels, bool [K].
     """
@@ -166,15 +174,19 @@ class Tally:
     sweeps: dict[tuple[MapName, str], BetaSweep]
     without_mask: int = 0
     from_scores: int = 0
+    ids: list[str] = field(default_factory=list)
     scores: list[NDArray[np.float32]] = field(default_factory=list)
     truth: list[NDArray[np.bool_]] = field(default_factory=list)
 
     @classmethod
     def of(cls, labeller: Labeller, num_classes: int) -> Tally:
         """An empty tally for the maps and scales that a labeller gives."""
-        names: tuple[MapName, ...] = ("cam", "rcam") if map_of(labeller) == "rcam" else ("cam",)
-        scales = [*map(scale_name, labeller.scales), MULTI]
-        return cls({(name, scale): BetaSweep(num_classes) for name in names for scale in scales})
+        single = [scale_name(scale) for scale in labeller.scales]
+        of: dict[MapName, list[str]] = {"cam": [*single, MULTI]}
+        if labeller.refined:
+            of["rcam"] = [MULTI] if labeller.refined_once else [*single, MULTI]
+        keys = [(name, scale) for name, scales in of.items() for scale in scales]
+        return cls({(name, scale): BetaSweep(num_classes, keep_images=scale == MULTI) for name, scale in keys})
 
     def add(self, prediction: Prediction) -> None:
         """Count one image. Raises DataError for a mask that does not fit its image."""
@@ -185,9 +197,21 @@ class Tally:
             self.without_mask += 1
             return
         self.from_scores += prediction.given is None
+        self.ids.append(prediction.record.id)
         where = str(prediction.record.mask_path or prediction.record.image_path)
         for (name, scale), sweep in self.sweeps.items():
             sweep.update_best(*prediction.best(name, scale), prediction.mask, where)
+
+    def scored_images(self, records: Sequence[Record], classes: Sequence[str]) -> ScoredImages:
+        """What was counted of each image, all scales together, in the order of the split."""
+        place = {record.id: index for index, record in enumerate(records)}
+        order = sorted(range(len(self.ids)), key=lambda index: place[self.ids[index]])
+        maps = {
+            name: ImageCounts.of([sweep.per_image[index] for index in order], len(classes))
+            for (name, scale), sweep in self.sweeps.items()
+            if scale == MULTI
+        }
+        return ScoredImages(tuple(self.ids[index] for index in order), tuple(classes), maps)
 
     def classifier(self) -> dict[str, float | None]:
         """`map` and `f1` of the classifier where images have labels of their own."""
@@ -238,10 +262,11 @@ def _evaluate_masks(
     classes = folder.classes() or tuple(source.classes)
     mapping = ClassMapping.between(source.classes, classes)
     confusion = np.zeros((len(classes) + 1, len(classes) + 2), dtype=np.int64)
+    each: dict[str, NDArray[np.int64]] = {}
     missing: list[str] = []
     without_truth = 0
     with progress.items("evaluate", len(records)) as advance:
-        for counts in _count_masks(source, records, folder, mapping, config.workers):
+        for record, counts in zip(records, _count_masks(source, records, folder, mapping, config.workers), strict=True):
             advance(1)
             if counts is None:
                 without_truth += 1
@@ -249,6 +274,7 @@ def _evaluate_masks(
                 missing.append(str(counts))
             else:
                 confusion += counts
+                each[record.id] = counts
     _check_found(config, folder, len(records), without_truth, missing)
     about = {
         **_about(config, source, len(records) - without_truth - len(missing), without_truth),
@@ -259,6 +285,8 @@ def _evaluate_masks(
     metrics = {**point_values(iou_point(confusion), classes), "sweep": None, **about}
     warn_without_foreground(source.spec, confusion)
     output = config.output or config.target
+    scored = {"masks": ImageCounts.of_confusions(list(each.values()))}
+    write_counts(output / COUNTS_NAME, ScoredImages(tuple(each), tuple(classes), scored))
     write_metrics(output / METRICS_NAME, metrics)
     progress.say(class_table(metrics, f"IoU in %, mean {percent(metrics['miou'])}"))
     if missing:

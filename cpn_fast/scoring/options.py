@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cpn_fast.config.scales import CAM_SCALES
+from cpn_fast.config.refine import Refine, RefineAt, ScalesOf
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,17 @@ class EvaluateConfig:
         data: source with masks, e.g. `voc:PATH`, `coco:PATH`, `folder:PATH`, `classes:PATH`, `demo:` or a bare path.
         split: split to score; None = train where the source has it, else all its images.
         output: folder for metrics.json and the plot; None = each target's own.
-        scales: each scale is scored alone, and all together.
+        scales: each is scored alone, and all together; None = 1, 1.5 and 2
+            times the mean long side of the run's training (presets paper, released: 0.5 1 1.5 2 of the image).
+        scales_of: whether scales are factors of the "image", or of the mean long side of the run's "training"; None =
+            of the image where they are given.
         flip: also run the mirrored image.
+        refine: how RCAM is made of CAM: "raw" spreads it over pixels that look alike by the backbone's own features,
+            "learnt" by the refinement heads that the run trained, "none" leaves it; None = raw (presets paper,
+            released: learnt).
+        refine_at: refine the "fused" CAM of all scales once, or that of each "scale"; None = fused (presets paper,
+            released: scale).
+        affinity_power: exponent of the affinities of refinement.
         max_side: longer images are reduced to this long side in pixels first, and the result enlarged back.
         threshold: class probability above which a class stands in for missing image labels (the best one always does).
         use_labels: False ignores image labels.
@@ -38,8 +47,12 @@ class EvaluateConfig:
     others: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     split: str | None = None
     output: Path | None = None
-    scales: tuple[float, ...] = CAM_SCALES
+    scales: tuple[float, ...] | None = None
+    scales_of: ScalesOf | None = None
     flip: bool = True
+    refine: Refine | None = None
+    refine_at: RefineAt | None = None
+    affinity_power: float = 1.0
     max_side: int = 1024
     threshold: float = 0.5
     use_labels: bool = True

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from cpn_export.parts import DOMAIN, NETWORK, Form, assemble, dims, trace_around, trace_network, traced, unchanged
-from cpn_fast.models.cam import CamNet, CamOutput
+from cpn_fast.models.cam import CamOutput
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.models.pcm import FEATURE_CHANNELS
-from cpn_kernels.cam_norm import MapNorm
 
 REFINEMENT = "Refinement"
 
@@ -20,51 +19,57 @@ REFINEMENT = "Refinement"
 class _Network(nn.Module):
     """One pass over normalised views: cam, scores and, with refinement, features."""
 
-    def __init__(self, net: CamNet) -> None:
+    def __init__(self, labeller: Labeller) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.refined, self.raw = labeller.net, labeller.refined, labeller.refine.refine == "raw"
 
     def forward(self, views: Tensor) -> tuple[Tensor, ...]:
-        output = self.net(views)
-        return (output.cam, output.scores) if self.net.refinement == "none" else tuple(output)
+        output = self.net(views, self.raw)
+        return tuple(output) if self.refined else (output.cam, output.scores)
 
 
 class _Refinement(nn.Module):
-    """The refinement of one pass."""
+    """The refinement of one map."""
 
-    def __init__(self, net: CamNet, map_norm: MapNorm) -> None:
+    def __init__(self, labeller: Labeller) -> None:
         super().__init__()
-        self.net, self.map_norm = net, map_norm
+        self.labeller = labeller
 
     def forward(self, cam: Tensor, features: Tensor, labels: Tensor) -> Tensor:
-        return self.net.refine(cam, features, labels, self.map_norm)
+        return self.labeller.refine_map(cam, features, labels)
 
 
 class _Calls(nn.Module):
     """Stands in for a CamNet while the labeller is traced: calls instead of computing."""
 
-    def __init__(self, net: CamNet) -> None:
+    def __init__(self, labeller: Labeller) -> None:
         super().__init__()
-        self.refinement = net.refinement
+        net = labeller.net
+        self.refinement, self.refined = net.refinement, labeller.refined
+        self.feature_channels = feature_channels(labeller)
         self.num_classes = net.num_classes
         self.stride = net.backbone.strides[2]
         self.register_buffer("mean", net.mean)
 
-    def forward(self, views: Tensor) -> CamOutput:
+    def forward(self, views: Tensor, raw: bool = False) -> CamOutput:
         count, _, height, width = views.shape
         grid = [(side + self.stride - 1) // self.stride for side in (height, width)]
         shapes: list[list[Any]] = [[count, self.num_classes, *grid], [count, self.num_classes]]
-        if self.refinement != "none":
-            shapes.append([count, FEATURE_CHANNELS, *grid])
+        if self.refined:
+            shapes.append([count, self.feature_channels, *grid])
         dtypes = [torch.float32] * len(shapes)
         outputs = list(
             torch.onnx.ops.symbolic_multi_out(f"{DOMAIN}::{NETWORK}", (views,), dtypes=dtypes, shapes=shapes, version=1)
         )
-        if self.refinement == "none":
+        if not self.refined:
             outputs.append(outputs[0][:, :0])
         return CamOutput(*outputs)
 
-    def refine(self, cam: Tensor, features: Tensor, labels: Tensor, map_norm: MapNorm) -> Tensor:
+
+class _CallingLabeller(Labeller):
+    """A labeller whose refinement is a call too."""
+
+    def refine_map(self, cam: Tensor, features: Tensor, labels: Tensor) -> Tensor:
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{REFINEMENT}", (cam, features, labels), dtype=torch.float32, shape=cam.shape, version=1
         )
@@ -94,25 +99,32 @@ def labeller_graph(labeller: Labeller, form: Form = unchanged) -> ir.Model:
         [batch, K, height, width], scores float [batch, K] and mask uint8 [batch, height, width].
     """
     net = labeller.net
-    outputs = ["cam", "scores"] + ([] if net.refinement == "none" else ["features"])
-    parts = {NETWORK: form(trace_network(_Network(net), outputs))}
-    if net.refinement != "none":
-        parts[REFINEMENT] = _trace_refinement(net, labeller.map_norm)
-    calls: Any = _Calls(net)
-    around = Labeller(
-        calls, labeller.scales, labeller.flip, labeller.beta, labeller.threshold, labeller.map_norm, labeller.resize
-    )
+    outputs = ["cam", "scores"] + (["features"] if labeller.refined else [])
+    parts = {NETWORK: form(trace_network(_Network(labeller), outputs))}
+    if labeller.refined:
+        parts[REFINEMENT] = _trace_refinement(labeller)
+    calls: Any = _Calls(labeller)
+    around = _CallingLabeller(
+        calls, labeller.scales, labeller.flip, labeller.beta, labeller.threshold, labeller.map_norm, labeller.resize,
+        labeller.refine, labeller.side,
+    )  # fmt: skip
     model = trace_around(_Graph(around), net.num_classes, labeller.scales, ["rcam", "scores", "mask"])
     return assemble(model, parts)
 
 
-def _trace_refinement(net: CamNet, map_norm: MapNorm) -> ir.Model:
+def feature_channels(labeller: Labeller) -> int:
+    """Channels of the features that a labeller's refinement takes."""
+    return sum(labeller.net.backbone.channels[:2]) if labeller.refine.refine == "raw" else FEATURE_CHANNELS
+
+
+def _trace_refinement(labeller: Labeller) -> ir.Model:
     batch, height, width = dims(1, 2)
-    cam, features = torch.zeros(2, net.num_classes, 11, 13), torch.zeros(2, FEATURE_CHANNELS, 11, 13)
+    count = labeller.net.num_classes
+    cam, features = torch.zeros(2, count, 11, 13), torch.zeros(2, feature_channels(labeller), 11, 13)
     maps = {0: batch, 2: height, 3: width}
     return traced(
-        _Refinement(net, map_norm),
-        (cam, features, torch.ones(2, net.num_classes)),
+        _Refinement(labeller),
+        (cam, features, torch.ones(2, count)),
         ["cam", "features", "labels"],
         ["refined"],
         (maps, maps, {0: batch}),

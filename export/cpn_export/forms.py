@@ -51,7 +51,9 @@ class Calibration:
     reduce_range: bool = False
 
 
-def form_of(variant: Variant, mean: Tensor, scales: Sequence[float], calibration: Calibration | None) -> Form:
+def form_of(
+    variant: Variant, mean: Tensor, scales: Sequence[float], calibration: Calibration | None, side: int | None = None
+) -> Form:
     """How a variant changes the network.
 
     Args:
@@ -59,6 +61,7 @@ def form_of(variant: Variant, mean: Tensor, scales: Sequence[float], calibration
         mean: float [3], the network's RGB mean in [0, 1].
         scales: at which the network runs.
         calibration: for "int8".
+        side: long side in pixels that scale 1 brings an image to; None = its own.
 
     Raises:
         DataError: "int8" without a calibration, or one without images.
@@ -73,7 +76,7 @@ def form_of(variant: Variant, mean: Tensor, scales: Sequence[float], calibration
 
     def form(part: ir.Model) -> ir.Model:
         with item_progress(Console(), "calibrating", len(paths)) as advance:
-            return quantised(part, _views(paths, mean, scales, calibration, advance), calibration.reduce_range)
+            return quantised(part, _views(paths, mean, scales, side, calibration, advance), calibration.reduce_range)
 
     return form
 
@@ -154,6 +157,7 @@ def _views(
     paths: Sequence[Path],
     mean: Tensor,
     scales: Sequence[float],
+    side: int | None,
     calibration: Calibration,
     advance: Callable[[int], None],
 ) -> Iterator[NDArray[np.float32]]:
@@ -166,7 +170,7 @@ def _views(
             logger.warning("left out of the calibration: %s", error)
             continue
         view = normalise_images(torch.from_numpy(image)[None], mean)
-        yield scaled_views(view, scales[read % len(scales)], flip=False).numpy()
+        yield scaled_views(view, scales[read % len(scales)], flip=False, side=side).numpy()
         read += 1
         advance(1)
     if not read:

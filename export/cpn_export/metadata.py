@@ -32,7 +32,7 @@ class ModelInfo:
         threshold: class probability above which a class stands in where an image has no labels; None for a segmentation
             network, which needs no labels.
         max_side: images with a longer side, in pixels, are reduced to it first.
-        scales: scale factors in the graph.
+        scales: scale factors in the graph, of the image's size or of `scale_side`.
         flip: the graph also runs the mirrored image.
         map_norm: normalisation of the maps ("minmax" or "max"); None for a segmentation network.
         run: name of the run that was exported.
@@ -42,6 +42,10 @@ class ModelInfo:
         cpn_fast_version: version of cpn-fast that exported the model.
         kind: what the network gives.
         variant: number format of the network.
+        scale_side: long side in pixels that scale 1 brings an image to; None = the image's own.
+        refine: how RCAM is made: "raw", "learnt" or "none"; None for a segmentation network.
+        refine_at: "fused" or "scale"; None for a segmentation network.
+        affinity_power: exponent of the affinities; None for a segmentation network.
     """
 
     classes: tuple[str, ...]
@@ -59,6 +63,10 @@ class ModelInfo:
     cpn_fast_version: str = ""
     kind: Kind = "cam"
     variant: Variant = "float32"
+    scale_side: int | None = None
+    refine: str | None = "learnt"
+    refine_at: str | None = "scale"
+    affinity_power: float | None = 1.0
 
     def to_metadata(self) -> dict[str, str]:
         """The flat string map that ONNX keeps: every field as JSON under a common prefix."""

@@ -24,6 +24,7 @@ from rich.table import Table
 from cpn_export.agreement import FOREGROUND_BAR, MAPS_BAR, PIXELS_BAR, Agreement, Outputs
 from cpn_export.metadata import Kind
 from cpn_export.runtime import MAPS, OnnxLabeller
+from cpn_fast.config.refine import Refine, RefineAt, RefineOptions
 from cpn_fast.console.exit_status import guarded
 from cpn_fast.console.terminal import item_progress
 from cpn_fast.data.sources.open import open_source
@@ -128,8 +129,14 @@ class Pair:
             eager = Segmenter(run.load_deeplab(), info.scales, info.flip)
         else:
             map_norm = cast(MapNorm, info.map_norm)
+            refine = RefineOptions(
+                cast(Refine, info.refine), cast(RefineAt, info.refine_at), cast(float, info.affinity_power)
+            )
             resize = run.config.options.scale_resize
-            eager = Labeller(run.load_model(), info.scales, info.flip, info.beta, info.threshold, map_norm, resize)
+            eager = Labeller(
+                run.load_model(), info.scales, info.flip, info.beta, info.threshold, map_norm, resize, refine,
+                info.scale_side,
+            )  # fmt: skip
         return cls(eager, onnx, threads)
 
     def run_eager(self, images: NDArray[np.uint8], labels: NDArray[np.float32]) -> Outputs:

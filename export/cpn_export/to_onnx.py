@@ -14,8 +14,9 @@ from cpn_export.forms import Calibration, form_of
 from cpn_export.metadata import ModelInfo
 from cpn_export.parts import Form, unchanged
 from cpn_export.segmentation_graph import segmenter_graph
+from cpn_fast.cam.map_options import MapOptions
 from cpn_fast.config.export import ExportConfig
-from cpn_fast.config.scales import CAM_SCALES, SEGMENT_SCALES
+from cpn_fast.config.scales import SEGMENT_SCALES
 from cpn_fast.config.training import SegmentConfig
 from cpn_fast.files.atomic import atomic_path
 from cpn_fast.files.background_score import check_score
@@ -51,33 +52,46 @@ def run_export(config: ExportConfig) -> Path:
 
 def _export_cam(config: ExportConfig, run: RunFolder) -> ModelInfo:
     settings = run.config
+    power = 1.0 if config.affinity_power is None else config.affinity_power
+    how = MapOptions(config.scales, config.scales_of, config.flip, config.refine, config.refine_at, power).resolved(run)
     info = ModelInfo(
         classes=run.classes,
         palette=PALETTE,
         beta=run.background_score(config.beta),
         threshold=DEFAULT_THRESHOLD if config.threshold is None else config.threshold,
         max_side=config.max_side,
-        scales=config.scales or CAM_SCALES,
-        flip=config.flip,
+        scales=how.scales,
+        flip=how.flip,
         map_norm=settings.options.map_norm,
         run=config.run.resolve().name,
         method=settings.method,
         backbone=settings.backbone,
         cpn_fast_version=_version(),
         variant=config.variant,
+        scale_side=how.side,
+        refine=how.refine.refine,
+        refine_at=how.refine.at,
+        affinity_power=how.refine.power,
     )
     net = run.load_model()
     assert info.beta is not None and info.threshold is not None
     options = settings.options
-    labeller = Labeller(net, info.scales, info.flip, info.beta, info.threshold, options.map_norm, options.scale_resize)
-    export_labeller(labeller, info, config.output, form_of(config.variant, net.mean, info.scales, _calibration(config)))
+    labeller = Labeller(
+        net, how.scales, how.flip, info.beta, info.threshold, options.map_norm, options.scale_resize, how.refine,
+        how.side,
+    )  # fmt: skip
+    form = form_of(config.variant, net.mean, how.scales, _calibration(config), how.side)
+    export_labeller(labeller, info, config.output, form)
+    logger.info("%s: %s", config.output, how)
     return info
 
 
 def _export_segmentation(config: ExportConfig, run: RunFolder) -> ModelInfo:
-    for name in ("beta", "threshold"):
+    for name in ("beta", "threshold", "scales_of", "refine", "refine_at", "affinity_power"):
         if getattr(config, name) is not None:
-            raise DataError(f"--{name} is for CAM networks; {run.path} is a segmentation network: leave it out")
+            raise DataError(
+                f"--{name.replace('_', '-')} is for CAM networks; {run.path} is a segmentation network: leave it out"
+            )
     info = ModelInfo(
         classes=run.classes,
         palette=PALETTE,
@@ -93,6 +107,9 @@ def _export_segmentation(config: ExportConfig, run: RunFolder) -> ModelInfo:
         cpn_fast_version=_version(),
         kind="segmentation",
         variant=config.variant,
+        refine=None,
+        refine_at=None,
+        affinity_power=None,
     )
     net = run.load_deeplab()
     form = form_of(config.variant, net.mean, info.scales, _calibration(config))

@@ -13,6 +13,7 @@ from torch import nn  # noqa: E402
 from cpn_export.cam_graph import labeller_graph  # noqa: E402
 from cpn_export.to_onnx import ExportConfig, run_export  # noqa: E402
 from cpn_fast.cli.main import main as cpn  # noqa: E402
+from cpn_fast.config.refine import PER_SCALE, RefineOptions  # noqa: E402
 from cpn_fast.files.errors import DataError  # noqa: E402
 from cpn_fast.models.backbones import Backbone  # noqa: E402
 from cpn_fast.models.cam import CamNet  # noqa: E402
@@ -37,14 +38,19 @@ class SmallBackbone(Backbone):
 
 
 @pytest.mark.parametrize(
-    ("refinement", "map_norm", "flip", "scales"),
+    ("refinement", "map_norm", "flip", "scales", "refine", "side"),
     [
-        ("none", "max", True, (1.0,)),
-        ("pcm", "minmax", True, (1.0,)),
-        pytest.param("prcm_released", "minmax", False, (0.75,), marks=pytest.mark.slow),
+        ("none", "max", True, (1.0,), PER_SCALE, None),
+        ("pcm", "minmax", True, (1.0,), PER_SCALE, None),
+        ("none", "minmax", True, (0.75, 1.5), RefineOptions("raw", "fused"), 72),
+        pytest.param(
+            "none", "max", False, (0.5, 1.0), RefineOptions("raw", "scale", 1.5), None, marks=pytest.mark.slow
+        ),
+        pytest.param("pcm", "minmax", True, (0.75, 1.5), RefineOptions("learnt", "fused"), 72, marks=pytest.mark.slow),
+        pytest.param("prcm_released", "minmax", False, (0.75,), PER_SCALE, None, marks=pytest.mark.slow),
     ],
 )
-def test_every_kind_of_network(refinement, map_norm, flip, scales, tmp_path):
+def test_every_kind_of_network(refinement, map_norm, flip, scales, refine, side, tmp_path):
     import onnx_ir
 
     torch.manual_seed(3)
@@ -53,7 +59,7 @@ def test_every_kind_of_network(refinement, map_norm, flip, scales, tmp_path):
     net = CamNet(SmallBackbone(), 4, refinement, **readings)
     net.mean.copy_(torch.tensor([0.4, 0.5, 0.3]))
     resize = "bicubic" if released else "bilinear"
-    labeller = Labeller(net, scales, flip, beta=0.4, threshold=0.5, map_norm=map_norm, resize=resize)
+    labeller = Labeller(net, scales, flip, 0.4, 0.5, map_norm, resize, refine, side)
     onnx_ir.save(labeller_graph(labeller), tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     for shape in ((2, 64, 80), (1, 33, 131), (1, 7, 7)):

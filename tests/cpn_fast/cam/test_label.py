@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import cpn_fast.files.contact_sheet as sheet_module
 from cpn_fast.cam.inference import open_labeller, predictions
 from cpn_fast.cam.label import LabelConfig, run_label
+from cpn_fast.cam.map_options import MapOptions
 from cpn_fast.cli.main import main as cpn
 from cpn_fast.console.terminal import TerminalProgress
 from cpn_fast.data.sources.demo_scenes import CLASSES
@@ -31,6 +32,8 @@ from cpn_fast.models.labeller import Labeller
 from cpn_fast.scoring.command import EvaluateConfig, run_evaluate
 
 SCALES = (0.5, 1.0)
+PER_SCALE = {"refine": "learnt", "refine_at": "scale"}
+LEARNT = MapOptions(SCALES, **PER_SCALE)
 SHAPES = [(40, 56), (56, 40), (40, 56), (33, 90), (40, 56)]
 
 
@@ -62,7 +65,7 @@ def data(tmp_path):
 
 
 def config(run, data, output, **more):
-    values = {"split": "all", "scales": SCALES, "beta": 0.3, "device": "cpu", "sheet": 0} | more
+    values = {"split": "all", "scales": SCALES, "beta": 0.3, "device": "cpu", "sheet": 0, **PER_SCALE} | more
     return LabelConfig(run.path, f"folder:{data}", output, **values)
 
 
@@ -218,7 +221,7 @@ def test_a_network_that_gives_nan_labels_nothing(make_run, data, tmp_path):
 def test_bare_folder_without_labels_or_masks(run, tmp_path, capsys):
     photos, out = tmp_path / "photos", tmp_path / "out"
     write_images(photos)
-    values = {"scales": SCALES, "beta": 0.3, "device": "cpu", "sheet": 2}
+    values = {"scales": SCALES, "beta": 0.3, "device": "cpu", "sheet": 2, **PER_SCALE}
     summary = run_label(LabelConfig(run.path, output=out, images=(photos,), **values), TerminalProgress())
     assert (summary.written, summary.from_scores) == (5, 5)
     assert "5 without image labels" in capsys.readouterr().out
@@ -343,7 +346,7 @@ def test_compiled_network_gives_the_same_masks_with_few_graphs(run, data, tmp_pa
 
 
 def test_image_without_any_class_is_background(run, data, tmp_path):
-    source, labeller = open_source(f"folder:{data}"), open_labeller(run, SCALES, True, "cpu", 0.3)
+    source, labeller = open_source(f"folder:{data}"), open_labeller(run, LEARNT, "cpu", 0.3)
     empty = [type(r)(r.id, r.image_path, (), None) for r in source.records("all")]
     mapping = ClassMapping.between(source.classes, run.classes)
     for prediction in predictions(labeller, source, empty, mapping, InferenceOptions(batch_size=2)):
@@ -399,8 +402,10 @@ def test_options_out_of_range(run, data, tmp_path, change, message):
 def test_rcam_of_a_run_without_refinement(make_run, data, tmp_path):
     run = make_run(tmp_path / "cam", method="cam")
     with pytest.raises(DataError, match="no RCAM"):
-        run_label(config(run, data, tmp_path / "out", maps="rcam"))
-    assert run_label(config(run, data, tmp_path / "out", shard="1/5")).written == 1
+        run_label(config(run, data, tmp_path / "out", maps="rcam", refine="none"))
+    with pytest.raises(DataError, match="no refinement heads; use --refine raw"):
+        run_label(config(run, data, tmp_path / "out", refine="learnt"))
+    assert run_label(config(run, data, tmp_path / "out", shard="1/5", maps="rcam", refine="raw")).written == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -103,7 +103,7 @@ def test_scales_sum_to_the_multi_scale_map(net):
     labels, picture = torch.tensor([[1.0, 0, 1]]), image(40, 56)
     with torch.no_grad():
         both = Labeller(net, scales=(0.5, 1.0))(picture, labels)
-        _, _, maps = Labeller(net, scales=(0.5, 1.0)).scale_maps(picture, labels)
+        maps = Labeller(net, scales=(0.5, 1.0)).scale_maps(picture, labels).scales
         total = sum(m.rcam for m in maps)
     torch.testing.assert_close(normalise_cam(total, labels), both.rcam)
 
@@ -126,8 +126,8 @@ def test_leaving_absent_classes_out_changes_no_map(refinement, winner_classes):
     labels, picture = torch.tensor([[0.0, 1, 0, 1, 0]]), image(40, 56)
     with torch.no_grad():
         labeller.net.classifier.weight.abs_()  # maps of an untrained network that are not all zero
-        _, _, every = labeller.scale_maps(picture, labels)
-        _, _, present = labeller.scale_maps(picture, labels, present_only=True)
+        every = labeller.scale_maps(picture, labels).scales
+        present = labeller.scale_maps(picture, labels, present_only=True).scales
         full, part = next(every).rcam, next(present).rcam
     assert full[:, [1, 3]].amax() > 0.1
     torch.testing.assert_close(part, full[:, [1, 3]], rtol=1e-4, atol=1e-5)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from cpn_fast.cam.inference import open_labeller, predictions
+from cpn_fast.cam.map_options import MapOptions
 from cpn_fast.console.terminal import TerminalProgress
 from cpn_fast.data.sources.base import FileSource
 from cpn_fast.data.sources.demo_scenes import CLASSES
@@ -30,6 +31,8 @@ from cpn_fast.scoring.command import EvaluateConfig, Tally, run_evaluate
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 
 SCALES = (0.5, 1.0)
+LEARNT_HEADS = {"refine": "learnt", "refine_at": "scale"}
+LEARNT = MapOptions(SCALES, **LEARNT_HEADS)
 SHAPES = [(40, 56), (33, 47), (40, 56), (56, 40)]
 LABELS = [(0, 1), (2,), (1, 3), (0,)]
 VOID = 255
@@ -75,7 +78,11 @@ def scored(run, data, tmp_path_factory):
 
 
 def config(target, data, **more):
-    return EvaluateConfig(target, f"folder:{data}", **({"split": "all", "scales": SCALES, "device": "cpu"} | more))
+    return EvaluateConfig(
+        target,
+        f"folder:{data}",
+        **({"split": "all", "scales": SCALES, "refine": "learnt", "refine_at": "scale", "device": "cpu"} | more),
+    )
 
 
 def sklearn_iou(truths, predicted):
@@ -94,7 +101,7 @@ def test_one_pass_over_the_data(scored):
 
 def test_every_map_scale_and_beta_equals_sklearn(run, data, scored):
     metrics = scored[0]
-    source, labeller = open_source(f"folder:{data}"), open_labeller(run, SCALES, True, "cpu", 0.3)
+    source, labeller = open_source(f"folder:{data}"), open_labeller(run, LEARNT, "cpu", 0.3)
     options = InferenceOptions(per_scale=True, with_mask=True)
     mapping = ClassMapping.between(source.classes, run.classes)
     found = [p for p in predictions(labeller, source, source.records("all"), mapping, options) if p.mask is not None]
@@ -124,7 +131,7 @@ def test_every_map_scale_and_beta_equals_sklearn(run, data, scored):
 
 
 def test_maps_of_each_scale_equal_the_labelling_module_at_that_scale_alone(run, data):
-    source, labeller = open_source(f"folder:{data}"), open_labeller(run, SCALES, True, "cpu", 0.3)
+    source, labeller = open_source(f"folder:{data}"), open_labeller(run, LEARNT, "cpu", 0.3)
     record = source.records("all")[0]
     sample = source.read(record)
     mapping = ClassMapping.between(source.classes, run.classes)
@@ -184,7 +191,7 @@ def test_classifier_map_equals_sklearn(run, data, scored):
 def test_a_run_keeps_its_beta_in_its_folder(make_run, data, tmp_path):
     run = make_run(tmp_path / "run", method="cam")
     assert RunFolder(run.path).beta == DEFAULT_BETA
-    metrics = run_evaluate(config(run.path, data, scales=(1.0,), flip=False))
+    metrics = run_evaluate(config(run.path, data, scales=(1.0,), flip=False, refine="none"))
     assert set(metrics["results"]) == {"cam"} and metrics["map"] == "cam"
     assert RunFolder(run.path).beta == metrics["beta"]
     assert (run.path / "beta_sweep.png").is_file()
@@ -223,7 +230,10 @@ def test_broken_image_stops_a_score(run, data, tmp_path):
 
 
 def test_a_tally_names_the_mask_that_does_not_fit(run, data):
-    source, labeller = open_source(f"folder:{data}"), open_labeller(run, (1.0,), False, "cpu", 0.3)
+    source, labeller = (
+        open_source(f"folder:{data}"),
+        open_labeller(run, MapOptions((1.0,), flip=False, **LEARNT_HEADS), "cpu", 0.3),
+    )
     mapping = ClassMapping.between(source.classes, run.classes)
     options = InferenceOptions(per_scale=True, with_mask=True)
     (prediction,) = predictions(labeller, source, source.records("all")[:1], mapping, options)

@@ -18,17 +18,19 @@ def pixel_correlation(
     maps: Tensor,  # [B, C, N]
     eps: float = 1e-5,
     queries: Tensor | None = None,  # [B, E, M]
+    power: float = 1.0,
 ) -> Tensor:
     """Refine maps by the affinity of pixels: Y[:, j] = sum_i maps[:, i] A_ij / (sum_i A_ij + eps).
 
-    A_ij = relu(cos(g_i, g_j)): the embedding is L2-normalised over its channels in here (paper section 3.3, eq. 9 and
-    10 as its text describes them, normalised per column).
+    A_ij = relu(cos(g_i, g_j)) ** power: the embedding is L2-normalised over its channels in here (paper section 3.3,
+    eq. 9 and 10 as its text describes them, normalised per column).
 
     Args:
         embedding: g, float [B, E, N], one vector per pixel, of any length. A zero vector has no affinity.
         maps: float [B, C, N].
         eps: added to the sum of affinities.
         queries: float [B, E, M], vectors of the positions j where they are not those of `embedding`.
+        power: exponent of the affinities, above 0. Any but 1 is computed by the reference on every device.
 
     Returns:
         float [B, C, N], or [B, C, M] for M queries; half precision is returned as float32. Differentiable in all
@@ -37,7 +39,7 @@ def pixel_correlation(
         bfloat16, the others as float32 (tf32 where `torch.set_float32_matmul_precision` allows it), with float32 sums.
 
     Raises:
-        ValueError: for shapes that do not match.
+        ValueError: for shapes that do not match, or a power that is not above 0.
     """
     if embedding.ndim != 3 or maps.ndim != 3:
         raise ValueError(f"embedding {tuple(embedding.shape)}, maps {tuple(maps.shape)}; expected [B, E, N], [B, C, N]")
@@ -45,19 +47,23 @@ def pixel_correlation(
         raise ValueError(
             f"queries are {tuple(queries.shape)}; expected [B, E, M] as embedding {tuple(embedding.shape)}"
         )
+    if not power > 0:
+        raise ValueError(f"power is {power}; expected a number above 0")
     if exporting():
-        return pixel_correlation_portable(*_widened(embedding, maps), eps, queries=queries)
+        return pixel_correlation_portable(*_widened(embedding, maps), eps, queries=queries, power=power)
     if embedding.shape[0] != maps.shape[0] or embedding.shape[2] != maps.shape[2]:
         raise ValueError(f"embedding {tuple(embedding.shape)} and maps {tuple(maps.shape)} differ in B or N")
     halved = embedding.dtype != torch.float32 or torch.is_autocast_enabled(embedding.device.type)
     precision = "bf16" if halved else "fp32"
-    if takes_kernel(embedding, maps, queries) and fits(embedding.shape[1], maps.shape[1], precision):
+    if power == 1 and takes_kernel(embedding, maps, queries) and fits(embedding.shape[1], maps.shape[1], precision):
         return pixel_correlation_op(embedding, queries, maps, eps, precision)[0]
     embedding, maps = _widened(embedding, maps)
     if queries is not None:
-        return reference.pixel_correlation_queried(embedding, maps, eps, queries.to(embedding.dtype))
+        return reference.pixel_correlation_queried(embedding, maps, eps, queries.to(embedding.dtype), power)
     if embedding.shape[2] <= reference.WHOLE:
-        return reference.pixel_correlation(embedding, maps, eps)
+        return reference.pixel_correlation(embedding, maps, eps, power=power)
+    if power != 1:
+        return reference.pixel_correlation_queried(embedding, maps, eps, embedding, power)
     return reference.pixel_correlation_blocked(embedding, maps, eps)
 
 

@@ -11,7 +11,12 @@ BLOCK = 256
 
 
 def pixel_correlation_portable(
-    embedding: Tensor, maps: Tensor, eps: float = 1e-5, block: int = BLOCK, queries: Tensor | None = None
+    embedding: Tensor,
+    maps: Tensor,
+    eps: float = 1e-5,
+    block: int = BLOCK,
+    queries: Tensor | None = None,
+    power: float = 1.0,
 ) -> Tensor:
     """The law's sums, accumulated over blocks of source pixels i; exports to an ONNX `Loop` with dynamic B and N.
 
@@ -21,6 +26,7 @@ def pixel_correlation_portable(
         eps: added to the sum of affinities.
         block: source pixels per iteration; memory is that of a [B, block, M] affinity.
         queries: float [B, E, M]; None = the embedding.
+        power: exponent of the affinities.
 
     Returns:
         float [B, C, M]. Not differentiable: for inference.
@@ -40,6 +46,8 @@ def pixel_correlation_portable(
     def step(start: Tensor, weighted: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         columns = start + offsets
         affinity = (sources.index_select(2, columns).transpose(1, 2) @ asked).relu()
+        if power != 1:
+            affinity = affinity**power
         weighted = weighted + values.index_select(2, columns) @ affinity
         return start + block, weighted, total + affinity.sum(dim=1, keepdim=True)
 

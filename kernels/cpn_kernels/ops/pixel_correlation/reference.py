@@ -16,12 +16,22 @@ WHOLE = 1024
 """Up to this many pixels the whole matrix is small, and keeping it is faster than computing it again."""
 
 
-def pixel_correlation(embedding: Tensor, maps: Tensor, eps: float = 1e-5, queries: Tensor | None = None) -> Tensor:
+def pixel_correlation(
+    embedding: Tensor, maps: Tensor, eps: float = 1e-5, queries: Tensor | None = None, power: float = 1.0
+) -> Tensor:
     """The law, with the whole affinity matrix; see the public function."""
     unit = F.normalize(embedding, dim=1)
     asked = unit if queries is None else F.normalize(queries, dim=1)
-    affinity = (unit.transpose(1, 2) @ asked).relu()
+    affinity = raised((unit.transpose(1, 2) @ asked).relu(), power)
     return maps @ affinity / (affinity.sum(dim=1, keepdim=True, dtype=maps.dtype) + eps)
+
+
+def raised(affinity: Tensor, power: float) -> Tensor:
+    """Affinities >= 0 to a power above 0, with gradient 0 at 0 also where that of the power is infinite."""
+    if power == 1:
+        return affinity
+    positive = affinity > 0
+    return torch.where(positive, torch.where(positive, affinity, 1.0) ** power, 0.0)
 
 
 class _Blocked(torch.autograd.Function):
@@ -72,10 +82,12 @@ def pixel_correlation_blocked(embedding: Tensor, maps: Tensor, eps: float = 1e-5
     return _Blocked.apply(F.normalize(embedding, dim=1), maps, eps, block)
 
 
-def pixel_correlation_queried(embedding: Tensor, maps: Tensor, eps: float, queries: Tensor) -> Tensor:
+def pixel_correlation_queried(
+    embedding: Tensor, maps: Tensor, eps: float, queries: Tensor, power: float = 1.0
+) -> Tensor:
     """The law for queries that are no keys, block by block; a block's affinity is computed again in the backward."""
     parts = [
-        checkpoint(pixel_correlation, embedding, maps, eps, part, use_reentrant=False)
+        checkpoint(pixel_correlation, embedding, maps, eps, part, power, use_reentrant=False)
         for part in queries.split(BLOCK, dim=2)
     ]
     return torch.cat(parts, dim=2)

@@ -1,0 +1,96 @@
+"""How a run's maps are made: what is asked for, and what follows from the run; free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cpn_fast.config.refine import Refine, RefineAt, RefineOptions, ScalesOf, has_refinement_heads
+from cpn_fast.config.scales import CAM_SCALES, TRAINING_SCALES
+from cpn_fast.files.errors import DataError
+from cpn_fast.inference.options import check_scales
+from cpn_fast.runs.folder import RunFolder
+
+PAPER_PRESETS = ("paper", "released")
+"""Presets that label as the paper does: its four scales of the image, each refined by the trained heads."""
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """How a run's maps are made; what is None follows from the run.
+
+    Attributes:
+        scales: scale factors; None = `TRAINING_SCALES`, or of the image and for the presets of the paper its four.
+        scales_of: what they are factors of: the "image", or the mean long side of the run's "training"; None =
+            "image" where scales are given and for the presets of the paper, else "training".
+        flip: also run the mirrored image.
+        refine: see `RefineOptions`; None = "raw", or for the presets of the paper the heads that it trained.
+        refine_at: see `RefineOptions`; None = "fused", or for the presets of the paper "scale".
+        affinity_power: exponent of the affinities.
+    """
+
+    scales: Sequence[float] | None = None
+    scales_of: ScalesOf | None = None
+    flip: bool = True
+    refine: Refine | None = None
+    refine_at: RefineAt | None = None
+    affinity_power: float = 1.0
+
+    def resolved(self, run: RunFolder) -> ResolvedMaps:
+        """The options with what follows from a CAM network's run. Raises DataError for one that does not fit it."""
+        config = run.config
+        of_paper, heads = config.preset in PAPER_PRESETS, has_refinement_heads(config)
+        refine = self.refine or (("learnt" if heads else "none") if of_paper else "raw")
+        if refine == "learnt" and not heads:
+            raise DataError(
+                f"--refine learnt: {run.path} (method {config.method}) has no refinement heads; use --refine raw"
+            )
+        if not self.affinity_power > 0:
+            raise DataError(f"--affinity-power {self.affinity_power}: expected a number above 0")
+        options = RefineOptions(refine, self.refine_at or ("scale" if of_paper else "fused"), self.affinity_power)
+        scales_of = self.scales_of or ("image" if of_paper or self.scales is not None else "training")
+        default, side = (CAM_SCALES, None) if scales_of == "image" else (TRAINING_SCALES, training_side(run))
+        scales = default if self.scales is None else self.scales
+        check_scales(scales)
+        return ResolvedMaps(tuple(scales), side, self.flip, options)
+
+
+@dataclass(frozen=True)
+class ResolvedMaps:
+    """How a run's maps are made, settled.
+
+    Attributes:
+        scales: scale factors of the image, or of `side`.
+        side: long side in pixels that scale 1 brings an image to; None = the image's own.
+        flip: also run the mirrored image.
+        refine: how RCAM is made.
+    """
+
+    scales: tuple[float, ...]
+    side: int | None
+    flip: bool
+    refine: RefineOptions
+
+    def settings(self) -> dict[str, Any]:
+        """As JSON values, for records of what made a file."""
+        return {
+            "scales": list(self.scales),
+            "scale_side": self.side,
+            "flip": self.flip,
+            "refine": self.refine.refine,
+            "refine_at": self.refine.at,
+            "affinity_power": self.refine.power,
+        }
+
+    def __str__(self) -> str:
+        factors = " ".join(f"{scale:g}" for scale in self.scales)
+        of = "" if self.side is None else f" of the training size, {self.side} pixels"
+        how = {"none": "no refinement", "raw": "raw refinement", "learnt": "learnt refinement"}[self.refine.refine]
+        where = "" if self.refine.refine == "none" else {"fused": " of their sum", "scale": " of each"}[self.refine.at]
+        return f"scales {factors}{of}, flip {self.flip}, {how}{where}"
+
+
+def training_side(run: RunFolder) -> int:
+    """The mean long side in pixels of the images that a run was trained on."""
+    return round(sum(run.config.augment.resize_range()) / 2)
