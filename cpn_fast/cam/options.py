@@ -74,6 +74,7 @@ class LabelConfig:
         soft_maps: also write the class maps, compact, to SoftMaps/ID.npz.
         shard: `i/n` labels the i-th of n parts.
         overwrite: label everything again, also with other settings.
+        allow_failures: exit with status 0, not 3, also where some images could not be labelled.
         batch_size: images of equal size that go through the network together.
         workers: threads that read images, and as many that write masks.
         device: where the network runs; auto = a GPU where there is one.
@@ -101,6 +102,7 @@ class LabelConfig:
     soft_maps: bool = False
     shard: str | None = None
     overwrite: bool = False
+    allow_failures: bool = False
     batch_size: int = 1
     workers: int = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"

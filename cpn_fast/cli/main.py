@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
 from typing import Any
 
-from cpn_fast.console.exit_status import EXIT_ERROR, fail, guarded, piped
+from cpn_fast.console.exit_status import EXIT_ERROR, EXIT_FAILED_IMAGES, fail, guarded, piped
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None = `sys.argv[1:]`.
 
     Returns:
-        The exit status: 0, 2 for an error that the message explains, 130 after Ctrl-C or SIGTERM, 141 where the reader
+        The exit status: 0, 2 for an error that the message explains, 3 where some images could not be done (the
+        manifest says which and why; 0 with --allow-failures), 130 after Ctrl-C or SIGTERM, 141 where the reader
         of a pipe has closed it.
     """
     return piped(lambda: _main(list(sys.argv[1:] if argv is None else argv)))
@@ -221,7 +222,20 @@ def _main(args: list[str]) -> int:
         return fail(f"unknown command {name!r}; known: {', '.join(COMMANDS)}")
     if args[0] in FORMER_NAMES:
         sys.stderr.write(f"`cpn {args[0]}` is now `cpn {name}`; the next version forgets the old name\n")
-    return guarded(lambda: run(name, rest))
+    return _guarded_run(name, rest)
+
+
+def _guarded_run(name: str, args: Sequence[str]) -> int:
+    """The exit status of a subcommand; of one over images it says whether some of them could not be done."""
+    failed = False
+
+    def action() -> None:
+        nonlocal failed
+        config = parse(name, args)
+        result = run_config(name, config)
+        failed = getattr(result, "failed", 0) > 0 and not getattr(config, "allow_failures", False)
+
+    return guarded(action) or (EXIT_FAILED_IMAGES if failed else 0)
 
 
 def _version() -> str:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cpn_fast.config.display import default_settings
+from cpn_fast.console.exit_status import EXIT_FAILED_IMAGES
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import default_split
 from cpn_fast.data.types import Source
@@ -202,6 +203,8 @@ def _check(stage: Stage, outcome: Outcome) -> None:
             f"stage {stage.name!r}: ended by signal {-outcome.status} (9 is usually a lack of memory: its peak was "
             f"{outcome.peak_memory_mib:.0f} MiB); {again}"
         )
+    if outcome.status == EXIT_FAILED_IMAGES:
+        return  # the manifest says which, see `_complete`
     if outcome.status:
         raise DataError(f"stage {stage.name!r}: failed with status {outcome.status}, for the reason above; {again}")
 

@@ -16,7 +16,7 @@ from cpn_fast.runs.folder import FREE_ON_RESUME
 from cpn_fast.scoring.options import EvaluateConfig
 from cpn_fast.segment.options import SegmentEvaluateConfig
 
-FREE = (FREE_ON_RESUME - {"max_steps"}) | {"overwrite", "device", "sheet"}
+FREE = (FREE_ON_RESUME - {"max_steps"}) | {"overwrite", "device", "sheet", "allow_failures"}
 """Options of the commands that change nothing in what they write."""
 
 MAP_OPTIONS = ("scales", "scales_of", "flip", "refine", "refine_at", "affinity_power")

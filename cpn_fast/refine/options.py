@@ -44,6 +44,7 @@ class PostprocessConfig(CrfOptions):
             those for AffinityNet's labels.
         data: source in which to find the images by their ids, where they have moved since.
         overwrite: refine everything again, also with other settings.
+        allow_failures: exit with status 0, not 3, also where some images could not be refined.
         workers: images at a time; None = one per thread of torch.
         device: where AffinityNet and the walk run; auto = a GPU where there is one.
     """
@@ -64,5 +65,6 @@ class PostprocessConfig(CrfOptions):
     preset: CrfPreset = "segmentation"
     data: str | None = None
     overwrite: bool = False
+    allow_failures: bool = False
     workers: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"

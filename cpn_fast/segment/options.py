@@ -87,12 +87,14 @@ class PredictConfig(CrfOptions, SegmentInference):
         voc_zip: also pack the split's masks as VOC's evaluation server wants them; every part of it has to be there.
         shard: `i/n` predicts the i-th of n parts.
         overwrite: predict everything again, also with other settings.
+        allow_failures: exit with status 0, not 3, also where some images could not be predicted.
     """
 
     output: Path = field(kw_only=True)
     voc_zip: Path | None = None
     shard: str | None = None
     overwrite: bool = False
+    allow_failures: bool = False
 
 
 @dataclass(frozen=True)

@@ -196,6 +196,16 @@ def test_a_broken_image_is_recorded_and_tried_again(run, data, tmp_path):
     assert run_label(config(run, data, out)).written == 1
 
 
+def test_exit_status_says_that_images_failed(run, data, tmp_path):
+    (data / "images/set 0/photo1.png").write_bytes(b"no image")
+    words = ["label", str(run.path), str(data), "--output", str(tmp_path / "out"), "--scales", "0.5", "--device", "cpu"]
+    assert cpn(words) == 3
+    assert len(masks(tmp_path / "out")) == 4
+    assert cpn([*words, "--allow-failures"]) == 0
+    (data / "images/set 0/photo1.png").write_bytes((data / "images/set 0/photo0.png").read_bytes())
+    assert cpn(words) == 0 and len(masks(tmp_path / "out")) == 5
+
+
 def test_no_image_can_be_read(run, data, tmp_path):
     for path in data.rglob("*.png"):
         path.write_bytes(b"")

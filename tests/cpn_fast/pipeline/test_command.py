@@ -30,7 +30,7 @@ from cpn_fast.config.training import (
     TrainConfig,
     replace_dotted,
 )
-from cpn_fast.console.exit_status import guarded
+from cpn_fast.console.exit_status import EXIT_FAILED_IMAGES, guarded
 from cpn_fast.data.check.options import CheckConfig
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.files.digest import weights_sha256
@@ -232,9 +232,11 @@ def test_a_failing_stage_is_named(
 
 def test_failed_images_stop_the_pipeline(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
     commands.failing_image = commands.source.records("train")[3].id
+    commands.statuses["label"] = EXIT_FAILED_IMAGES
     with pytest.raises(DataError, match=r"'label': 1 of 12 images failed, the first: it is torn"):
         run_all(pipeline(small_demo, tmp_path), commands)
     commands.failing_image = None
+    commands.statuses.clear()
     commands.calls.clear()
     run_all(pipeline(small_demo, tmp_path), commands)
     assert commands.calls == ALL[2:]
