@@ -25,7 +25,7 @@ SHRUNK_UNSETTLED, FLOODED_UNSETTLED = 0.4, 2.0
 """The same where the area was still changing: a plain classifier's grows by half between a sixth of its steps and the
 end."""
 
-ADVICE = {
+PAIR_ADVICE = {
     "shrink to their peaks": (
         "a loss between maps that are each divided by their own peak rewards this; try --options.pair-norm image, "
         "--options.tcp-target image or union, or a lower --lr"
@@ -35,6 +35,7 @@ ADVICE = {
         "--options.pair-norm shared, --options.cpcr-target winner, or a lower --lr"
     ),
 }
+ADVICE = "try a lower --lr, and look at the pictures of the validation"
 
 
 class AreaWatch:
@@ -45,10 +46,11 @@ class AreaWatch:
 
     Args:
         warm_up_steps: steps at the beginning that train a plain classifier, whose maps are taken as healthy.
+        paired: the losses compare the maps of complementary patches, so their options can be the reason.
     """
 
-    def __init__(self, warm_up_steps: int = 0) -> None:
-        self.warm_up_steps = warm_up_steps
+    def __init__(self, warm_up_steps: int = 0, paired: bool = True) -> None:
+        self.warm_up_steps, self.paired = warm_up_steps, paired
         self._warm_up: deque[float] = deque(maxlen=2 * WINDOW)
         self._recent: deque[float] = deque(maxlen=WINDOW)
         self._said = False
@@ -83,7 +85,7 @@ class AreaWatch:
         compared = "" if before is None else f", {before:.1%} at the end of the warm-up"
         return (
             f"step {step}: the CAMs {fault}: {now:.1%} of an image is above {AREA_THRESHOLD:g} of the peak{compared}; "
-            f"{ADVICE[fault]}"
+            f"{PAIR_ADVICE[fault] if self.paired else ADVICE}"
         )
 
     def _healthy(self) -> float | None:

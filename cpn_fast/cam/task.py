@@ -67,7 +67,8 @@ class CamStage(Stage[TrainConfig]):
         self.classes, self.num_records = self.source.classes, len(self.records)
         self.statistics = MapStatistics(len(self.classes), fabric.device)
         per_epoch = steps_per_epoch(self.num_records, config.batch_size)
-        self.area_watch = AreaWatch(self.warm_up_steps(per_epoch * (config.epochs or 1)))
+        warm_up_steps = self.warm_up_steps(per_epoch * (config.epochs or 1))
+        self.area_watch = AreaWatch(warm_up_steps, paired=config.method == "cpn")
 
     @classmethod
     def partial_gradients(cls, config: TrainConfig) -> bool:

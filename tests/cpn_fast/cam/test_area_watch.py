@@ -66,6 +66,8 @@ def test_without_a_warm_up_only_extremes_are_warned_of() -> None:
     assert "shrink" in warnings(AreaWatch(), [0.3] * 5 + [0.01] * 40)[0][1]
     assert "flood" in warnings(AreaWatch(), [0.7] * WINDOW)[0][1]
     assert warnings(AreaWatch(), [0.7] * (WINDOW - 1)) == []
+    plain = warnings(AreaWatch(paired=False), [0.7] * WINDOW)[0][1]
+    assert "try a lower --lr" in plain and "--options" not in plain
 
 
 def test_images_count_not_classes_or_records_without_any() -> None:
