@@ -35,4 +35,4 @@ def parse(argv: Sequence[str], recipe: Callable[[AffinityConfig], AffinityConfig
     if "--resume" in argv and not run.exists() and (run.path / LABELS).is_dir():
         raise DataError(f"{run.path}: stopped while its labels were made; rerun that command, without --resume")
     blank = AffinityConfig(masks=tyro.MISSING, output=tyro.MISSING)
-    return parse_training(argv, recipe(blank) if recipe else blank, "cpn train-affinity", DESCRIPTION)
+    return parse_training(argv, blank, recipe, "cpn train-affinity", DESCRIPTION)

@@ -40,7 +40,7 @@ def parse(
         default = replace_dotted(blank, preset_defaults(value_of(argv, "--preset") or preset))
     except ValueError as error:
         raise DataError(f"--preset: {error}") from error
-    return parse_training(argv, recipe(default) if recipe else default, "cpn train", DESCRIPTION)
+    return parse_training(argv, default, recipe, "cpn train", DESCRIPTION)
 
 
 @dataclass(frozen=True)

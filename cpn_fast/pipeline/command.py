@@ -63,6 +63,7 @@ def run_pipeline(config: PipelineConfig, runner: Runner = run_process) -> Path:
     if config.train.split == DEFAULT_SPLIT:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, split=default_split(source)))
     stages = plan(config, *_splits(config, source))
+    _check_weights(config)
     with explained_writes(config.output, "its state"), locked(config.output) as lock:
         pipeline = _Pipeline(config, source, console, runner, lock)
         for number, stage in enumerate(stages, start=1):
@@ -71,6 +72,13 @@ def run_pipeline(config: PipelineConfig, runner: Runner = run_process) -> Path:
     _print_summary(console, pipeline.results)
     console.print(f"report: {page.resolve()}", highlight=False, soft_wrap=True)
     return page
+
+
+def _check_weights(config: PipelineConfig) -> None:
+    """Raise DataError for weights that are not there, before a folder is made."""
+    for training in (config.train, config.affinity, config.segment):
+        if training is not None and training.weights is not None and not training.weights.is_file():
+            raise DataError(f"{training.weights}: no such weights file; give --weights the path of one")
 
 
 def _splits(config: PipelineConfig, source: Source) -> tuple[str | None, bool]:

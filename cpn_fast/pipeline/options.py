@@ -20,6 +20,7 @@ from cpn_fast.pipeline.plan import DEFAULT_SPLIT, NOWHERE, PipelineConfig
 from cpn_fast.refine.options import PostprocessConfig
 from cpn_fast.segment import options as segment_options
 from cpn_fast.segment.options import SegmentEvaluateConfig
+from cpn_fast.training.options import CPU_BACKBONE, CPU_CROP, takes_cpu_network
 
 T = TypeVar("T")
 
@@ -105,7 +106,10 @@ def parse(argv: Sequence[str]) -> PipelineConfig:
             given[-1] += f"={word}"  # a word of its own that begins with a dash would be taken for an option
         else:
             given.append(word)
-    return pipeline_of(tyro.cli(PipelineOptions, args=given, prog="cpn run"))
+    blank = PipelineOptions(data=tyro.MISSING, output=tyro.MISSING)
+    if takes_cpu_network(given):
+        blank = replace(blank, backbone=CPU_BACKBONE, crop=CPU_CROP)
+    return pipeline_of(tyro.cli(PipelineOptions, args=given, default=blank, prog="cpn run"))
 
 
 def pipeline_of(options: PipelineOptions) -> PipelineConfig:

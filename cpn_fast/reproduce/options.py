@@ -15,6 +15,7 @@ from cpn_fast.config.demo import cam_recipe
 from cpn_fast.config.training import TrainConfig
 from cpn_fast.files.errors import DataError
 from cpn_fast.reproduce.tables import TABLES, TableName
+from cpn_fast.training.options import value_of
 
 ROWS_DECIDE = ("--method", "--seed", "--resume")
 """Options of `cpn train` that the rows, --seeds and the folder decide."""
@@ -78,11 +79,12 @@ def parse(argv: Sequence[str]) -> ReproduceConfig:
     for name in ROWS_DECIDE:
         if name in names:
             raise DataError(f"{name}: the rows of a table decide on it; expected --seeds for seeds, and no {name}")
+    if (value_of(rest, "--data") or "").startswith("demo:"):
+        return dataclasses.replace(config, base=train_parse(rest, cam_recipe, TABLES[config.table].preset))
     base = train_parse(rest)
 
     def recipe(config: TrainConfig) -> TrainConfig:
-        if base.data.startswith("demo:"):
-            return cam_recipe(config)
-        return dataclasses.replace(config, batch_size=PAPER_BATCH) if base.backbone == "resnet38" else config
+        batch = PAPER_BATCH if base.backbone == "resnet38" else config.batch_size
+        return dataclasses.replace(config, backbone=base.backbone, augment=base.augment, batch_size=batch)
 
     return dataclasses.replace(config, base=train_parse(rest, recipe, TABLES[config.table].preset))

@@ -33,7 +33,7 @@ def parse(argv: Sequence[str], recipe: Callable[[SegmentConfig], SegmentConfig] 
         DataError: where --resume finds no run.
     """
     blank = SegmentConfig(data=tyro.MISSING, output=tyro.MISSING, masks=tyro.MISSING)
-    return parse_training(argv, recipe(blank) if recipe else blank, "cpn segment train", DESCRIPTION)
+    return parse_training(argv, blank, recipe, "cpn segment train", DESCRIPTION)
 
 
 @dataclass(frozen=True)

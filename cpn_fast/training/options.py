@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from cpn_fast.config.training import C
@@ -27,12 +27,13 @@ def value_of(argv: Sequence[str], name: str) -> str | None:
     return None
 
 
-def parse_training(argv: Sequence[str], default: C, prog: str, description: str) -> C:
+def parse_training(argv: Sequence[str], default: C, recipe: Callable[[C], C] | None, prog: str, description: str) -> C:
     """Settings of a training from the command line; on --resume the run's own, then those given.
 
     Args:
         argv: arguments without the program's name.
         default: what the arguments override where no run is resumed.
+        recipe: what the caller makes of the default; None = it is made to suit the machine.
         prog: the command, for the help.
         description: of it, for the help.
 
@@ -45,31 +46,31 @@ def parse_training(argv: Sequence[str], default: C, prog: str, description: str)
     kind, output = type(default), value_of(argv, "--output")
     if "--resume" in argv and output is not None:
         default = dataclasses.replace(RunFolder(output).config_of(kind), resume=False)
-    elif not {"--help", "-h", "--backbone"} & {word.partition("=")[0] for word in argv}:
-        default = suited_to_machine(default, argv)
+    elif recipe is not None:
+        default = recipe(default)
+    elif takes_cpu_network(argv):
+        default = dataclasses.replace(
+            default, backbone=CPU_BACKBONE, augment=dataclasses.replace(default.augment, crop=CPU_CROP)
+        )
     return tyro.cli(kind, args=list(argv), default=default, prog=prog, description=description)
 
 
-def suited_to_machine(default: C, argv: Sequence[str]) -> C:
-    """Defaults for a command line that names no backbone: on a CPU a network that it can train, and says so.
+def takes_cpu_network(argv: Sequence[str]) -> bool:
+    """Whether a command line leaves the network to a machine without GPU: then `CPU_BACKBONE`, and this is logged.
 
     Args:
-        default: what the arguments override; where its backbone or crop is not the class's own, it is kept.
-        argv: arguments without the program's name. `--weights` in MXNet's format are ResNet38's.
+        argv: arguments without the program's name. `--weights` in MXNet's format are ResNet38's, the default else.
     """
+    names = {word.partition("=")[0] for word in argv}
+    if names & {"--help", "-h", "--backbone"} or (value_of(argv, "--weights") or "").endswith(".params"):
+        return False
     from cpn_fast.device import has_gpu
 
-    own = next(field.default for field in dataclasses.fields(default) if field.name == "backbone")
-    weights, accelerator = value_of(argv, "--weights"), value_of(argv, "--accelerator")
-    if default.backbone != own or (weights or "").endswith(".params"):
-        return default
+    accelerator = value_of(argv, "--accelerator")
     if accelerator != "cpu" and (accelerator == "cuda" or has_gpu()):
-        return default
-    augment = default.augment
-    if augment.crop == type(augment)().crop:
-        augment = dataclasses.replace(augment, crop=CPU_CROP)
+        return False
     log.info(
-        "no GPU and no --backbone: taking %s with crops of %d pixels, unless --crop says otherwise (with a GPU: %s)",
-        CPU_BACKBONE, augment.crop, own,
+        "no GPU and no --backbone: taking %s and, unless --crop says otherwise, crops of %d pixels (with a GPU: "
+        "resnet38 and 448)", CPU_BACKBONE, CPU_CROP,
     )  # fmt: skip
-    return dataclasses.replace(default, backbone=CPU_BACKBONE, augment=augment)
+    return True

@@ -59,6 +59,7 @@ class Commands:
         self.resumed: list[str] = []
         self.statuses: dict[str, int] = {}
         self.failing_image: str | None = None
+        self.beta = 0.3
 
     def __call__(self, command: str, config: Any, keep_open: int) -> Outcome:
         self.calls.append(command)
@@ -74,7 +75,7 @@ class Commands:
             self._masks(config.output, given)
         elif command in ("evaluate", "segment evaluate"):
             target = config.target if command == "evaluate" else config.run
-            scores = {"miou": 0.5, "background": 0.75, "foreground": 0.25, "per_class": {}}
+            scores = {"miou": 0.5, "background": 0.75, "foreground": 0.25, "per_class": {}, "beta": self.beta}
             (target / "metrics.json").write_text(json.dumps(scores))
         elif self.statuses.get(command, 0) == 0:
             config.output.write_text(given)
@@ -127,6 +128,17 @@ def test_every_stage_runs_once_in_order(small_demo: Path, tmp_path: Path, comman
     assert commands.calls == ALL
     state = json.loads((tmp_path / "state" / "train.json").read_text())["stage"]
     assert (state["seconds"], state["peak_memory_mib"], state["attempts"]) == (2.0, 100.0, 1)
+
+
+def test_another_background_score_labels_anew(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
+    """Masks take the best background score of the run's scores, so they depend on these."""
+    run_all(pipeline(small_demo, tmp_path), commands)
+    commands.beta = 0.4
+    (tmp_path / "train" / "metrics.json").unlink()
+    commands.calls.clear()
+    run_all(pipeline(small_demo, tmp_path), commands)
+    assert commands.calls[:3] == ["evaluate", "label", "evaluate"], "the run's scores, its masks, their scores"
+    assert "export" in commands.calls and "train" not in commands.calls
 
 
 def test_the_walk_needs_its_network(small_demo: Path, tmp_path: Path, commands: Commands) -> None:

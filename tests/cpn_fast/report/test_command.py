@@ -111,6 +111,19 @@ def test_full_page_shows_every_part(make_run: MakeRun, tmp_path: Path) -> None:
     assert "No scores" not in text and "No pictures" not in text
 
 
+@pytest.mark.parametrize(("method", "curves"), [("cam", ["CAM"]), ("cpn", ["CAM", "RCAM"])])
+def test_learning_curves_are_those_of_maps_that_the_network_has(
+    method: str, curves: list[str], make_run: MakeRun, tmp_path: Path
+) -> None:
+    """Records of an earlier version hold RCAM's figures for a plain CAM, too."""
+    run = make_run(tmp_path / "run", method=method, weights=False)
+    add_records(run)
+    text = run_report(ReportConfig(run.path, device="cpu")).read_text(encoding="utf-8")
+    figure = re.search(r"<figcaption>mIoU of the maps</figcaption>(.*?)</figure>", text, re.DOTALL)
+    assert figure
+    assert [name for name in re.findall(r">([^<]+)</text>", figure[1]) if name in ("CAM", "RCAM")] == curves
+
+
 def test_run_with_nothing_but_settings_says_what_is_missing(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(tmp_path / "bare", weights=False)
     page = read(run_report(ReportConfig(run.path, output=tmp_path / "there" / "page.html", device="cpu")))

@@ -12,13 +12,23 @@ import torch
 
 from cpn_fast.cam.options import parse
 from cpn_fast.cam.task import run_train
+from cpn_fast.config.recipes import RECIPES, Recipe
 from cpn_fast.config.serialise import config_from_dict, config_to_dict, flat
-from cpn_fast.config.training import AugmentOptions, PatchOptions, TrainConfig
+from cpn_fast.config.training import (
+    AffinityConfig,
+    AugmentOptions,
+    MethodOptions,
+    PatchOptions,
+    SegmentConfig,
+    TrainConfig,
+)
 from cpn_fast.device import tune_allocator
 from cpn_fast.files.background_score import DEFAULT_BETA
 from cpn_fast.files.errors import DataError
+from cpn_fast.pipeline.options import parse as parse_pipeline
+from cpn_fast.reproduce.options import parse as parse_table
 from cpn_fast.runs.checkpoint import load_checkpoint, save_checkpoint, state_sha256
-from cpn_fast.runs.folder import RunFolder
+from cpn_fast.runs.folder import RunFolder, check_same_settings
 from cpn_fast.train import main
 from cpn_kernels import native_library
 
@@ -49,13 +59,57 @@ def test_defaults_suit_the_machine(monkeypatch: pytest.MonkeyPatch, caplog: pyte
     assert parse(BASE) == plain and not caplog.text
     with caplog.at_level("INFO"):
         assert parse([*BASE, "--accelerator", "cpu"]) == replace(small, accelerator="cpu")
-    assert "taking mobilenet_v2 with crops of 256 pixels" in caplog.text
+    assert "taking mobilenet_v2 and, unless --crop says otherwise, crops of 256 pixels" in caplog.text
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert parse(BASE) == small
     assert parse([*BASE, "--crop", "96"]) == replace(small, augment=AugmentOptions(crop=96))
     assert parse([*BASE, "--backbone", "resnet38"]) == plain
     assert parse([*BASE, "--weights", "ilsvrc.params"]) == replace(plain, weights=Path("ilsvrc.params"))
-    assert parse(BASE, lambda config: replace(config, backbone="resnet50")) == replace(plain, backbone="resnet50")
+    assert parse(BASE, lambda config: config) == plain, "whoever brings a recipe has chosen"
+    run = ["--data", "voc:somewhere", "--output", "runs/x", "--segment"]
+    for words, backbone, crop in (([], "mobilenet_v2", 256), (["--backbone", "resnet38"], "resnet38", 448)):
+        pipeline = parse_pipeline([*run, *words])
+        assert pipeline.segment is not None
+        for training in (pipeline.train, pipeline.segment):
+            assert (training.backbone, training.augment.crop) == (backbone, crop)
+    assert parse_table(["table1", *BASE]).base.backbone == "mobilenet_v2"
+    assert parse_table(["table1", *BASE, "--backbone", "resnet38"]).base.batch_size == 4
+    assert parse_table(["table1", "--data", "demo:", "--output", "x"]).base.backbone == "resnet38_tiny"
+
+
+def test_numbers_that_decide_over_results_are_these() -> None:
+    """The recipes and defaults as README and paper state them; changed by hand, nothing else might notice."""
+    options = MethodOptions()
+    assert (options.warm_up, options.p_hidden, options.ohem, options.dropout) == (0.5, 0.5, 0.2, 0.5)
+    loop = TrainConfig(data="", output=Path())
+    assert (loop.weight_decay, loop.poly_power, loop.head_lr_factor, loop.batch_size) == (5e-4, 0.9, 10.0, 8)
+    found = {kind.__name__: RECIPES[kind]["mobilenet_v2"] for kind in (TrainConfig, SegmentConfig, AffinityConfig)}
+    assert found == {
+        "TrainConfig": Recipe(lr=0.003, momentum=0.9, epochs=16),
+        "SegmentConfig": Recipe(lr=0.001, momentum=0.9, epochs=20),
+        "AffinityConfig": Recipe(lr=0.01, momentum=0.9, epochs=8),
+    }
+    assert RECIPES[TrainConfig]["mobilenet_v2_stride8"].lr == 0.003
+    assert RECIPES[TrainConfig]["resnet38"] == RECIPES[TrainConfig]["resnet50"] == Recipe(0.01, 0.9, 8)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weight_decay": 1e-4},
+        {"poly_power": 1.0},
+        {"head_lr_factor": 1.0},
+        {"seed": 1},
+        {"batch_size": 4},
+        {"options": MethodOptions(warm_up=0.25)},
+        {"augment": AugmentOptions(crop=321)},
+    ],
+)
+def test_what_decides_over_a_step_cannot_change_on_resume(changes: dict[str, object], tmp_path: Path) -> None:
+    stored = TrainConfig(data="demo:", output=tmp_path)
+    (name,) = changes
+    with pytest.raises(DataError, match=rf"cannot resume with other settings: {name}"):
+        check_same_settings(stored, replace(stored, **changes), tmp_path)  # type: ignore[arg-type]
 
 
 def test_preset_gives_defaults_that_options_override() -> None:
@@ -96,7 +150,7 @@ def test_wrong_options_exit_2(wrong: list[str], capsys: pytest.CaptureFixture[st
 def test_errors_are_one_line(
     wrong: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--output", str(tmp_path / "run"), "--data", "voc:x", *wrong]) == 2
+    assert main(["--output", str(tmp_path / "run"), "--data", "voc:x", "--backbone", "resnet38", *wrong]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()

@@ -56,6 +56,14 @@ def test_against_loop(p_hidden: float) -> None:
     assert torch.equal(triplet == 0, (expected == 0))
 
 
+def test_black_and_white_against_the_numbers_of_torchvision() -> None:
+    """(0 - mean) / std and (1 - mean) / std with ImageNet's mean 0.485, 0.456, 0.406 and std 0.229, 0.224, 0.225."""
+    images = torch.tensor([[[[0, 0, 0], [255, 255, 255]]]], dtype=torch.uint8)
+    black, white = normalise_images(images)[0, :, 0].T.double()
+    torch.testing.assert_close(black, torch.tensor([-2.117904, -2.035714, -1.804444]).double(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(white, torch.tensor([2.248908, 2.428571, 2.640000]).double(), rtol=0, atol=1e-5)
+
+
 def test_the_pair_adds_up_exactly() -> None:
     images, patches, keys = sample()
     full, hidden, complement = cp_triplet(images, patches, keys, 0.5)[0].chunk(3)
