@@ -20,7 +20,6 @@ from cpn_fast.pipeline.plan import DEFAULT_SPLIT, NOWHERE, PipelineConfig
 from cpn_fast.refine.options import PostprocessConfig
 from cpn_fast.segment import options as segment_options
 from cpn_fast.segment.options import SegmentEvaluateConfig
-from cpn_fast.training.options import CPU_BACKBONE, CPU_CROP, takes_cpu_network
 
 T = TypeVar("T")
 
@@ -106,10 +105,7 @@ def parse(argv: Sequence[str]) -> PipelineConfig:
             given[-1] += f"={word}"  # a word of its own that begins with a dash would be taken for an option
         else:
             given.append(word)
-    blank = PipelineOptions(data=tyro.MISSING, output=tyro.MISSING)
-    if takes_cpu_network(given):
-        blank = replace(blank, backbone=CPU_BACKBONE, crop=CPU_CROP)
-    return pipeline_of(tyro.cli(PipelineOptions, args=given, default=blank, prog="cpn run"))
+    return pipeline_of(tyro.cli(PipelineOptions, args=given, prog="cpn run"))
 
 
 def pipeline_of(options: PipelineOptions) -> PipelineConfig:

@@ -33,7 +33,7 @@ def parse_training(argv: Sequence[str], default: C, recipe: Callable[[C], C] | N
     Args:
         argv: arguments without the program's name.
         default: what the arguments override where no run is resumed.
-        recipe: what the caller makes of the default; None = it is made to suit the machine.
+        recipe: what the caller makes of the default. Where it names no backbone either, the machine decides.
         prog: the command, for the help.
         description: of it, for the help.
 
@@ -46,12 +46,10 @@ def parse_training(argv: Sequence[str], default: C, recipe: Callable[[C], C] | N
     kind, output = type(default), value_of(argv, "--output")
     if "--resume" in argv and output is not None:
         default = dataclasses.replace(RunFolder(output).config_of(kind), resume=False)
-    elif recipe is not None:
-        default = recipe(default)
-    elif takes_cpu_network(argv):
-        default = dataclasses.replace(
-            default, backbone=CPU_BACKBONE, augment=dataclasses.replace(default.augment, crop=CPU_CROP)
-        )
+    else:
+        default = default if recipe is None else recipe(default)
+        if default.backbone == kind.backbone and takes_cpu_network(argv):
+            default = _for_cpu(default)
     return tyro.cli(kind, args=list(argv), default=default, prog=prog, description=description)
 
 
@@ -74,3 +72,10 @@ def takes_cpu_network(argv: Sequence[str]) -> bool:
         "resnet38 and 448)", CPU_BACKBONE, CPU_CROP,
     )  # fmt: skip
     return True
+
+
+def _for_cpu(default: C) -> C:
+    augment = default.augment
+    if augment.crop == type(augment).crop:
+        augment = dataclasses.replace(augment, crop=CPU_CROP)
+    return dataclasses.replace(default, backbone=CPU_BACKBONE, augment=augment)

@@ -65,7 +65,8 @@ def test_defaults_suit_the_machine(monkeypatch: pytest.MonkeyPatch, caplog: pyte
     assert parse([*BASE, "--crop", "96"]) == replace(small, augment=AugmentOptions(crop=96))
     assert parse([*BASE, "--backbone", "resnet38"]) == plain
     assert parse([*BASE, "--weights", "ilsvrc.params"]) == replace(plain, weights=Path("ilsvrc.params"))
-    assert parse(BASE, lambda config: config) == plain, "whoever brings a recipe has chosen"
+    chosen = replace(plain, backbone="resnet50", seed=3)
+    assert parse(BASE, lambda config: replace(config, backbone="resnet50", seed=3)) == chosen
     run = ["--data", "voc:somewhere", "--output", "runs/x", "--segment"]
     for words, backbone, crop in (([], "mobilenet_v2", 256), (["--backbone", "resnet38"], "resnet38", 448)):
         pipeline = parse_pipeline([*run, *words])
