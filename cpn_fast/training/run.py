@@ -171,6 +171,10 @@ def labelled_records(source: Source, split: str) -> list[Record]:
     Raises:
         DataError: if none has labels.
     """
+    if split not in source.splits() and "all" in source.splits():
+        everything = source.records("all")
+        if all(record.labels is None for record in everything):  # why there is no such split
+            raise DataError(none_labelled(source, everything))
     every = source.records(split)
     records = [record for record in every if record.labels is not None]
     if not records:

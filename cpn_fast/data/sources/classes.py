@@ -24,6 +24,9 @@ SPLIT_NAMES = {
 BACKGROUND = "background"
 """A folder of this name holds images with none of the classes."""
 
+MASKS = "masks"
+"""Folder of the ground truth, beside those of the classes."""
+
 RESERVED = frozenset(
     ("images", "image", "imgs", "masks", "mask", "labels", "annotations", "jpegimages", "segmentationclass", "softmaps")
 )
@@ -49,7 +52,7 @@ class ClassFolderSource(FileSource):
 
     def __init__(self, root: str | Path, spec: str | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
         super().__init__(spec or f"classes:{root}", Path(root), max_pixels)
-        masks = self.root / "masks"
+        masks = self.root / MASKS
         self._images = [image for image in list_images(self.root) if masks not in image.parents]
         self._split_folders = _are_splits({self._parts(image)[0] for image in self._images}, self.root)
         depth = 3 if self._split_folders else 2
@@ -91,7 +94,7 @@ class ClassFolderSource(FileSource):
                 problems.append(Problem(image, f"the same id {key!r} as {other}; rename or remove one"))
             elif split in (ALL, self._split_of(image)):
                 labels = () if name == BACKGROUND else (number_of[canonical(name)],)
-                mask = self.root / "masks" / f"{key}.png"
+                mask = self.root / MASKS / f"{key}.png"
                 records[canonical(key)] = Record(key, image, labels, mask if is_regular(mask) else None)
         return Scan(tuple(records[key] for key in sorted(records)), tuple(problems))
 
@@ -115,7 +118,7 @@ def class_folders(root: Path) -> tuple[str, ...]:
     """
     if any(_is_image(entry) for entry in _entries(root)):
         return ()
-    tops = [entry.name for entry in _folders(root) if _has_image(Path(entry.path))]
+    tops = [entry.name for entry in _folders(root) if entry.name != MASKS and _has_image(Path(entry.path))]
     if _are_splits(set(tops), root):
         inner = [root / top for top in tops]
         if any(_is_image(entry) for folder in inner for entry in _entries(folder)):

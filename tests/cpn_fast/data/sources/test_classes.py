@@ -84,8 +84,8 @@ def test_classes_txt_and_masks(tmp_path: Path) -> None:
     images(tmp_path, "dog/1.jpg", "cat/1.jpg", "cow/1.jpg")
     (tmp_path / "classes.txt").write_text("dog\ncat\nhorse\n")
     write_mask(tmp_path / "masks" / "dog" / "1.png", np.zeros((4, 6), np.uint8))
-    source = ClassFolderSource(tmp_path)
-    assert source.classes == ("dog", "cat", "horse")
+    source = open_source(tmp_path)  # the masks' folder is no class
+    assert isinstance(source, ClassFolderSource) and source.classes == ("dog", "cat", "horse")
     (problem,) = source.scan("all").problems
     assert re.search(r"cow/1\.jpg: unknown class 'cow'; known are dog, cat, horse", str(problem))
     assert {record.id: bool(record.mask_path) for record in source.scan("all").records} == {
@@ -132,6 +132,8 @@ def test_no_labels_at_all_names_what_was_seen(tmp_path: Path, files: dict[str, s
         DataError, match=rf"split 'all': folder:.*: none of \d images has labels; seen there: .*{pattern}"
     ):
         labelled_records(source, "all")
+    with pytest.raises(DataError, match=rf"^folder:.*: none of \d images has labels; seen there: .*{pattern}"):
+        labelled_records(source, "train")  # the split that a training takes, which is not there without labels
 
 
 def test_nothing_seen_is_nothing_said(tmp_path: Path) -> None:
