@@ -21,7 +21,7 @@ from cpn_fast.files.masks import read_labelmap, read_mask, write_mask
 from cpn_fast.files.soft_maps import read_soft_maps
 from cpn_fast.models.affinity_labels import alpha_of_beta
 from cpn_fast.refine.command import PostprocessConfig, run_postprocess
-from cpn_fast.refine.crf import Background, as_probabilities, background_scores
+from cpn_fast.refine.crf import Background, CrfStep, as_probabilities, background_scores
 from cpn_fast.scoring.command import EvaluateConfig, run_evaluate
 from cpn_kernels.ops.dense_crf import AFFINITY_LABELS, SEGMENTATION, dense_crf, probabilities_from_labels
 
@@ -344,3 +344,19 @@ def test_refined_masks_are_scored_by_evaluate(labelled, to):
     metrics = run_evaluate(EvaluateConfig(to["output"], source, split="val"))
     assert metrics["images"] == 6 and 0 <= metrics["miou"] <= 1
     assert len(open_source(source).records("val")) == 6
+
+
+def test_scores_that_are_not_finite_make_no_mask(masks, to, monkeypatch):
+    """Of one image; as an AffinityNet that diverged gives them."""
+    bad = min(lines(masks))
+    plain = CrfStep.__call__
+
+    def step(self, image_id, image, scores):
+        refined = plain(self, image_id, image, scores)
+        return refined * float("nan") if image_id == bad else refined
+
+    monkeypatch.setattr(CrfStep, "__call__", step)
+    summary = run_postprocess(config(masks, soft_maps=True, **to))
+    made = lines(to["output"])
+    assert (summary.written, summary.failed) == (5, 1) and bad not in found(to["output"])
+    assert made[bad]["status"] == "error" and "the refined scores hold NaN or infinity" in made[bad]["error"]
