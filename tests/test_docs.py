@@ -181,11 +181,37 @@ def test_errors_of_the_troubleshooting_page_are_those_of_the_code(repository: Pa
     assert [text for text in headings if not text[0].isupper() and text not in code] == []
 
 
-def test_the_command_lines_reference_comes_from_the_parser() -> None:
+@pytest.fixture(scope="module")
+def hooks() -> Any:
+    """The module of docs/ that puts the parser's help into the command line's reference."""
     spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
     assert spec is not None and spec.loader is not None
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_options_in_the_text_exist(hooks: Any) -> None:
+    """Every `--option` in inline code is one of some command, of a tool of ours, or named here with its owner."""
+    known = set(re.findall(r"--[a-z][\w.-]*", hooks.command_line()))
+    known |= {"--version", "--help"}  # cpn itself
+    known |= {
+        "--threads",
+        "--force-reinstall",
+        "--no-deps",
+        "--record",
+        "--quick",
+    }  # cpn_export.parity, pip, benchmarks
+    for page in PAGES:
+        inline = " ".join(
+            re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S))
+        )
+        named = {option.rstrip(".") for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*", inline)}
+        assert named <= known | {"--options.NAME"}, (page.name, sorted(named - known))
+
+
+def test_the_command_lines_reference_comes_from_the_parser(hooks: Any) -> None:
     assert hooks.MARKER in (DOCS / "reference" / "cli.md").read_text(encoding="utf-8").splitlines()
     assert "--instances" in hooks.help_of("convert") and "--image-labels" in hooks.help_of(None)
     assert hooks.on_page_markdown("nothing to put in") == "nothing to put in"
