@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from cpn_fast.api.images import ImageLabeller, LabelledImage
     from cpn_fast.api.model import Model
     from cpn_fast.api.run import Run
-    from cpn_fast.config.training import AffinityConfig, MethodOptions, SegmentConfig, TrainConfig
+    from cpn_fast.config.training import (
+        AffinityConfig,
+        AugmentOptions,
+        MethodOptions,
+        PatchOptions,
+        SegmentConfig,
+        TrainConfig,
+    )
     from cpn_fast.data.sources.open import open_source
     from cpn_fast.files.errors import DataError
     from cpn_fast.models.backbones import FeatureBackbone
@@ -25,7 +32,14 @@ _HOMES = {
     "cpn_fast.api.images": ("ImageLabeller", "LabelledImage"),
     "cpn_fast.api.model": ("Model",),
     "cpn_fast.api.run": ("Run",),
-    "cpn_fast.config.training": ("AffinityConfig", "MethodOptions", "SegmentConfig", "TrainConfig"),
+    "cpn_fast.config.training": (
+        "AffinityConfig",
+        "AugmentOptions",
+        "MethodOptions",
+        "PatchOptions",
+        "SegmentConfig",
+        "TrainConfig",
+    ),
     "cpn_fast.data.sources.open": ("open_source",),
     "cpn_fast.files.errors": ("DataError",),
     "cpn_fast.models.backbones": ("FeatureBackbone",),
@@ -36,12 +50,14 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AffinityConfig",
+    "AugmentOptions",
     "DataError",
     "FeatureBackbone",
     "ImageLabeller",
     "LabelledImage",
     "MethodOptions",
     "Model",
+    "PatchOptions",
     "Run",
     "Scores",
     "SegmentConfig",
