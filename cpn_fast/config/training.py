@@ -156,7 +156,8 @@ class LoopConfig:
         backbone: resnet38, resnet50, mobilenet_v2, mobilenet_v2_stride8, efficientnet_lite2,
             efficientnet_lite2_stride8, resnet38_tiny; or timm:NAME, a network of timm; or package.module:function,
             which returns a network of one's own.
-        weights: backbone weights (.params, .pth, .safetensors); None trains from scratch.
+        weights: backbone weights (.params, .pth, .safetensors); None trains from scratch, a network of timm from the
+            weights that timm fetches.
         epochs: passes over the data; None = the backbone's recipe.
         max_steps: stop after this many steps (the schedule still spans the epochs).
         batch_size: images per step over all devices.

@@ -34,9 +34,10 @@ def test_what_is_not_there_leaves_no_folder(
 
 
 @pytest.mark.slow
-def test_from_training_to_export(small_demo: Path, tmp_path: Path) -> None:
+def test_from_training_to_export(small_demo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = RunFolder(tmp_path / "run")
     assert train(small_demo, run.path, "--max-steps", "2") == 0
+    assert "random numbers" not in caplog.text  # a network of one's own brings its weights
     assert run.config.backbone == NAME
     assert train(small_demo, run.path, "--max-steps", "3", "--resume") == 0
     assert [record["step"] for record in run.records("step")] == [1, 2, 3]
