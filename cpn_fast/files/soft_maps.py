@@ -19,6 +19,9 @@ from cpn_fast.files.max_side import enlarge
 MAX_VALUES = 2**28
 """Most values P * h * w of one image's maps: 1 GiB as float32."""
 
+_HALF = 0.5 / 255
+"""Half of the step to which values are kept."""
+
 _SPECS = {
     "classes": ArraySpec("ui", 1, MAX_CLASSES + 1),
     "maps": ArraySpec("u", 3, MAX_VALUES),
@@ -51,7 +54,8 @@ def write_soft_maps(path: str | Path, soft: SoftMaps) -> None:
     Raises:
         DataError: for maps with a value that is not in 0..1 (NaN, say), or of more than `MAX_VALUES` values.
     """
-    if soft.maps.size and not (soft.maps.min() >= 0 and soft.maps.max() <= 1):  # false for NaN, too
+    # Sums that were rounded may pass 1 by less than what is kept. False for NaN, too.
+    if soft.maps.size and not (soft.maps.min() > -_HALF and soft.maps.max() < 1 + _HALF):
         raise DataError(
             f"{path}: class maps with values from {soft.maps.min()} to {soft.maps.max()}; expected 0..1: did the "
             "training of the network diverge?"
@@ -59,7 +63,7 @@ def write_soft_maps(path: str | Path, soft: SoftMaps) -> None:
     if soft.maps.size > MAX_VALUES:
         raise DataError(f"{path}: {soft.maps.size:,} values, at most {MAX_VALUES:,} are kept; lower --max-side")
     data = io.BytesIO()
-    quantised = np.rint(soft.maps * 255).astype(np.uint8)
+    quantised = np.rint(np.clip(soft.maps, 0, 1) * 255).astype(np.uint8)
     np.savez_compressed(data, classes=soft.classes, maps=quantised, size=np.array(soft.size, dtype=np.int32))
     atomic_write_bytes(path, data.getvalue())
 

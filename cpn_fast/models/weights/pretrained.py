@@ -221,6 +221,7 @@ def load_seam_checkpoint(net: CamNet, path: str | Path) -> None:
         DataError: lists what is missing, unexpected or misshapen.
     """
     state, heads = read_seam_checkpoint(path, net.num_classes)
+    check_finite({**state, **heads}, path)
     own = {key: value for key, value in net.state_dict().items() if key.removesuffix(".weight") in SEAM_HEADS.values()}
     wrong = [
         f"{key} (found {list(heads[key].shape) if key in heads else 'nothing'}, expected {list(value.shape)})"

@@ -136,6 +136,12 @@ def test_values_that_are_no_scores_are_not_written(tmp_path: Path, value: float)
     assert not list(tmp_path.iterdir())
 
 
+def test_values_that_rounding_took_past_the_ends_are_kept(tmp_path: Path) -> None:
+    maps = np.array([[[1.000001, -0.000001]]], np.float32)
+    write_soft_maps(tmp_path / "a.npz", SoftMaps(np.array([1], np.uint8), maps, (1, 2)))
+    assert read_soft_maps(tmp_path / "a.npz").maps.tolist() == [[[1.0, 0.0]]]
+
+
 def test_background_may_have_a_map_of_its_own_but_not_in_a_labelling(tmp_path: Path) -> None:
     folder = MaskFolder.at(tmp_path)
     maps = np.zeros((2, 3, 4), np.float32)

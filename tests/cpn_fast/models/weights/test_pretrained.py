@@ -389,3 +389,16 @@ def test_dogs_and_birds_are_recognised(name: str) -> None:
         best = (pooled @ stored[f"{head}.weight"].T + stored[f"{head}.bias"]).argmax().item()
         right.append(best in (birds if names == {"bird"} else range(151, 269)))
     assert len(right) >= 10 and sum(right) / len(right) >= 0.6
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    backbone = create_backbone("resnet38_tiny")
+    state = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
+    name = next(key for key, tensor in state.items() if tensor.dim() == 4)
+    state[name].view(-1)[-1] = value
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(
+        DataError, match=rf"w\.pth: {name} of \d+ tensors hold NaN or infinity: the training that wrote"
+    ):
+        load_backbone_weights(backbone, tmp_path / "w.pth")
