@@ -16,15 +16,14 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import Tensor
 
 from cpn_export.metadata import Variant
 from cpn_export.parts import Form, unchanged
-from cpn_fast.console.terminal import item_progress
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import list_images, read_image
 from cpn_fast.files.max_side import reduce_image
+from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.models.labeller import scaled_views
 from cpn_kernels.ops.cp_triplet import normalise_images
 
@@ -52,7 +51,12 @@ class Calibration:
 
 
 def form_of(
-    variant: Variant, mean: Tensor, scales: Sequence[float], calibration: Calibration | None, side: int | None = None
+    variant: Variant,
+    mean: Tensor,
+    scales: Sequence[float],
+    calibration: Calibration | None,
+    side: int | None = None,
+    progress: Progress = SILENT,
 ) -> Form:
     """How a variant changes the network.
 
@@ -62,6 +66,7 @@ def form_of(
         scales: at which the network runs.
         calibration: for "int8".
         side: long side in pixels that scale 1 brings an image to; None = its own.
+        progress: where the calibration is shown.
 
     Raises:
         DataError: "int8" without a calibration, or one without images.
@@ -75,7 +80,7 @@ def form_of(
     paths = _chosen(list_images(calibration.folder), calibration)
 
     def form(part: ir.Model) -> ir.Model:
-        with item_progress(Console(), "calibrating", len(paths)) as advance:
+        with progress.items("calibrating", len(paths)) as advance:
             return quantised(part, _views(paths, mean, scales, side, calibration, advance), calibration.reduce_range)
 
     return form

@@ -26,13 +26,14 @@ from cpn_export.metadata import Kind
 from cpn_export.runtime import MAPS, OnnxLabeller
 from cpn_fast.config.refine import Refine, RefineAt, RefineOptions
 from cpn_fast.console.exit_status import guarded
-from cpn_fast.console.terminal import item_progress
+from cpn_fast.console.terminal import TerminalProgress
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.types import Record, Source
 from cpn_fast.device import tune_allocator
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.max_side import reduce_image
+from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.models.segmenter import Segmenter
@@ -153,21 +154,21 @@ class Pair:
         return Outputs(found.maps, found.scores, found.mask)
 
 
-def run_parity(config: ParityConfig) -> ParityReport:
+def run_parity(config: ParityConfig, progress: Progress = SILENT) -> ParityReport:
     """Compare, print a table, and write the JSON file if one is asked for.
 
     Raises:
         DataError: if run, model or data cannot be used or do not fit each other.
     """
     run, source = RunFolder(config.run), open_source(config.data)
-    report = compare(Pair.of_run(run, config.model, config.threads), source, config)
-    _show(report)
+    report = compare(Pair.of_run(run, config.model, config.threads), source, config, progress)
+    _show(progress, report)
     if config.output is not None:
         atomic_write_text(config.output, json.dumps(_as_json(report), indent=2) + "\n")
     return report
 
 
-def compare(pair: Pair, source: Source, config: ParityConfig) -> ParityReport:
+def compare(pair: Pair, source: Source, config: ParityConfig, progress: Progress = SILENT) -> ParityReport:
     """Compare both sides on images of the source."""
     info = pair.onnx.info
     mapping = ClassMapping.between(source.classes, info.classes)
@@ -175,7 +176,7 @@ def compare(pair: Pair, source: Source, config: ParityConfig) -> ParityReport:
     seconds: tuple[list[float], list[float]] = ([], [])
     kept: list[tuple[NDArray[np.uint8], NDArray[np.float32]]] = []
     batches = _batches(source, source.records(config.split), mapping, info.max_side)
-    with item_progress(Console(), "comparing", config.images) as advance:
+    with progress.items("comparing", config.images) as advance:
         for turn, (images, labels) in enumerate(batches):
             eager, exported = _both(pair, images, _rows(labels, info.kind == "cam"), seconds, turn)
             enough = (eager.mask > 0).mean(axis=(1, 2)) >= config.min_foreground
@@ -297,24 +298,22 @@ def _as_json(report: ParityReport) -> dict[str, object]:
     }
 
 
-def _show(report: ParityReport) -> None:
+def _show(progress: Progress, report: ParityReport) -> None:
     table = Table("input", "images", "sizes", "batches", "maps <= 1e-3", "largest", "pixels", "foreground", "met")
     for name, group in report.groups.items():
         shares = [f"{100 * share:.3f}%" for share in (group.pixels_equal, group.foreground_pixels_equal)]
         batches = ", ".join(map(str, sorted(group.batches)))
         counts = (name, str(group.images), str(len(group.sizes)), batches, f"{100 * group.maps_close:.3f}%")
         table.add_row(*counts, f"{group.largest:.1e}", *shares, "yes" if group.met else "NO")
-    console = Console(width=120)
-    console.print(table)
+    progress.say(table)
     bars = f"maps >= {MAPS_BAR:.1%}, pixels >= {PIXELS_BAR:.1%}, foreground pixels >= {FOREGROUND_BAR:.1%}"
-    console.print(f"bar: {bars}, at least {report.wanted} images with enough foreground", highlight=False)
+    progress.say(f"bar: {bars}, at least {report.wanted} images with enough foreground")
     ratio = report.eager_seconds / report.onnx_seconds if report.onnx_seconds else 0.0
-    console.print(
+    progress.say(
         f"median time per image: eager torch {report.eager_seconds:.3f} s, onnxruntime {report.onnx_seconds:.3f} s "
-        f"({ratio:.2f}x)",
-        highlight=False,
+        f"({ratio:.2f}x)"
     )
-    console.print("parity holds" if report.met else "parity does NOT hold", highlight=False)
+    progress.say("parity holds" if report.met else "parity does NOT hold")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -326,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     reports: list[ParityReport] = []
     config = tyro.cli(ParityConfig, args=args, prog="python -m cpn_export.parity")
-    status = guarded(lambda: reports.append(run_parity(config)))
+    status = guarded(lambda: reports.append(run_parity(config, TerminalProgress(Console(width=120)))))
     return status or int(not reports[0].met)
 
 

@@ -22,6 +22,7 @@ from cpn_fast.files.atomic import atomic_path
 from cpn_fast.files.background_score import check_score
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import voc_palette
+from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.models.segmenter import Segmenter
 from cpn_fast.runs.folder import RunFolder
@@ -32,8 +33,12 @@ PALETTE = tuple((int(r), int(g), int(b)) for r, g, b in voc_palette())
 DEFAULT_THRESHOLD = 0.5
 
 
-def run_export(config: ExportConfig) -> Path:
+def run_export(config: ExportConfig, progress: Progress = SILENT) -> Path:
     """Export a run.
+
+    Args:
+        config: what to export, and how.
+        progress: where the calibration of `--variant int8` is shown.
 
     Returns:
         The file written.
@@ -43,14 +48,15 @@ def run_export(config: ExportConfig) -> Path:
     """
     _check(config)
     run = RunFolder(config.run)
-    info = _export_segmentation(config, run) if run.stage == "segment" else _export_cam(config, run)
+    export = _export_segmentation if run.stage == "segment" else _export_cam
+    info = export(config, run, progress)
     size = config.output.stat().st_size / 2**20
     score = "" if info.beta is None else f", beta {info.beta:.2f}"
     logger.info("%s: %s, %.1f MiB, %d classes%s", config.output, info.variant, size, len(info.classes), score)
     return config.output
 
 
-def _export_cam(config: ExportConfig, run: RunFolder) -> ModelInfo:
+def _export_cam(config: ExportConfig, run: RunFolder, progress: Progress) -> ModelInfo:
     settings = run.config
     power = 1.0 if config.affinity_power is None else config.affinity_power
     how = MapOptions(config.scales, config.scales_of, config.flip, config.refine, config.refine_at, power).resolved(run)
@@ -80,13 +86,13 @@ def _export_cam(config: ExportConfig, run: RunFolder) -> ModelInfo:
         net, how.scales, how.flip, info.beta, info.threshold, options.map_norm, options.scale_resize, how.refine,
         how.side,
     )  # fmt: skip
-    form = form_of(config.variant, net.mean, how.scales, _calibration(config), how.side)
+    form = form_of(config.variant, net.mean, how.scales, _calibration(config), how.side, progress)
     export_labeller(labeller, info, config.output, form)
     logger.info("%s: %s", config.output, how)
     return info
 
 
-def _export_segmentation(config: ExportConfig, run: RunFolder) -> ModelInfo:
+def _export_segmentation(config: ExportConfig, run: RunFolder, progress: Progress) -> ModelInfo:
     for name in ("beta", "threshold", "scales_of", "refine", "refine_at", "affinity_power"):
         if getattr(config, name) is not None:
             raise DataError(
@@ -112,7 +118,7 @@ def _export_segmentation(config: ExportConfig, run: RunFolder) -> ModelInfo:
         affinity_power=None,
     )
     net = run.load_deeplab()
-    form = form_of(config.variant, net.mean, info.scales, _calibration(config))
+    form = form_of(config.variant, net.mean, info.scales, _calibration(config), progress=progress)
     export_segmenter(Segmenter(net, info.scales, info.flip), info, config.output, form)
     return info
 

@@ -20,13 +20,14 @@ from rich.table import Table
 from cpn_export.agreement import MaskAgreement
 from cpn_export.runtime import OnnxLabeller
 from cpn_fast.console.exit_status import guarded
-from cpn_fast.console.terminal import item_progress
+from cpn_fast.console.terminal import TerminalProgress
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import spread_evenly
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.max_side import enlarge, reduce_image
+from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.metrics.beta_sweep import check_mask, iou_point
 from cpn_fast.metrics.confusion import confusion_of
@@ -87,7 +88,7 @@ class Measured(MaskAgreement):
         return self.path.stat().st_size / MIB
 
 
-def run_variants(config: VariantsConfig) -> list[Measured]:
+def run_variants(config: VariantsConfig, progress: Progress = SILENT) -> list[Measured]:
     """Measure, print a table, and write the JSON file if one is asked for.
 
     A CAM network is given the image's labels, as for pseudo masks; a segmentation network is not.
@@ -107,11 +108,11 @@ def run_variants(config: VariantsConfig) -> list[Measured]:
         Measured(path=path, variant=labeller.info.variant, confusion=np.zeros(channels, np.int64))
         for path, labeller in zip(config.models, labellers, strict=True)
     ]
-    with item_progress(Console(), "measuring", len(records)) as advance:
+    with progress.items("measuring", len(records)) as advance:
         for turn, record in enumerate(records):
             _measure(labellers, found, source, record, mapping, turn)
             advance(1)
-    _show(found, len(records), config.threads)
+    _show(progress, found, len(records), config.threads)
     if config.output is not None:
         atomic_write_text(config.output, json.dumps(_as_json(config, found, len(records)), indent=2) + "\n")
     return found
@@ -185,7 +186,7 @@ def _as_json(config: VariantsConfig, found: Sequence[Measured], images: int) -> 
     }
 
 
-def _show(found: Sequence[Measured], images: int, threads: int) -> None:
+def _show(progress: Progress, found: Sequence[Measured], images: int, threads: int) -> None:
     table = Table("variant", "file", "MiB", "mIoU", "pixels as first", "foreground as first", "ms per image", "speed")
     first = found[0]
     for one in found:
@@ -193,10 +194,9 @@ def _show(found: Sequence[Measured], images: int, threads: int) -> None:
         shares = (f"{100 * share:.2f}%" for share in (one.pixels_equal, one.foreground_pixels_equal))
         speed = f"{first.milliseconds / one.milliseconds:.2f}x"
         table.add_row(one.variant, one.path.name, f"{one.mib:.1f}", miou, *shares, f"{one.milliseconds:.0f}", speed)
-    console = Console(width=120)
-    console.print(table)
+    progress.say(table)
     cores = "all cores" if threads == 0 else f"{threads} threads"
-    console.print(f"{images} images, one at a time, onnxruntime on the CPU, {cores}; median times", highlight=False)
+    progress.say(f"{images} images, one at a time, onnxruntime on the CPU, {cores}; median times")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     config = tyro.cli(VariantsConfig, args=args, prog="python -m cpn_export.variants")
-    return guarded(lambda: run_variants(config))
+    return guarded(lambda: run_variants(config, TerminalProgress(Console(width=120))))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from cpn_export.parts import trace_network  # noqa: E402
 from cpn_export.runtime import OnnxLabeller, label_rows  # noqa: E402
 from cpn_export.to_onnx import ExportConfig, export_segmenter, run_export  # noqa: E402
 from cpn_export.variants import VariantsConfig, main, run_variants  # noqa: E402
+from cpn_fast.console.terminal import TerminalProgress  # noqa: E402
 from cpn_fast.files.errors import DataError  # noqa: E402
 from cpn_fast.files.masks import read_mask  # noqa: E402
 
@@ -214,7 +215,7 @@ def scored(tmp_path_factory, segmented):
 
 def test_table_of_variants(files, segmented, scored, tmp_path, capsys):
     config = VariantsConfig(tuple(files.values()), f"folder:{scored}", "all", threads=1, output=tmp_path / "table.json")
-    first, half, whole = run_variants(config)
+    first, half, whole = run_variants(config, TerminalProgress())
     truths, masks = [], []
     for index, size in enumerate([(64, 96), (64, 96), (97, 131), (64, 96)]):
         images, truth = segmented.picture(1, *size, seed=20 + index)
