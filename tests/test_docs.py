@@ -42,7 +42,8 @@ SMALL_TRAINING = (
 SMALL_TEXT = " ".join(SMALL_TRAINING)
 SMALL = {
     "train": SMALL_TRAINING,
-    "train-affinity": SMALL_TRAINING,
+    "train-affinity": (*SMALL_TRAINING, "--beta", "0.3"),  # the best score of a network that knows nothing may be 0
+    "refine": ("--beta", "0.3"),
     "reproduce": (*SMALL_TRAINING, "--eval-every", "0", "--images", "2", "--scales", "1"),
     "segment train": SMALL_TRAINING,
     "segment evaluate": ("--scales", "0.5", "--no-flip"),
@@ -50,7 +51,7 @@ SMALL = {
     "export": ("--scales", "1", "--no-flip"),
     "run": (
         *("--scales", "1", "--train", f"{SMALL_TEXT} --patch grid", "--affinity", f"{SMALL_TEXT} --beta 0.3"),
-        *("--postprocess", "--beta 0.3"),  # the best score of a network that has learnt nothing may be 0
+        *("--postprocess", "--beta 0.3"),
         *("--segmentation", SMALL_TEXT, "--evaluate", "--scales 1 --no-flip", "--export", "--scales 1 --no-flip"),
     ),
 }
