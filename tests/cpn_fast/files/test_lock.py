@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -117,3 +119,16 @@ def test_an_unreadable_note_is_no_reason_to_fail(tmp_path: Path) -> None:
         (tmp_path / LOCK_NAME).write_bytes(b"\xff{")
         with pytest.raises(DataError, match="another command is writing here"), locked(tmp_path):
             pass
+
+
+def test_a_file_system_without_locks_is_said_once_and_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path / "masks"):
+        (tmp_path / "masks" / "a.png").write_bytes(b"")
+    assert "this file system has no locks" in caplog.text
+    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["a.png"]
