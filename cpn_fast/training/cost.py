@@ -1,9 +1,10 @@
-"""What a training will take of memory and time, estimated from one small pass before anything is spent."""
+"""What a training will take of memory and time, estimated from two small passes before anything is spent."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,9 @@ from cpn_fast.training.validation import training_mode_kept
 
 log = logging.getLogger(__name__)
 
-PROBE_SIDE = 64
-"""Side in pixels of the image that is passed; smaller crops are passed as they are."""
+SMALL, LARGE = 64, 128
+"""Sides in pixels of the two images that are passed; half of them for a network of more than `HEAVY` weights."""
+HEAVY = 20_000_000
 PROCESS_BYTES = 400 * 2**20
 """Of Python, torch and the data at hand, beside the network."""
 OVERHEAD = 1.25
@@ -38,7 +40,7 @@ class Cost:
 
 
 def estimate_cost(stage: Stage[Any], net: nn.Module, device: torch.device, world_size: int) -> Cost:
-    """Pass one small image forwards and backwards and scale what it took to the crops of a step.
+    """Pass two small images forwards and backwards; what the larger took more than the smaller goes with the pixels.
 
     The network, its gradients and its training mode are as before afterwards.
 
@@ -50,17 +52,16 @@ def estimate_cost(stage: Stage[Any], net: nn.Module, device: torch.device, world
     """
     config = stage.config
     share = config.batch_size // world_size
-    side = min(PROBE_SIDE, config.augment.crop)
-    pixels = (config.augment.crop / side) ** 2 * share
-    saved, seconds = _probe(net, side, device)
+    pixels = config.augment.crop**2 * share
+    saved, seconds = _probes(net, config.augment.crop, device)
     trained = sum(p.numel() * p.element_size() for p in net.parameters() if p.requires_grad)
     weights = sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers())) + 2 * trained
     half = 1.0 if config.precision == "32-true" else 0.5
     mean_views, most_views = stage.views()
-    memory = weights + saved * pixels * most_views * half * OVERHEAD
+    memory = weights + saved(pixels * most_views) * half * OVERHEAD
     if device.type == "cuda":
         return Cost(memory, None)
-    return Cost(memory + PROCESS_BYTES, seconds * pixels * mean_views)
+    return Cost(memory + PROCESS_BYTES, seconds(pixels * mean_views))
 
 
 def say_cost(cost: Cost, steps: int, device: torch.device) -> None:
@@ -68,7 +69,7 @@ def say_cost(cost: Cost, steps: int, device: torch.device) -> None:
     free = free_memory(device)
     where = "the GPU" if device.type == "cuda" else "this machine"
     took = "" if cost.seconds is None else f"about {duration(steps * cost.seconds)} for {steps} steps and "
-    told = f"{took}{gib(cost.memory)} of memory at the peak, estimated from one small pass"
+    told = f"{took}{gib(cost.memory)} of memory at the peak, estimated from small passes"
     if free is not None and cost.memory > free:
         log.warning(
             "it will take %s, but %s has %s free; lower --batch-size or --crop, or take a smaller --backbone",
@@ -92,12 +93,34 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
+Line = Callable[[float], float]
+"""Something that grows with the pixels, as a function of their number."""
+
+
+def _probes(net: nn.Module, crop: int, device: torch.device) -> tuple[Line, Line]:
+    """Bytes that a backward pass needs of its forward pass, and seconds of both, over the pixels."""
+    shrink = 2 if sum(parameter.numel() for parameter in net.parameters()) > HEAVY else 1
+    large = min(crop, LARGE // shrink)
+    small = min(SMALL // shrink, max(1, large // 2))
+    with training_mode_kept(net):
+        net.eval()  # no running statistics move, no random numbers are drawn
+        _probe(net, small, device)  # the first pass allocates
+        (few, quick), (many, slow) = (_probe(net, side, device) for side in (small, large))
+    return _line(small**2, few, large**2, many), _line(small**2, quick, large**2, slow)
+
+
+def _line(x: float, y: float, other_x: float, other_y: float) -> Line:
+    """The straight line through two points, not falling."""
+    slope = max(0.0, (other_y - y) / max(1.0, other_x - x))
+    return lambda at: max(0.0, y - slope * x) + slope * at
+
+
 def _probe(net: nn.Module, side: int, device: torch.device) -> tuple[float, float]:
-    """Bytes that the backward pass of one image needs of the forward pass, and seconds of both passes (the second)."""
+    """Bytes that are kept for the backward pass of one square image, and seconds of both passes."""
     image = torch.zeros(1, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    kept: dict[int, int] = {}
     known = {tensor.untyped_storage().data_ptr() for tensor in (*net.parameters(), *net.buffers())}
+    kept: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -105,16 +128,10 @@ def _probe(net: nn.Module, side: int, device: torch.device) -> tuple[float, floa
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    seconds = 0.0
-    with training_mode_kept(net):
-        net.eval()  # no running statistics move, no random numbers are drawn
-        for _ in range(2):
-            kept.clear()
-            started = time.perf_counter()
-            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-                found = net(image)
-                outputs = found if isinstance(found, tuple) else (found,)
-                total = torch.stack([output.float().sum() for output in outputs if output.requires_grad]).sum()
-            torch.autograd.grad(total, trained, allow_unused=True)
-            seconds = time.perf_counter() - started
-    return float(sum(kept.values())), seconds
+    started = time.perf_counter()
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        found = net(image)
+        outputs = found if isinstance(found, tuple) else (found,)
+        total = torch.stack([output.float().sum() for output in outputs if output.requires_grad]).sum()
+    torch.autograd.grad(total, trained, allow_unused=True)
+    return float(sum(kept.values())), time.perf_counter() - started
