@@ -57,22 +57,15 @@ def _timm_module(name: str, pretrained: bool) -> Any:
     options: dict[str, Any] = {"features_only": True, "pretrained": pretrained}
     try:
         return timm.create_model(model, output_stride=TIMM_STRIDE, **options)
-    except (TypeError, AssertionError, NotImplementedError) as error:
-        # Many architectures of timm have one stride only, and each refuses another in its own way.
-        log.info("%s has no output_stride %d (%s); it keeps its own", name, TIMM_STRIDE, error)
-    except Exception as error:  # timm raises RuntimeError and more for a name that it does not know
-        raise _not_built(name, error) from error
+    except Exception as error:  # many architectures have one stride only, and each refuses another in its own way
+        log.info("%s with output_stride %d: %s; trying its own", name, TIMM_STRIDE, error)
     try:
         return timm.create_model(model, **options)
-    except Exception as error:
-        raise _not_built(name, error) from error
-
-
-def _not_built(name: str, error: Exception) -> DataError:
-    return DataError(
-        f"--backbone {name}: timm cannot build it with features_only ({type(error).__name__}: {error}); "
-        "timm.list_models(pretrained=True) lists the names; without a network give --weights FILE"
-    )
+    except Exception as error:  # timm raises RuntimeError and more, e.g. for a name that it does not know
+        raise DataError(
+            f"--backbone {name}: timm cannot build it with features_only ({type(error).__name__}: {error}); "
+            "timm.list_models(pretrained=True) lists the names; without a network give --weights FILE"
+        ) from error
 
 
 def _own_module(name: str) -> Any:
