@@ -16,11 +16,13 @@ def average_precision(scores: NDArray[np.floating], truth: NDArray[np.bool_]) ->
     Returns:
         0..1.
     """
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(truth[order])
-    last = np.append(np.diff(scores[order]) != 0, True)  # a threshold lies behind the last of equal scores
-    precision = hits[last] / (np.flatnonzero(last) + 1)
-    return float(np.sum(np.diff(hits[last], prepend=0) / hits[-1] * precision))
+    import torch
+    from torchmetrics.functional.classification import binary_average_precision
+
+    # Ranks, for the library rounds scores to float32 and squashes those outside 0..1, which makes ties.
+    _, ranks = np.unique(scores, return_inverse=True)
+    ranked = torch.from_numpy(ranks.reshape(-1) / max(1, len(ranks)))
+    return float(binary_average_precision(ranked, torch.from_numpy(np.asarray(truth)).long()))
 
 
 def classifier_scores(probabilities: NDArray[np.floating], truth: NDArray[np.bool_]) -> dict[str, float | None]:
