@@ -18,6 +18,7 @@ import cpn_fast
 import cpn_kernels
 from cpn_fast.config.training import AugmentOptions, PatchOptions
 from cpn_fast.files.masks import read_mask
+from cpn_fast.models.build import create_deeplab
 from cpn_fast.models.cam import CamNet
 from cpn_fast.runs.folder import RunFolder
 from tests.cpn_fast.models.backbones.pyramids import Pyramid, build
@@ -143,6 +144,33 @@ def test_files_arrays_pil_images_and_lists_are_the_same_photo(run: cpn_fast.Run,
     assert best in alone.labels and labeller([image])[0].labels == alone.labels
     expected.save(tmp_path / "mask.png")
     assert np.array_equal(read_mask(tmp_path / "mask.png"), expected.mask)
+
+
+def test_a_segmentation_network_by_the_same_calls(demo: str, tmp_path: Path) -> None:
+    source = cpn_fast.open_source(demo)
+    config = cpn_fast.SegmentConfig(data=demo, output=tmp_path / "run", masks="truth", backbone="resnet38_tiny")
+    folder = RunFolder(config.output)
+    folder.create(config, source.classes)
+    torch.manual_seed(0)
+    folder.save_model(create_deeplab(config, len(source.classes)), 0)
+    run = cpn_fast.load(folder.path)
+    assert run.kind == "segmentation"
+    record = source.records("val")[0]
+    cpn_fast.label(run, source, tmp_path / "masks", split="val", scales=(1.0,), device="cpu")
+    labeller, image = run.labeller(scales=(1.0,), device="cpu"), source.read(record).image
+    out = labeller(image)
+    assert np.array_equal(out.mask, read_mask(tmp_path / "masks" / "SegmentationClass" / f"{record.id}.png"))
+    assert [source.classes.index(name) + 1 for name in out.labels] == [v for v in np.unique(out.mask) if v]
+    assert out.maps.shape == (len(out.labels), *image.shape[:2]) and out.maps.sum(axis=0).max() <= 1 + 1e-5
+    limited = labeller(image, [source.classes[2]])  # background and this class are left to choose from
+    assert set(np.unique(limited.mask)) <= {0, 3} and limited.maps[0].max() == pytest.approx(limited.scores[2])
+    assert (limited.mask[limited.maps[0] > 0.5] == 3).all()
+    with pytest.raises(cpn_fast.DataError, match="beta is for CAM networks"):
+        run.labeller(beta=0.3)
+    scores = cpn_fast.evaluate(run, source, split="val", scales=(1.0,), device="cpu")
+    assert scores.miou is not None and scores.miou == pytest.approx(
+        cpn_fast.evaluate(tmp_path / "masks", source, split="val").miou
+    )
 
 
 @pytest.mark.parametrize(
