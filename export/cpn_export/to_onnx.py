@@ -38,7 +38,7 @@ def run_export(config: ExportConfig, progress: Progress = SILENT) -> Path:
 
     Args:
         config: what to export, and how.
-        progress: where the calibration of `--variant int8` is shown.
+        progress: where the steps, and the calibration of `--variant int8`, are shown.
 
     Returns:
         The file written.
@@ -49,6 +49,7 @@ def run_export(config: ExportConfig, progress: Progress = SILENT) -> Path:
     _check(config)
     run = RunFolder(config.run)
     export = _export_segmentation if run.stage == "segment" else _export_cam
+    progress.say(f"{run.path}: tracing the network; its graph is then checked and written to {config.output}")
     info = export(config, run, progress)
     size = config.output.stat().st_size / 2**20
     score = "" if info.beta is None else f", beta {info.beta:.2f}"

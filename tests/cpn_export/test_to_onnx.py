@@ -96,3 +96,21 @@ def test_no_run_there(tmp_path, capsys):
     assert cpn(["export", str(tmp_path / "nothing"), "--output", str(tmp_path / "m.onnx")]) == 2
     assert str(tmp_path / "nothing") in capsys.readouterr().err
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_what_takes_long_is_said_before_it_begins(make_run, tmp_path, monkeypatch):
+    said = []
+
+    class Listener:
+        def say(self, what: object) -> None:
+            said.append(str(what))
+
+    def traced(*_: object) -> None:
+        assert said, "said before the network is traced"
+        raise DataError("far enough")
+
+    monkeypatch.setattr("cpn_export.to_onnx._export_cam", traced)
+    run = make_run(tmp_path / "run", weights=False)
+    with pytest.raises(DataError, match="far enough"):
+        run_export(ExportConfig(run.path, tmp_path / "model.onnx"), Listener())
+    assert "tracing the network" in said[0] and "model.onnx" in said[0]
