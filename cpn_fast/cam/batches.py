@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from cpn_fast.cam.pixel_masks import PixelMasks
 from cpn_fast.config.training import TrainConfig
 from cpn_fast.data.loading.augment import IMAGENET_MEAN_PIXEL, Geometry, augment, grid_patches
 from cpn_fast.data.loading.parallel import parallel_map
@@ -18,7 +19,7 @@ from cpn_fast.data.superpixels.backend import hides_superpixels
 from cpn_fast.data.superpixels.cache import SuperpixelCache
 from cpn_fast.data.superpixels.device_maps import DeviceMaps, geometry_numbers
 from cpn_fast.data.superpixels.online import online_patches, online_patches_of_batch
-from cpn_fast.data.types import Batch, Record, Sample, Source
+from cpn_fast.data.types import VOID, Batch, Record, Sample, Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_kernels.ops.superpixels import backend_version, runs_on
@@ -58,6 +59,7 @@ class BatchStream:
         map_device: keep cached superpixels there and take the patches of the crops there; where the backend runs on it,
             missing maps, and with `online` the superpixels of the crops, are made there too. None = on the host.
         progress: where the making of superpixels is shown.
+        masks: pixel labels of the records; None = none.
 
     Raises:
         DataError: for no records, records without labels, a batch that the processes cannot share evenly, or a
@@ -78,6 +80,7 @@ class BatchStream:
         fill: tuple[int, int, int] = IMAGENET_MEAN_PIXEL,
         map_device: torch.device | None = None,
         progress: Progress = SILENT,
+        masks: PixelMasks | None = None,
     ) -> None:
         _check(source, records, config, world_size)
         slic_device = None
@@ -92,7 +95,7 @@ class BatchStream:
         self._online = slic_device if cache is None else None
         self._patch = config.patch
         geometries = self._maps is not None or self._online is not None
-        self._crops = _Crops(source, list(records), config, cache, fill, geometries)
+        self._crops = _Crops(source, list(records), config, cache, fill, geometries, masks)
         self._span = Span(start_step, total_steps, rank, world_size)
         self._batch_size, self._workers = config.batch_size, config.workers
 
@@ -149,6 +152,7 @@ class _Crops(Dataset[Crop]):
         cache: SuperpixelCache | None,
         fill: tuple[int, int, int],
         geometries: bool,
+        masks: PixelMasks | None = None,
     ) -> None:
         self._source = source
         self._records = records
@@ -156,6 +160,7 @@ class _Crops(Dataset[Crop]):
         self._cache = cache
         self._fill = fill
         self._geometries = geometries
+        self._masks = masks
 
     def __len__(self) -> int:
         return len(self._records)
@@ -173,6 +178,9 @@ class _Crops(Dataset[Crop]):
             "keys": torch.tensor(key64(config.seed, epoch, record.id, f"hide{suffix}")),
             "labels": torch.from_numpy(_labels(record, sample)),
         }
+        if self._masks is not None:
+            target = geometry.apply_map(self._masks.read(record, sample.image), fill=VOID).astype(np.uint8)
+            tensors["targets"] = torch.from_numpy(target)
         if self._geometries:
             level = 0 if self._cache is None else self._cache.level(record, geometry.share_seen)
             tensors["geometry"] = torch.from_numpy(geometry_numbers(geometry, number, level))

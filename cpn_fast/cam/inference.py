@@ -198,9 +198,9 @@ def _normalised_maps(
             sums[name] = added(sums[name], raw)
             if keep_scales and raw is not None:
                 maps[name, scale_name(scale)] = normalised(raw, in_force, labeller.map_norm)
-    if found.fused is not None and "rcam" in names:
-        sums["rcam"] = found.fused()
     for name, total in sums.items():
-        assert total is not None
-        maps[name, MULTI] = normalised(total, in_force, labeller.map_norm)
+        if total is not None:
+            maps[name, MULTI] = normalised(total, in_force, labeller.map_norm)
+    if found.fused is not None and "rcam" in names:
+        maps["rcam", MULTI] = found.fused()
     return maps

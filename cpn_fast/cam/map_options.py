@@ -25,7 +25,8 @@ class MapOptions:
         scales_of: what they are factors of: the "image", or the mean long side of the run's "training"; None =
             "image" where scales are given and for the presets of the paper, else "training".
         flip: also run the mirrored image.
-        refine: see `RefineOptions`; None = "raw", or for the presets of the paper the heads that it trained.
+        refine: see `RefineOptions`; None = "pixels" for a run that learned pixel labels, for the presets of the paper
+            the heads that they trained, else "raw".
         refine_at: see `RefineOptions`; None = "fused", or for the presets of the paper "scale".
         affinity_power: exponent of the affinities.
     """
@@ -41,7 +42,11 @@ class MapOptions:
         """The options with what follows from a CAM network's run. Raises DataError for one that does not fit it."""
         config = run.config
         of_paper, heads = config.preset in PAPER_PRESETS, has_refinement_heads(config)
-        refine = self.refine or (("learnt" if heads else "none") if of_paper else "raw")
+        pixels = config.pixel_masks is not None
+        usual = "pixels" if pixels else "raw"
+        refine = self.refine or (("learnt" if heads else "none") if of_paper and not pixels else usual)
+        if refine == "pixels" and not pixels:
+            raise DataError(f"--refine pixels: {run.path} learned no pixel labels (--pixel-masks); use --refine raw")
         if refine == "learnt" and not heads:
             raise DataError(
                 f"--refine learnt: {run.path} (method {config.method}) has no refinement heads; use --refine raw"
@@ -86,9 +91,14 @@ class ResolvedMaps:
     def __str__(self) -> str:
         factors = " ".join(f"{scale:g}" for scale in self.scales)
         of = "" if self.side is None else f" of the training size, {self.side} pixels"
-        how = {"none": "no refinement", "raw": "raw refinement", "learnt": "learnt refinement"}[self.refine.refine]
-        where = "" if self.refine.refine == "none" else {"fused": " of their sum", "scale": " of each"}[self.refine.at]
-        return f"scales {factors}{of}, flip {self.flip}, {how}{where}"
+        where = {"fused": "their sum", "scale": "each"}[self.refine.at]
+        how = {
+            "none": "no refinement",
+            "raw": f"raw refinement of {where}",
+            "learnt": f"learnt refinement of {where}",
+            "pixels": "maps of the pixel head",
+        }[self.refine.refine]
+        return f"scales {factors}{of}, flip {self.flip}, {how}"
 
 
 def training_side(run: RunFolder) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cpn_fast.cam.area_watch import AreaWatch
 from cpn_fast.cam.batches import BatchStream, mean_colour
+from cpn_fast.cam.pixel_masks import open_pixel_masks
 from cpn_fast.cam.validation import Curves, create_curves
 from cpn_fast.config.recipes import with_recipe
 from cpn_fast.config.training import TrainConfig
@@ -56,7 +57,7 @@ def run_train(config: TrainConfig, progress: Progress = SILENT) -> RunFolder:
 class CamStage(Stage[TrainConfig]):
     """Training of a CAM network by one of the methods."""
 
-    losses = ("loss", "cls", "tcp", "cpcr", "er", "ecr", "min_pool")
+    losses = ("loss", "cls", "tcp", "cpcr", "er", "ecr", "min_pool", "pixels")
     headline = ("cam_miou", "rcam_miou", "map", "f1")
 
     def __init__(self, config: TrainConfig, fabric: Fabric, progress: Progress = SILENT) -> None:
@@ -65,6 +66,8 @@ class CamStage(Stage[TrainConfig]):
         self.source = open_source(config.data)
         self.records = labelled_records(self.source, config.split)
         self.classes, self.num_records = self.source.classes, len(self.records)
+        masks = config.pixel_masks
+        self.masks = None if masks is None else open_pixel_masks(masks, self.classes, self.records)
         self.statistics = MapStatistics(len(self.classes), fabric.device)
         per_epoch = steps_per_epoch(self.num_records, config.batch_size)
         warm_up_steps = self.warm_up_steps(per_epoch * (config.epochs or 1))
@@ -87,8 +90,12 @@ class CamStage(Stage[TrainConfig]):
         return warm_up + (1 - warm_up) * most, most
 
     def create_net(self) -> CamNet:
-        """The untrained CamNet."""
-        return create_model(self.config, len(self.classes))
+        """The untrained CamNet, or that of the run that `init` names."""
+        init = self.config.init
+        net = create_model(self.config, len(self.classes), load_weights=init is None)
+        if init is not None and not self.config.resume:  # a checkpoint brings its own
+            RunFolder(init).load_into(net, self.config.backbone, self.classes)
+        return net
 
     def create_module(self, net: nn.Module) -> nn.Module:
         """The method around the network."""
@@ -113,12 +120,13 @@ class CamStage(Stage[TrainConfig]):
             fill=(red, green, blue),
             map_device=device,
             progress=self.progress,
+            masks=self.masks,
         )
 
-    def inputs(self, batch: Batch, step: int, total_steps: int) -> tuple[Tensor | bool, ...]:
+    def inputs(self, batch: Batch, step: int, total_steps: int) -> tuple[Tensor | bool | None, ...]:
         """The batch's tensors, and whether the step is one of the warm-up."""
         warm_up = step <= self.warm_up_steps(total_steps)
-        return batch.images, batch.patches, batch.keys, batch.labels, warm_up
+        return batch.images, batch.patches, batch.keys, batch.labels, warm_up, batch.targets
 
     def warm_up_steps(self, total_steps: int) -> int:
         """Steps at the beginning in which a method of several views trains as a plain classifier."""
@@ -149,6 +157,10 @@ class CamStage(Stage[TrainConfig]):
 
 
 def _check_options(config: TrainConfig) -> None:
+    if config.init is not None and config.weights is not None:
+        raise DataError("--init and --weights both say what the training begins with; give one of them")
+    if config.pixel_masks is not None and config.method not in ("cam", "cpn"):
+        raise DataError(f"--pixel-masks is for the methods cam and cpn, found --method {config.method}; leave it out")
     options, epochs = config.options, config.epochs or 1
     for name, fits, expected in (
         ("p_hidden", 0 <= options.p_hidden <= 1, "0..1"),
@@ -158,6 +170,7 @@ def _check_options(config: TrainConfig) -> None:
         ("warm_up", 0 <= options.warm_up < 1, "0 or more, below 1"),
         ("warm_up_epochs", 0 <= (options.warm_up_epochs or 0) < epochs, f"0 or more, below the run's {epochs} epochs"),
         ("min_pool_weight", options.min_pool_weight >= 0, "0 or more"),
+        ("pixel_weight", options.pixel_weight >= 0, "0 or more"),
     ):
         if not fits:
             option = name.replace("_", "-")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cpn_fast.config.refine import PER_SCALE, PIXELS
 from cpn_fast.config.training import TrainConfig
 from cpn_fast.data.sources.spread import spread_evenly
 from cpn_fast.data.types import Record, Sample, Source
@@ -63,10 +64,12 @@ class Curves:
         Raises:
             NonFiniteError: for maps or scores that are not finite.
         """
-        sweeps = {name: BetaSweep(self.num_classes) for name in ("cam", "rcam")[: 1 if net.refinement == "none" else 2]}
+        refined = net.refinement != "none" or net.pixels is not None
+        sweeps = {name: BetaSweep(self.num_classes) for name in ("cam", "rcam")[: 2 if refined else 1]}
         scores, pictures = [], {}
         with training_mode_kept(net):
-            labeller = Labeller(net, scales=(1.0,), flip=False, map_norm=self.map_norm)
+            refine = PER_SCALE if net.pixels is None else PIXELS
+            labeller = Labeller(net, scales=(1.0,), flip=False, map_norm=self.map_norm, refine=refine)
             for index, sample in enumerate(self._samples):
                 if stopped():
                     return None

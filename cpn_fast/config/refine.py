@@ -7,7 +7,7 @@ from typing import Literal
 
 from cpn_fast.config.training import TrainConfig
 
-Refine = Literal["raw", "learnt", "none"]
+Refine = Literal["raw", "learnt", "pixels", "none"]
 RefineAt = Literal["fused", "scale"]
 ScalesOf = Literal["training", "image"]
 
@@ -18,9 +18,11 @@ class RefineOptions:
 
     Attributes:
         refine: "raw" compares pixels by the backbone's `mid` and `high` features as they are, so that it works for
-            every network; "learnt" uses the refinement heads that training made; "none" leaves the CAM.
+            every network; "learnt" uses the refinement heads that training made; "pixels" takes the maps of the head
+            that learned pixel labels instead; "none" leaves the CAM.
         at: "fused" refines the sum of all scales' CAMs once, with the features of one scale; "scale" refines the CAM of
-            each scale (and of each mirrored image) by itself and sums what comes out, as the paper does.
+            each scale (and of each mirrored image) by itself and sums what comes out, as the paper does. "pixels" has
+            no such choice.
         power: exponent of the affinities, above 0; 1 is the paper's.
     """
 
@@ -31,6 +33,9 @@ class RefineOptions:
 
 PER_SCALE = RefineOptions("learnt", "scale")
 """The paper's refinement: that of the trained heads, at every scale."""
+
+PIXELS = RefineOptions("pixels", "fused")
+"""The maps of the head that learned pixel labels."""
 
 
 def has_refinement_heads(config: TrainConfig) -> bool:

@@ -44,6 +44,7 @@ class MethodOptions:
         winner_classes: which classes compete for a pixel inside the refinement: those "present" in the image, or "all"
             of them, labels being applied to the result only.
         min_pool_weight: weight of the min-pooling loss (released: 1).
+        pixel_weight: weight of the cross entropy of pixel labels (`pixel_masks`).
         p_hidden: probability with which a patch is hidden in I_h.
         seam_scale: scale of SEAM's second view.
         seam_background: background of SEAM's refined maps in ECR: "recomputed" as 1 - maximum, or the one that PCM
@@ -71,6 +72,7 @@ class MethodOptions:
     score_resolution: Literal["cam", "input"] = "cam"
     winner_classes: Literal["present", "all"] = "present"
     min_pool_weight: float = 0.0
+    pixel_weight: float = 1.0
     p_hidden: float = 0.5
     seam_scale: float = 0.3
     seam_background: Literal["recomputed", "refined"] = "recomputed"
@@ -225,7 +227,14 @@ class TrainConfig(LoopConfig):
         method: which method.
         preset: bundle of method options that the given options then override.
         refine_lr_factor: learning rate of the refinement heads, times the base rate.
+        pixel_lr_factor: learning rate of the pixel head, times the base rate. A position's features are longer than
+            their mean over the image, from which the classifier learns: at ten times the base rate the head diverged.
         hidden_colour: what a hidden pixel shows: ImageNet's mean, or the training set's.
+        init: run of `cpn train` whose weights the training begins with, in place of `weights`; heads that it lacks
+            begin anew.
+        pixel_masks: folder of masks, e.g. of `cpn label --void-band`, from which a head on the backbone's last features
+            learns pixel labels beside the method's losses, in every view the pixels that it shows; void (255) teaches
+            nothing. Images without a mask there are taught by their image labels alone.
         options: readings of the method.
         patch: how an image falls into patches.
     """
@@ -233,14 +242,17 @@ class TrainConfig(LoopConfig):
     method: MethodName = "cpn"
     preset: PresetName = "default"
     refine_lr_factor: float = 1.0
+    pixel_lr_factor: float = 1.0
     hidden_colour: Literal["imagenet", "dataset"] = "imagenet"
+    init: Path | None = None
+    pixel_masks: Path | None = None
     options: MethodOptions = field(default_factory=MethodOptions)
     patch: PatchOptions = field(default_factory=PatchOptions)
 
     @property
     def lr_factors(self) -> Mapping[str, float]:
         """Learning rate of each role of a parameter, times the base rate."""
-        return {**super().lr_factors, "refinement": self.refine_lr_factor}
+        return {**super().lr_factors, "refinement": self.refine_lr_factor, "pixels": self.pixel_lr_factor}
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ class Batch:
         patches: int32 [B, H, W] patch of every pixel, -1 = crop padding.
         keys: int64 [B], the random key of (seed, epoch, sample id) from which hidden patches are drawn.
         labels: float32 [B, K].
+        targets: uint8 [B, H, W] pixel labels, 0 background, 1..K classes, 255 void; None without.
     """
 
     ids: tuple[str, ...]
@@ -67,13 +68,13 @@ class Batch:
     patches: Tensor
     keys: Tensor
     labels: Tensor
+    targets: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """Move every tensor to `device` without waiting for it."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "ids"}
         moved = {
-            field.name: getattr(self, field.name).to(device, non_blocking=True)
-            for field in fields(self)
-            if field.name != "ids"
+            name: None if tensor is None else tensor.to(device, non_blocking=True) for name, tensor in tensors.items()
         }
         return Batch(self.ids, **moved)
 

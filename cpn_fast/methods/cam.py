@@ -17,7 +17,13 @@ class CamMethod(nn.Module):
         self.net, self.options = net, options
 
     def forward(
-        self, images: Tensor, patches: Tensor, keys: Tensor, labels: Tensor, warm_up: bool = False
+        self,
+        images: Tensor,
+        patches: Tensor,
+        keys: Tensor,
+        labels: Tensor,
+        warm_up: bool = False,
+        targets: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Losses of uint8 images [B, H, W, 3]; `patches`, `keys` and `warm_up` are not used."""
-        return classify_only(self.net, self.options, images, labels)
+        return classify_only(self.net, self.options, images, labels, targets)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cpn_fast.config.training import MethodOptions
+from cpn_fast.methods.pixels import pixel_label_loss, shown_pixels
 from cpn_fast.models.cam import CamNet
 from cpn_kernels.cam_norm import MapNorm, normalise_cam, winner_mask
 from cpn_kernels.ops.cp_loss import ohem_mean
@@ -28,7 +29,9 @@ def classification_loss(scores: Tensor, labels: Tensor, valid: Tensor) -> Tensor
     return ((per_view * weights).sum(dim=0) / weights.sum(dim=0).clamp(min=1)).mean()
 
 
-def classify_only(net: CamNet, options: MethodOptions, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def classify_only(
+    net: CamNet, options: MethodOptions, images: Tensor, labels: Tensor, targets: Tensor | None = None
+) -> dict[str, Tensor]:
     """A plain classifier's step: one view and L_cls. The baseline, and the first steps of the other methods.
 
     Args:
@@ -36,15 +39,21 @@ def classify_only(net: CamNet, options: MethodOptions, images: Tensor, labels: T
         options: of the run.
         images: uint8 [B, H, W, 3].
         labels: float [B, K] in {0, 1}.
+        targets: uint8 [B, H, W] pixel labels for the pixel head; None without.
 
     Returns:
-        `loss`, `cls`, `scores` and `cam` as every method gives them.
+        `loss`, `cls`, with targets `pixels`, `scores` and `cam` as every method gives them.
     """
-    out = net(normalise_images(images, net.mean))
-    loss = classification_loss(out.scores[None], labels, torch.ones(1, labels.shape[0], device=labels.device))
+    views = normalise_images(images, net.mean)
+    out = net(views)
+    loss = cls = classification_loss(out.scores[None], labels, torch.ones(1, labels.shape[0], device=labels.device))
+    parts = {"cls": cls}
+    if targets is not None and out.pixels is not None:
+        parts["pixels"] = pixel_label_loss(out.pixels, targets, shown_pixels(views))
+        loss = cls + options.pixel_weight * parts["pixels"]
     return {
         "loss": loss,
-        "cls": loss.detach(),
+        **{name: value.detach() for name, value in parts.items()},
         "scores": out.scores.detach(),
         "cam": watch(out.cam, labels, options.map_norm),
     }

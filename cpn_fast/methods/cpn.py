@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from cpn_fast.config.training import MethodOptions
 from cpn_fast.methods.common import classification_loss, classify_only, min_pool_loss, to_grid, watch
+from cpn_fast.methods.pixels import pixel_label_loss, shown_pixels
 from cpn_fast.models.cam import CamNet
 from cpn_kernels.cam_norm import channel_peak
 from cpn_kernels.ops.cp_loss import CpLossOptions, cp_loss
@@ -50,14 +51,20 @@ class CpnMethod(nn.Module):
         return self.net.refine(cam, features, labels.repeat(3, 1), self.options.map_norm, floor)
 
     def forward(
-        self, images: Tensor, patches: Tensor, keys: Tensor, labels: Tensor, warm_up: bool = False
+        self,
+        images: Tensor,
+        patches: Tensor,
+        keys: Tensor,
+        labels: Tensor,
+        warm_up: bool = False,
+        targets: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Losses of uint8 images [B, H, W, 3] with patches int32 [B, H, W] and keys int64 [B].
 
-        With `warm_up` they are a plain classifier's.
+        With `warm_up` they are a plain classifier's. Pixel labels `targets`, uint8 [B, H, W], teach the pixel head.
         """
         if warm_up:
-            return classify_only(self.net, self.options, images, labels)
+            return classify_only(self.net, self.options, images, labels, targets)
         options, batch = self.options, labels.shape[0]
         views, visible = cp_triplet(images, patches, keys, options.p_hidden, mean=self.net.mean)
         out = self.net(views)
@@ -72,6 +79,9 @@ class CpnMethod(nn.Module):
             pooled = rcam if size is None else to_grid(rcam, size)
             parts["min_pool"] = min_pool_loss(pooled, labels.repeat(3, 1))
             loss = loss + options.min_pool_weight * parts["min_pool"]
+        if targets is not None and out.pixels is not None:
+            parts["pixels"] = pixel_label_loss(out.pixels, targets, shown_pixels(views))
+            loss = loss + options.pixel_weight * parts["pixels"]
         result = {
             "loss": loss,
             **{name: value.detach() for name, value in parts.items()},

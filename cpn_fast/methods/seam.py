@@ -61,9 +61,15 @@ class SeamMethod(nn.Module):
         self.net, self.options = net, options
 
     def forward(
-        self, images: Tensor, patches: Tensor, keys: Tensor, labels: Tensor, warm_up: bool = False
+        self,
+        images: Tensor,
+        patches: Tensor,
+        keys: Tensor,
+        labels: Tensor,
+        warm_up: bool = False,
+        targets: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Losses of uint8 images [B, H, W, 3], with `warm_up` a plain classifier's; `patches`, `keys` are not used."""
+        """Losses of uint8 images [B, H, W, 3], with `warm_up` a plain classifier's; no other argument is used."""
         if warm_up:
             return classify_only(self.net, self.options, images, labels)
         options, classes = self.options, labels.shape[1]

@@ -30,11 +30,13 @@ class CamOutput(NamedTuple):
         scores: float [M, K], image logits s = GAP(A), the mean of each map.
         features: float [M, 195, h, w], pixel features X for the refinement; empty [M, 0, h, w] without refinement;
             float [M, E, h, w], the backbone's own, where those were asked for.
+        pixels: float [M, K + 1, h, w], logits of background and classes, of a network with a pixel head; else None.
     """
 
     cam: Tensor
     scores: Tensor
     features: Tensor
+    pixels: Tensor | None = None
 
 
 class CamNet(nn.Module):
@@ -50,6 +52,7 @@ class CamNet(nn.Module):
         score_resolution: scores are means of the maps on the "cam" grid, or of those enlarged to the "input".
         winner_classes: which classes compete for a pixel in the refinement, those "present" in the image or "all";
             absent ones are zero in the result either way.
+        pixel_head: also give logits of background and classes at every position, to be taught by pixel labels.
 
     The buffer `mean`, float [3] in [0, 1], is the RGB colour that is 0 after normalisation, hence what a hidden pixel
     shows; it travels with the weights so that labelling normalises as training did.
@@ -66,6 +69,7 @@ class CamNet(nn.Module):
         affinity: Affinity = "correlation",
         score_resolution: ScoreResolution = "cam",
         winner_classes: WinnerClasses = "present",
+        pixel_head: bool = False,
     ) -> None:
         super().__init__()
         if refinement not in ("none", "pcm", "prcm", "prcm_released"):
@@ -79,6 +83,11 @@ class CamNet(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(final_channels, num_classes, 1, bias=False)
         nn.init.xavier_uniform_(self.classifier.weight)
+        self.pixels = nn.Conv2d(final_channels, num_classes + 1, 1) if pixel_head else None
+        if self.pixels is not None:
+            # From zero no gradient goes on into the backbone before the head knows anything.
+            nn.init.zeros_(self.pixels.weight)
+            nn.init.zeros_(self.pixels.bias)  # type: ignore[arg-type]
         if refinement != "none":
             self.f_mid, self.f_high, self.f9 = feature_heads(mid_channels, high_channels)
         if refinement.startswith("prcm"):
@@ -101,7 +110,8 @@ class CamNet(nn.Module):
         else:
             features = pixel_features(views, mid, high, self.f_mid, self.f_high, size)
         scored = cam if self.score_resolution == "cam" else resize(cam, (views.shape[2], views.shape[3]))
-        return CamOutput(cam, scored.mean(dim=(2, 3)), features)
+        pixels = None if self.pixels is None else self.pixels(self.dropout(final))
+        return CamOutput(cam, scored.mean(dim=(2, 3)), features, pixels)
 
     @property
     def refines_all_classes(self) -> bool:

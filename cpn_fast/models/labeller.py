@@ -53,7 +53,7 @@ class Maps(NamedTuple):
         scores: class probabilities [B, K].
         in_force: float [B, K], the labels by which maps are masked.
         scales: the maps of one scale after the other.
-        fused: gives RCAM [B, K, H, W] of all scales, un-normalised, where it is made once from their sum; else None.
+        fused: gives RCAM [B, K, H, W] of all scales, in 0..1, where it is made once from their sum; else None.
     """
 
     scores: Tensor
@@ -198,12 +198,13 @@ class Labeller(nn.Module):
     @property
     def refined(self) -> bool:
         """Whether RCAM differs from CAM."""
-        return self.refine.refine == "raw" or (self.refine.refine == "learnt" and self.net.refinement != "none")
+        how = self.refine.refine
+        return how in ("raw", "pixels") or (how == "learnt" and self.net.refinement != "none")
 
     @property
     def refined_once(self) -> bool:
         """Whether RCAM is made of the sum of all scales' CAMs."""
-        return self.refined and self.refine.at == "fused"
+        return self.refine.refine == "pixels" or (self.refined and self.refine.at == "fused")
 
     def _nearest(self, scale: float) -> int:
         return min(range(len(self.scales)), key=lambda index: abs(self.scales[index] - scale))
@@ -225,7 +226,9 @@ class Labeller(nn.Module):
         raw, passes = self.refine.refine == "raw", []
         for index, scale in enumerate(self.scales):
             output = self.net(self._at_scale(images, views, scale), raw)
-            if self.refined_once and index != self.feature_pass:
+            if output.pixels is not None and self.refine.refine == "pixels":
+                output = output._replace(features=output.pixels)
+            elif self.refined_once and index != self.feature_pass:
                 output = output._replace(features=output.features[:, :0])
             passes.append(output)
         return passes
@@ -290,7 +293,9 @@ class Labeller(nn.Module):
     def _fused(
         self, passes: Sequence[CamOutput], labels: Tensor, channels: Tensor | None, size: tuple[int, int]
     ) -> Tensor:
-        """RCAM of the scales' summed CAMs, refined once on the grid of one scale, at image size."""
+        """Normalised RCAM of the scales' summed CAMs, refined once on the grid of one scale, at image size."""
+        if self.refine.refine == "pixels":
+            return self._pixel_maps(passes, labels, channels, size)
         chosen = passes[self.feature_pass]
         grid = (chosen.cam.shape[2], chosen.cam.shape[3])
         total = self._at_image_size(F.relu(chosen.cam), grid)
@@ -300,7 +305,25 @@ class Labeller(nn.Module):
         halves = unflipped(chosen.features, self.flip)
         features = (halves[0] + halves[1]) / 2 if self.flip else halves[0]
         refined = self._refine_channels(total, features, labels, channels)
-        return F.interpolate(refined, size=size, mode="bilinear", align_corners=False)
+        full = F.interpolate(refined, size=size, mode="bilinear", align_corners=False)
+        return normalised(full, of_channels(labels, channels), self.map_norm)
+
+    def _pixel_maps(
+        self, passes: Sequence[CamOutput], labels: Tensor, channels: Tensor | None, size: tuple[int, int]
+    ) -> Tensor:
+        """The pixel head's maps: each class against background, of the mean logits of all scales.
+
+        Of classes p_c and background p_0 the map is p_c / (p_c + p_0) = sigmoid(l_c - l_0), so that the mask at a
+        background score of 0.5 is the argmax over background and the image's classes.
+        """
+        grid = (passes[self.feature_pass].features.shape[2], passes[self.feature_pass].features.shape[3])
+        total = self._at_image_size(passes[0].features, grid)
+        for output in passes[1:]:
+            total = total + self._at_image_size(output.features, grid)
+        logits = total / (len(passes) * (2 if self.flip else 1))
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        foreground, present = of_channels(logits[:, 1:], channels), of_channels(labels, channels) > 0
+        return torch.sigmoid(foreground - logits[:, :1]) * present[:, :, None, None].to(logits.dtype)
 
     def forward(self, images: Tensor, labels: Tensor) -> Labelled:
         """Label uint8 images [B, H, W, 3] with labels float [B, K] (a row of -1: own scores stand in)."""
@@ -308,7 +331,11 @@ class Labeller(nn.Module):
         cam = rcam = None
         for part in maps.scales:
             cam, rcam = added(cam, part.cam), added(rcam, part.rcam)
-        rcam = rcam if maps.fused is None else maps.fused()
-        assert cam is not None and rcam is not None
-        cam, rcam = (normalised(m, maps.in_force, self.map_norm) for m in (cam, rcam))
+        assert cam is not None
+        cam = normalised(cam, maps.in_force, self.map_norm)
+        if maps.fused is not None:
+            rcam = maps.fused()
+        else:
+            assert rcam is not None
+            rcam = normalised(rcam, maps.in_force, self.map_norm)
         return Labelled(cam, rcam, maps.scores, mask_of(rcam, self.beta))

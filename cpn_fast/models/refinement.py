@@ -11,6 +11,9 @@ from cpn_kernels.ops.pixel_correlation import pixel_correlation
 
 LAYER_NORM_EPS = 1e-5
 
+DISTINCT = 1e-6
+"""Least mean square of a position's features about the image's mean, those of a stage having 1 over all positions."""
+
 
 def layer_normalised(features: Tensor) -> Tensor:
     """Each pixel's features [M, C, h, w] with mean 0 and variance 1 over its channels."""
@@ -66,5 +69,9 @@ def refine_raw(
     """
     embedding = features.flatten(2)
     centred = embedding - embedding.mean(dim=2, keepdim=True)
-    refined = pixel_correlation(centred, winner_maps(cam, labels, map_norm), power=power)
+    winners = winner_maps(cam, labels, map_norm)
+    refined = pixel_correlation(centred, winners, power=power)
+    # What rounding leaves of features that equal the mean has no direction: such a position keeps its own map.
+    distinct = centred.square().mean(dim=1, keepdim=True) > DISTINCT
+    refined = torch.where(distinct, refined, winners)
     return refined[:, 1:].unflatten(2, cam.shape[2:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from cpn_fast.models.affinity_net import AffinityNet
     from cpn_fast.models.cam import CamNet
     from cpn_fast.models.deeplab import DeepLab
+
+log = logging.getLogger(__name__)
 
 TAKEN_BY = {
     "train": "`cpn label`, `evaluate`, `export` and `report` take",
@@ -247,7 +250,35 @@ class RunFolder:
             self._stored()
             raise DataError(f"{self.path}: the run has no weights yet; expected model.safetensors: let it train on")
 
-    def _load_weights(self, net: nn.Module) -> None:
+    def load_into(self, net: CamNet, backbone: str, classes: Sequence[str]) -> None:
+        """Give a new training the weights of this run, of a CAM network; heads that only one of them has are left.
+
+        Args:
+            net: of that training.
+            backbone: its backbone.
+            classes: its K foreground classes.
+
+        Raises:
+            DataError: if the run has no weights, is of another kind, or differs in backbone or classes.
+        """
+        config = self.config
+        if config.backbone != backbone or self.classes != tuple(classes):
+            raise DataError(
+                f"{self.path}: backbone {config.backbone}, classes {', '.join(self.classes)}; expected those of the "
+                f"training, {backbone} and {', '.join(classes)}: begin with a run of the same"
+            )
+        self._check_weights()
+        source, weights = self._read_weights()
+        own = net.state_dict()
+        heads = {name for name in own.keys() ^ weights.keys() if not name.startswith(("backbone.", "classifier."))}
+        fitting = {name: value for name, value in weights.items() if name not in heads}
+        try:
+            net.load_state_dict({**{name: own[name] for name in heads & own.keys()}, **fitting})
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise DataError(f"{source}: does not fit the training: {' '.join(str(error).split())}") from error
+        log.info("begins with the weights of %s%s", self.path, f"; not shared: {len(heads)} of heads" if heads else "")
+
+    def _read_weights(self) -> tuple[Path, dict[str, Any]]:
         from cpn_fast.models.weights.pretrained import check_finite, read_safetensors
         from cpn_fast.runs.checkpoint import load_checkpoint
 
@@ -256,12 +287,16 @@ class RunFolder:
             weights = read_safetensors(source, "train the run to its end again with --resume, which writes it anew")
         else:
             source, weights = self.checkpoint_path, load_checkpoint(self.checkpoint_path)["model"]
+        check_finite(weights, source)
+        return source, weights
+
+    def _load_weights(self, net: nn.Module) -> None:
+        source, weights = self._read_weights()
         try:
             net.load_state_dict(weights)
         except (RuntimeError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())
             raise DataError(f"{source}: does not fit the settings in {self.config_path}: {reason}") from error
-        check_finite(weights, source)
 
     def records(self, kind: str | None = None) -> list[dict[str, Any]]:
         """The records of metrics.jsonl, of one kind ("step", "eval", "maps") or all; a torn last line is left out."""

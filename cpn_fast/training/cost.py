@@ -131,7 +131,8 @@ def _probe(net: nn.Module, side: int, device: torch.device) -> tuple[float, floa
     started = time.perf_counter()
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         found = net(image)
-        outputs = found if isinstance(found, tuple) else (found,)
+        given = found if isinstance(found, tuple) else (found,)
+        outputs = [output for output in given if output is not None]  # None: a head that the network lacks
         total = torch.stack([output.float().sum() for output in outputs if output.requires_grad]).sum()
     torch.autograd.grad(total, trained, allow_unused=True)
     return float(sum(kept.values())), time.perf_counter() - started

@@ -16,8 +16,8 @@ def parameter_groups(net: nn.Module, config: LoopConfig) -> list[dict[str, Any]]
     """Split the trainable parameters by learning-rate factor and weight decay; frozen ones are left out.
 
     Backbone weights learn at the base rate, new layers at `config.lr_factors` times it ("head" for the classifier and
-    all that has no name of its own, "refinement" for the refinement heads), biases of new layers at twice that. No bias
-    decays.
+    all that has no name of its own, "refinement" for the refinement heads, "pixels" for the pixel head), biases of new
+    layers at twice that. No bias decays.
 
     Args:
         net: a network whose backbone is the submodule `backbone`.
@@ -34,7 +34,7 @@ def parameter_groups(net: nn.Module, config: LoopConfig) -> list[dict[str, Any]]
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
             first = name.split(".")[0]
-            role = "backbone" if first == "backbone" else "refinement" if first in REFINEMENT_HEADS else "head"
+            role = first if first in ("backbone", "pixels") else "refinement" if first in REFINEMENT_HEADS else "head"
             members[f"{role} biases" if name.endswith("bias") else role].append(parameter)
     return [
         {"name": name, "params": members[name], "factor": factor, "weight_decay": decay}

@@ -14,7 +14,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
 
 from cpn_fast.config.backbones import BACKBONE_NAMES
-from cpn_fast.config.training import LoopConfig
+from cpn_fast.config.training import LoopConfig, TrainConfig
 from cpn_fast.console.progress import TrainProgress
 from cpn_fast.data.check.labels import label_warnings
 from cpn_fast.data.loading.random import key64
@@ -213,7 +213,8 @@ def _check_resumed(folder: RunFolder, stage: Stage[Any], schedule: Schedule, sta
 def _say_before(stage: Stage[Any], network: Network, steps: int) -> None:
     """What a person should know before time and memory are spent."""
     config, fabric = stage.config, stage.fabric
-    if config.weights is None and not config.resume and config.backbone in BACKBONE_NAMES:  # others bring their own
+    begins_with = config.weights or (isinstance(config, TrainConfig) and config.init)
+    if not begins_with and not config.resume and config.backbone in BACKBONE_NAMES:  # others bring their own
         log.warning(
             "no --weights: the backbone %s begins with random numbers, and image labels alone teach it little; expect "
             "poor masks, and give weights that were trained on ImageNet for good ones", config.backbone,

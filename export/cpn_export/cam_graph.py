@@ -21,11 +21,13 @@ class _Network(nn.Module):
 
     def __init__(self, labeller: Labeller) -> None:
         super().__init__()
-        self.net, self.refined, self.raw = labeller.net, labeller.refined, labeller.refine.refine == "raw"
+        self.net, self.refined, self.how = labeller.net, labeller.refined, labeller.refine.refine
 
     def forward(self, views: Tensor) -> tuple[Tensor, ...]:
-        output = self.net(views, self.raw)
-        return tuple(output) if self.refined else (output.cam, output.scores)
+        output = self.net(views, self.how == "raw")
+        if not self.refined:
+            return output.cam, output.scores
+        return output.cam, output.scores, output.pixels if self.how == "pixels" else output.features
 
 
 class _Refinement(nn.Module):
@@ -46,7 +48,7 @@ class _Calls(nn.Module):
         super().__init__()
         net = labeller.net
         self.refinement, self.refined = net.refinement, labeller.refined
-        self.feature_channels = feature_channels(labeller)
+        self.feature_channels, self.pixels = feature_channels(labeller), labeller.refine.refine == "pixels"
         self.num_classes = net.num_classes
         self.stride = net.backbone.strides[2]
         self.register_buffer("mean", net.mean)
@@ -63,7 +65,7 @@ class _Calls(nn.Module):
         )
         if not self.refined:
             outputs.append(outputs[0][:, :0])
-        return CamOutput(*outputs)
+        return CamOutput(*outputs, pixels=outputs[2] if self.pixels else None)
 
 
 class _CallingLabeller(Labeller):
@@ -101,7 +103,7 @@ def labeller_graph(labeller: Labeller, form: Form = unchanged) -> ir.Model:
     net = labeller.net
     outputs = ["cam", "scores"] + (["features"] if labeller.refined else [])
     parts = {NETWORK: form(trace_network(_Network(labeller), outputs))}
-    if labeller.refined:
+    if labeller.refined and labeller.refine.refine != "pixels":
         parts[REFINEMENT] = _trace_refinement(labeller)
     calls: Any = _Calls(labeller)
     around = _CallingLabeller(
@@ -114,6 +116,8 @@ def labeller_graph(labeller: Labeller, form: Form = unchanged) -> ir.Model:
 
 def feature_channels(labeller: Labeller) -> int:
     """Channels of the features that a labeller's refinement takes."""
+    if labeller.refine.refine == "pixels":
+        return labeller.net.num_classes + 1
     return sum(labeller.net.backbone.channels[:2]) if labeller.refine.refine == "raw" else FEATURE_CHANNELS
 
 

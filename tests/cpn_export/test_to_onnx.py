@@ -13,7 +13,7 @@ from torch import nn  # noqa: E402
 from cpn_export.cam_graph import labeller_graph  # noqa: E402
 from cpn_export.to_onnx import ExportConfig, run_export  # noqa: E402
 from cpn_fast.cli.main import main as cpn  # noqa: E402
-from cpn_fast.config.refine import PER_SCALE, RefineOptions  # noqa: E402
+from cpn_fast.config.refine import PER_SCALE, PIXELS, RefineOptions  # noqa: E402
 from cpn_fast.files.errors import DataError  # noqa: E402
 from cpn_fast.models.backbones import Backbone  # noqa: E402
 from cpn_fast.models.cam import CamNet  # noqa: E402
@@ -46,6 +46,7 @@ class SmallBackbone(Backbone):
         pytest.param(
             "none", "max", False, (0.5, 1.0), RefineOptions("raw", "scale", 1.5), None, marks=pytest.mark.slow
         ),
+        ("none", "minmax", True, (1.0,), PIXELS, 72),
         pytest.param("pcm", "minmax", True, (0.75, 1.5), RefineOptions("learnt", "fused"), 72, marks=pytest.mark.slow),
         pytest.param("prcm_released", "minmax", False, (0.75,), PER_SCALE, None, marks=pytest.mark.slow),
     ],
@@ -56,8 +57,10 @@ def test_every_kind_of_network(refinement, map_norm, flip, scales, refine, side,
     torch.manual_seed(3)
     released = refinement == "prcm_released"
     readings = {"score_resolution": "input", "winner_classes": "all"} if released else {}
-    net = CamNet(SmallBackbone(), 4, refinement, **readings)
+    net = CamNet(SmallBackbone(), 4, refinement, **readings, pixel_head=refine == PIXELS)
     net.mean.copy_(torch.tensor([0.4, 0.5, 0.3]))
+    if net.pixels is not None:
+        nn.init.normal_(net.pixels.weight)
     resize = "bicubic" if released else "bilinear"
     labeller = Labeller(net, scales, flip, 0.4, 0.5, map_norm, resize, refine, side)
     onnx_ir.save(labeller_graph(labeller), tmp_path / "m.onnx")

@@ -44,7 +44,7 @@ def test_bicubic_scales_are_those_of_pillow(scale):
 def test_a_labeller_with_bicubic_scales_takes_them(net, monkeypatch):
     seen = []
     labeller = Labeller(net, scales=(0.5, 1.0), flip=True, resize="bicubic")
-    monkeypatch.setattr(net, "forward", lambda views: seen.append(views) or CamNet.forward(net, views))
+    monkeypatch.setattr(net, "forward", lambda views, raw: seen.append(views) or CamNet.forward(net, views, raw))
     pictures = image(40, 56, 2)
     labeller(pictures, torch.ones(2, 3))
     small = normalise_images(bicubic_images(pictures, (20, 28)), net.mean)

@@ -84,6 +84,16 @@ def test_against_a_loop_in_float64(power: float, map_norm: str) -> None:
     assert expected[0].max() > 0.2 and not expected[1].any()
 
 
+def test_positions_that_are_all_alike_keep_their_own_map() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 8, 1, 1, generator=generator).repeat(1, 1, 2, 3) + 1e-6 * torch.randn(
+        1, 8, 2, 3, generator=generator
+    )
+    cam = torch.rand(1, 1, 2, 3, generator=generator)
+    found = refine_raw(cam, features, torch.ones(1, 1), "max")
+    torch.testing.assert_close(found, cam / (cam.max() + 1e-5))
+
+
 def test_stages_on_another_grid_come_to_that_of_the_cam() -> None:
     mid = torch.randn(2, 4, 6, 10, generator=torch.Generator().manual_seed(0))
     found = raw_features(mid, mid[:, :, ::2, ::2], (3, 5))

@@ -151,8 +151,11 @@ def test_data_without_masks_has_no_ground_truth_column(make_run: MakeRun, small_
     shutil.copy(small_demo / "JPEGImages" / "train_0000.jpg", photos / "one.jpg")
     (photos / "labels.csv").write_text("image,labels,split\none.jpg,ring;plus,train\n", encoding="utf-8")
     run = make_run(tmp_path / "run", method="cam")
-    page = read(run_report(ReportConfig(run.path, data=f"folder:{photos}", scales=(1.0,), flip=False, device="cpu")))
-    assert page.headers == ["image", "CAM", "mask"], "a plain CAM has no RCAM, this data no masks"
+    values = {"data": f"folder:{photos}", "scales": (1.0,), "flip": False, "device": "cpu"}
+    page = read(run_report(ReportConfig(run.path, refine="none", **values)))
+    assert page.headers == ["image", "CAM", "mask"], "without refinement there is no RCAM, this data has no masks"
+    refined = read(run_report(ReportConfig(run.path, **values)))
+    assert refined.headers == ["image", "CAM", "RCAM", "mask"]
     assert "The data has no ground truth." in " ".join(page.words)
 
 
