@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Subset
 from benchmarks.peers.training_step import AncestorCrops, separate_norms, total_loss
 from benchmarks.untrained import calibrate, without_dropout
 from cpn_fast.cam.batches import BatchStream
-from cpn_fast.config.training import AugmentOptions, MethodOptions, PatchOptions, TrainConfig
+from cpn_fast.config.training import AugmentOptions, MethodOptions, OptimizerOptions, PatchOptions, TrainConfig
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.superpixels.cache import SuperpixelCache
 from cpn_fast.data.types import Batch, Record, Source
@@ -108,8 +108,7 @@ def settings(data: str, weights: Path | None, work: Path, cuda: bool) -> TrainCo
         weights=weights,
         batch_size=BATCH,
         # Untrained, a step of the usual size sends rounding through the minima and maxima of the maps far apart.
-        lr=0.001 if weights else 1e-5,
-        momentum=0.9,
+        optimizer=OptimizerOptions(lr=0.001 if weights else 1e-5, momentum=0.9),
         workers=8 if cuda else 0,
         options=MethodOptions(warm_up=0, dropout=0),
         patch=PatchOptions(backend="auto", cache_dir=work / "superpixels"),
@@ -156,7 +155,7 @@ class Runner:
         if row.channels_last:
             method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = create_optimizer(self.net, self.config)
-        set_learning_rate(self.optimizer, self.config.lr or 0.0)
+        set_learning_rate(self.optimizer, self.config.optimizer.lr or 0.0)
         self.method = torch.compile(method, fullgraph=True, dynamic=False) if row.compile else method
 
     def cached_batches(self, first: int, last: int) -> BatchStream:

@@ -23,7 +23,7 @@ def main(folder: Path) -> None:
         method="cpn",
         backbone="resnet38_tiny",
         max_steps=6,
-        lr=0.002,
+        optimizer=cpn_fast.OptimizerOptions(lr=0.002),
         batch_size=4,
         workers=0,
         val_images=2,

@@ -26,9 +26,8 @@ def cam_recipe(config: TrainConfig) -> TrainConfig:
         backbone="resnet38_tiny",
         epochs=14,
         batch_size=8,
-        lr=0.04,
-        momentum=0.9,
         eval_every=4,
+        optimizer=replace(config.optimizer, lr=0.04, momentum=0.9),
         augment=AugmentOptions(crop=CROP, resize=(104, 136), jitter=(0.3, 0.3, 0.3, 0.02)),
         patch=replace(config.patch, **patch),
     )

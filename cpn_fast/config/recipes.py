@@ -87,10 +87,13 @@ def for_backbone(recipes: Mapping[str, Recipe], name: str) -> Recipe:
 
 def with_recipe(config: C) -> C:
     """Fill what is None (lr, momentum, epochs) from the recipe."""
-    recipe = recipe_of(config)
+    recipe, given = recipe_of(config), config.optimizer
     return dataclasses.replace(
         config,
-        lr=recipe.lr if config.lr is None else config.lr,
-        momentum=recipe.momentum if config.momentum is None else config.momentum,
+        optimizer=dataclasses.replace(
+            given,
+            lr=recipe.lr if given.lr is None else given.lr,
+            momentum=recipe.momentum if given.momentum is None else given.momentum,
+        ),
         epochs=recipe.epochs if config.epochs is None else config.epochs,
     )

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cpn_fast.config.groups import flat_groups, with_groups, without_groups
 from cpn_fast.files.errors import DataError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def config_to_dict(config: Any) -> dict[str, Any]:
             return [plain(item) for item in value]
         return str(value) if isinstance(value, Path) else value
 
-    return plain(dataclasses.asdict(config))
+    return without_groups(type(config), plain(dataclasses.asdict(config)))
 
 
 def config_from_dict(kind: type[T], values: Any, where: str, prefix: str = "") -> T:
@@ -65,9 +66,10 @@ def config_from_dict(kind: type[T], values: Any, where: str, prefix: str = "") -
     dataclass: Any = kind
     try:
         # As JSON text, since pydantic then takes a list for a tuple and a text for a path, but nothing looser.
-        return _reader(dataclass).validate_json(json.dumps([values]))[0]
+        grouped = with_groups(kind, values) if isinstance(values, dict) else values
+        return _reader(dataclass).validate_json(json.dumps([grouped]))[0]
     except ValidationError as error:
-        raise DataError(f"{where}: {_explained(error.errors(include_url=False), prefix)}") from None
+        raise DataError(f"{where}: {_explained(kind, error.errors(include_url=False), prefix)}") from None
 
 
 @functools.cache
@@ -78,10 +80,12 @@ def _reader(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(list[kind], config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 
 
-def _explained(errors: list[ErrorDetails], prefix: str) -> str:
+def _explained(kind: type, errors: list[ErrorDetails], prefix: str) -> str:
     """The first fault in words, and how many more there are."""
     first = min(errors, key=lambda error: error["type"] == "missing")  # a wrong key says more than what it leaves out
-    key = prefix + ".".join(map(str, first["loc"][1:]))
+    place = first["loc"][1:]
+    in_group = len(place) > 1 and place[0] in flat_groups(kind)
+    key = prefix + ".".join(map(str, place[1:] if in_group else place))
     about = f"key {key.rstrip('.')}: " if key else ""
     more = f" ({len(errors) - 1} more such faults)" if len(errors) > 1 else ""
     if first["type"] == "unexpected_keyword_argument":

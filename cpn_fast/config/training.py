@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from cpn_fast.config.groups import FLAT, flat_groups
+
 MethodName = Literal["cam", "seam", "seam_prcm", "cpn"]
 PresetName = Literal["default", "paper", "released"]
 
@@ -147,6 +149,46 @@ class SegmentAugment(AugmentOptions):
 
 
 @dataclass(frozen=True)
+class OptimizerOptions:
+    """SGD and its polynomial schedule.
+
+    Attributes:
+        lr: base learning rate; None = the backbone's recipe.
+        momentum: SGD momentum; None = the backbone's recipe or the preset's.
+        weight_decay: SGD weight decay.
+        poly_power: power of the polynomial schedule.
+        head_lr_factor: learning rate of the new layers (the classifier), times the base rate.
+    """
+
+    lr: float | None = None
+    momentum: float | None = None
+    weight_decay: float = 5e-4
+    poly_power: float = 0.9
+    head_lr_factor: float = 10.0
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where a training runs, and with which numbers.
+
+    Attributes:
+        accelerator: Fabric accelerator.
+        devices: processes (CPU) or GPUs.
+        precision: Lightning Fabric precision.
+        compile: torch.compile network and loss.
+        channels_last: memory format (faster in trials on a CPU; not tried on a GPU).
+        tf32: TF32 matrix products on a GPU.
+    """
+
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = 1
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    compile: bool = False
+    channels_last: bool = True
+    tf32: bool = True
+
+
+@dataclass(frozen=True)
 class LoopConfig:
     """What every kind of training has in common. Everything here is written to the run folder's config.json.
 
@@ -163,25 +205,16 @@ class LoopConfig:
         epochs: passes over the data; None = the backbone's recipe.
         max_steps: stop after this many steps (the schedule still spans the epochs).
         batch_size: images per step over all devices.
-        lr: base learning rate; None = the backbone's recipe.
-        momentum: SGD momentum; None = the backbone's recipe or the preset's.
-        weight_decay: SGD weight decay.
-        poly_power: power of the polynomial schedule.
-        head_lr_factor: learning rate of the new layers (the classifier), times the base rate.
         seed: of everything random.
         workers: data-loading processes.
-        compile: torch.compile network and loss.
-        precision: Lightning Fabric precision.
-        channels_last: memory format (faster in trials on a CPU; not tried on a GPU).
-        tf32: TF32 matrix products on a GPU.
-        accelerator: Fabric accelerator.
-        devices: processes (CPU) or GPUs.
         checkpoint_every: steps between checkpoints.
         log_every: steps between progress lines and TensorBoard scalars (metrics.jsonl has every step).
         eval_every: epochs between mIoU points on val_images; 0 = never.
         val_images: images of the fixed validation subset for curves.
         resume: continue from the run folder's last checkpoint.
         augment: augmentation of the training crops.
+        optimizer: how the weights follow the gradients.
+        device: where the training runs.
     """
 
     data: str
@@ -193,30 +226,21 @@ class LoopConfig:
     epochs: int | None = None
     max_steps: int | None = None
     batch_size: int = 8
-    lr: float | None = None
-    momentum: float | None = None
-    weight_decay: float = 5e-4
-    poly_power: float = 0.9
-    head_lr_factor: float = 10.0
     seed: int = 0
     workers: int = 2
-    compile: bool = False
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    channels_last: bool = True
-    tf32: bool = True
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: int = 1
     checkpoint_every: int = 500
     log_every: int = 10
     eval_every: int = 1
     val_images: int = 64
     resume: bool = False
     augment: AugmentOptions = field(default_factory=AugmentOptions)
+    optimizer: Annotated[OptimizerOptions, FLAT] = field(default_factory=OptimizerOptions)
+    device: Annotated[DeviceOptions, FLAT] = field(default_factory=DeviceOptions)
 
     @property
     def lr_factors(self) -> Mapping[str, float]:
         """Learning rate of each role of a parameter ("backbone", "head"), times the base rate."""
-        return {"backbone": 1.0, "head": self.head_lr_factor}
+        return {"backbone": 1.0, "head": self.optimizer.head_lr_factor}
 
 
 @dataclass(frozen=True)
@@ -312,17 +336,35 @@ C = TypeVar("C", bound=LoopConfig)
 
 
 def replace_dotted(config: C, values: Mapping[str, Any]) -> C:
-    """Return `config` with dotted fields (`options.map_norm`, `momentum`) replaced.
+    """Return `config` with settings (`options.map_norm`, `momentum`) replaced, by their names on the command line.
 
     Raises:
-        ValueError: for a field that does not exist.
+        ValueError: for a setting that does not exist.
     """
     for dotted, value in values.items():
-        head, _, rest = dotted.partition(".")
-        if head not in {f.name for f in dataclasses.fields(config)}:
-            raise ValueError(f"config has no field {dotted!r}")
+        head, _, rest = place_of(type(config), dotted).partition(".")
         if rest:
             value = dataclasses.replace(getattr(config, head), **{rest: value})
         changes: dict[str, Any] = {head: value}
         config = dataclasses.replace(config, **changes)
     return config
+
+
+def setting(config: LoopConfig, dotted: str) -> Any:
+    """The value of a setting by its name on the command line. Raises ValueError for one that does not exist."""
+    value: Any = config
+    for name in place_of(type(config), dotted).split("."):
+        value = getattr(value, name)
+    return value
+
+
+def place_of(kind: Any, dotted: str) -> str:
+    """Where a setting lies: `momentum` in `optimizer.momentum`. Raises ValueError for one that does not exist."""
+    head = dotted.partition(".")[0]
+    groups = flat_groups(kind)
+    if head in {f.name for f in dataclasses.fields(kind)} - set(groups):
+        return dotted
+    for group, members in groups.items():
+        if dotted in {f.name for f in dataclasses.fields(members)}:
+            return f"{group}.{dotted}"
+    raise ValueError(f"config has no field {dotted!r}")

@@ -194,7 +194,7 @@ def _check(config: ReproduceConfig) -> None:
             raise DataError(f"--max-side {config.max_side}: the stages of table5 have their own; leave it out")
     given = {"images": config.images, "max_side": config.max_side}
     check_counts(**{name: value for name, value in given.items() if value is not None})
-    processes = int(os.environ.get("WORLD_SIZE", config.base.devices))
+    processes = int(os.environ.get("WORLD_SIZE", config.base.device.devices))
     if processes > 1:
         raise DataError(
             f"{processes} processes: cpn reproduce trains in one; expected --devices 1 and no torchrun. To use several "

@@ -139,7 +139,7 @@ class RunStore:
             refine_at="scale",
             images=self.scoring.images,
             workers=max(1, config.workers),
-            device=config.accelerator,
+            device=config.device.accelerator,
         )
         if self.scoring.max_side is not None:
             evaluation = dataclasses.replace(evaluation, max_side=self.scoring.max_side)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from cpn_fast.config.presets import PRESETS
-from cpn_fast.config.training import MethodOptions, TrainConfig
+from cpn_fast.config.training import MethodOptions, TrainConfig, setting
 from cpn_fast.metrics.maps import scale_name
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _readings(base: TrainConfig) -> tuple[Row, ...]:
                 rows.append(Row(f"{name} = {value}", {"method": "cpn", dotted: value}))
     for dotted, values in READING_PAIRS.items():
         name = dotted.removeprefix("options.")
-        now = getattr(base.options if dotted != name else base, name)
+        now = setting(base, dotted)
         rows += [Row(f"{name} = {value:g}", {"method": "cpn", dotted: value}) for value in values if value != now][:1]
     return (*rows, *(Row(f"preset {preset}", preset_row(base, preset)) for preset in PRESETS))
 
@@ -194,8 +194,7 @@ def preset_row(base: TrainConfig, preset: str) -> dict[str, Any]:
     names = {dotted for values in PRESETS.values() for dotted in values}
     train: dict[str, Any] = {"method": "cpn"}
     for dotted in sorted(names):
-        part, _, name = dotted.rpartition(".")
-        train[dotted] = getattr(getattr(blank, part) if part else blank, name)
+        train[dotted] = setting(blank, dotted)
     train |= PRESETS[preset]
     train["patch.segments"] = round(train["patch.segments"] * base.patch.segments / PAPER_SEGMENTS)
     return train

@@ -28,7 +28,7 @@ def parameter_groups(net: nn.Module, config: LoopConfig) -> list[dict[str, Any]]
     """
     rules: dict[str, tuple[float, float]] = {}
     for role, factor in config.lr_factors.items():
-        rules[role] = (factor, config.weight_decay)
+        rules[role] = (factor, config.optimizer.weight_decay)
         rules[f"{role} biases"] = (factor if role == "backbone" else 2 * factor, 0.0)
     members: dict[str, list[nn.Parameter]] = {name: [] for name in rules}
     for name, parameter in net.named_parameters():
@@ -50,12 +50,13 @@ def create_optimizer(net: nn.Module, config: LoopConfig) -> torch.optim.SGD:
     held back leaves no uninitialised memory behind.
 
     Raises:
-        ValueError: if `config.lr` or `config.momentum` is None (fill them with `with_recipe`).
+        ValueError: if `config.optimizer.lr` or `config.optimizer.momentum` is None (fill them with `with_recipe`).
     """
-    if config.lr is None or config.momentum is None:
+    given = config.optimizer
+    if given.lr is None or given.momentum is None:
         raise ValueError("lr and momentum must be set; with_recipe fills them from the backbone's recipe")
-    optimizer = torch.optim.SGD(parameter_groups(net, config), lr=config.lr, momentum=config.momentum, fused=True)
-    if config.momentum:
+    optimizer = torch.optim.SGD(parameter_groups(net, config), lr=given.lr, momentum=given.momentum, fused=True)
+    if given.momentum:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

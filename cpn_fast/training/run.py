@@ -14,7 +14,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
 
 from cpn_fast.config.backbones import BACKBONE_NAMES
-from cpn_fast.config.training import LoopConfig, TrainConfig
+from cpn_fast.config.training import LoopConfig, TrainConfig, setting
 from cpn_fast.console.progress import TrainProgress
 from cpn_fast.data.check.labels import label_warnings
 from cpn_fast.data.loading.random import key64
@@ -55,7 +55,7 @@ def run_stage(config: ConfigT, kind: type[Stage[ConfigT]], progress: Progress = 
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the checkpoint is written.
     """
     tune_allocator()
-    set_tf32(config.tf32)
+    set_tf32(config.device.tf32)
     check_counts(config)
     folder = RunFolder(config.output)
     _check_folder(folder, config)
@@ -125,7 +125,7 @@ def check_counts(config: LoopConfig) -> None:
         "workers": 0,
     }
     for name, low in least.items():
-        value = getattr(config, name)
+        value = setting(config, name)
         if value is not None and value < low:
             raise DataError(f"--{name.replace('_', '-')} {value}: expected at least {low}")
 
@@ -140,21 +140,21 @@ def _check_folder(folder: RunFolder, config: LoopConfig) -> None:
 
 
 def create_fabric(config: LoopConfig, partial_gradients: bool = False) -> Fabric:
-    """Fabric for the settings; under torchrun the launcher's number of processes counts, not `config.devices`.
+    """Fabric for the settings; under torchrun the launcher's number of processes counts, not `config.device.devices`.
 
     Args:
         config: the settings.
         partial_gradients: a step may leave parameters without gradient; DDP then looks for them in every step.
     """
-    devices = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
+    devices = int(os.environ.get("LOCAL_WORLD_SIZE", config.device.devices))
     world = int(os.environ.get("WORLD_SIZE", devices))
     strategy = DDPStrategy(find_unused_parameters=partial_gradients) if world > 1 else "auto"
     return Fabric(
-        accelerator=config.accelerator,
+        accelerator=config.device.accelerator,
         devices=devices,
         num_nodes=max(1, world // devices),
         strategy=strategy,
-        precision=config.precision,
+        precision=config.device.precision,
     )
 
 
@@ -238,11 +238,11 @@ def create_network(stage: Stage[Any]) -> Network:
     torch.manual_seed(key64(config.seed, 0, "", "initial weights") & (2**63 - 1))
     net = stage.create_net()
     module: Any = stage.create_module(net)
-    if config.channels_last:
+    if config.device.channels_last:
         module = module.to(memory_format=torch.channels_last)
     module = fabric.to_device(module)
     optimizer = create_optimizer(net, config)
-    if config.compile:
+    if config.device.compile:
         # Dropout then draws eager's random bits, so that --compile changes no result beyond rounding.
         import torch._inductor.config as inductor
 

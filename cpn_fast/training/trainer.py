@@ -148,7 +148,7 @@ class Trainer:
     def train_step(self, step: int, batch: StepBatch) -> None:
         """One optimizer step, number `step` (from 1); reads what the step before it measured. Waits for no device."""
         config, network = self.config, self.network
-        rate = (config.lr or 0.0) * self.schedule.rate_factor(step, config.poly_power)
+        rate = (config.optimizer.lr or 0.0) * self.schedule.rate_factor(step, config.optimizer.poly_power)
         set_learning_rate(network.bare_optimizer, rate)
         seed_step(config.seed, step, self.fabric.global_rank)
         batch = batch.to(self.fabric.device)
@@ -192,7 +192,7 @@ class Trainer:
         self._stopping |= values.stop
         step = values.step
         seconds = self._seconds.pop(step)
-        rate = (self.config.lr or 0.0) * self.schedule.rate_factor(step, self.config.poly_power)
+        rate = (self.config.optimizer.lr or 0.0) * self.schedule.rate_factor(step, self.config.optimizer.poly_power)
         record = {
             "kind": "step",
             "step": step,

@@ -16,7 +16,14 @@ import numpy as np
 import pytest
 
 from cpn_fast.cam.task import run_train
-from cpn_fast.config.training import AugmentOptions, MethodOptions, PatchOptions, TrainConfig
+from cpn_fast.config.training import (
+    AugmentOptions,
+    DeviceOptions,
+    MethodOptions,
+    OptimizerOptions,
+    PatchOptions,
+    TrainConfig,
+)
 from cpn_fast.runs.checkpoint import load_checkpoint, state_sha256
 from cpn_fast.runs.folder import RunFolder
 from cpn_kernels import native_library
@@ -39,10 +46,10 @@ def train(demo: Path, output: Path, steps: int = 12, seed: int = 0, **patch: Any
             max_steps=steps,
             batch_size=4,
             workers=0,
-            lr=0.01,
+            optimizer=OptimizerOptions(lr=0.01),
             eval_every=0,
             seed=seed,
-            accelerator="cpu",
+            device=DeviceOptions(accelerator="cpu"),
             augment=AugmentOptions(crop=64),
             patch=PatchOptions(**{"segments": 20, **patch}),
             options=MethodOptions(warm_up=0.0),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cpn_fast.config.presets import PRESETS, preset_defaults
-from cpn_fast.config.training import MethodOptions, TrainConfig, replace_dotted
+from cpn_fast.config.training import MethodOptions, TrainConfig, replace_dotted, setting
 from cpn_fast.methods import create_method
 from cpn_fast.methods.common import classification_loss, equivariant_cross_loss, min_pool_loss
 from cpn_fast.methods.cpn import CpnMethod, cp_loss_options
@@ -123,10 +123,7 @@ def _classification_only(module):
 def test_presets_are_data_that_the_config_accepts(tmp_path, preset):
     config = replace_dotted(TrainConfig(data="demo:", output=tmp_path), preset_defaults(preset))
     for dotted, value in PRESETS[preset].items():
-        found = config
-        for part in dotted.split("."):
-            found = getattr(found, part)
-        assert found == value
+        assert setting(config, dotted) == value
     out = method_of(tmp_path, "cpn", **{k: v for k, v in dataclasses.asdict(config.options).items() if k != "dropout"})(
         *batch()
     )

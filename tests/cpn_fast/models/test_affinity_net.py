@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cpn_fast.config.training import TrainConfig
+from cpn_fast.config.training import OptimizerOptions, TrainConfig
 from cpn_fast.models.affinity_net import AffinityNet, affinity_loss, pair_affinity, pair_labels, pairs_inside
 from cpn_fast.models.backbones import BACKBONES, create_backbone
 from cpn_fast.training.optimizer import parameter_groups
@@ -154,7 +154,7 @@ def test_a_few_steps_of_training_separate_two_halves() -> None:
     labels[:, :, 4:] = 1
     known = pair_labels(labels)
     same = known.background | known.foreground
-    config = TrainConfig(data="demo:", output=None, weight_decay=0.0)  # type: ignore[arg-type]
+    config = TrainConfig(data="demo:", output=None, optimizer=OptimizerOptions(weight_decay=0.0))  # type: ignore[arg-type]
     groups = parameter_groups(net, config)
     heads = {id(p) for group in groups if group["name"] == "head" for p in group["params"]}
     new = [net.embed_mid, net.embed_high, net.embed_final, net.mix]

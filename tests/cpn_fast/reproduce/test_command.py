@@ -345,7 +345,7 @@ def test_the_picture_shows_ours_and_the_papers(name: TableName, tmp_path: Path) 
 def test_options_go_through_to_training(configured: Callable[..., ReproduceConfig]) -> None:
     config = configured("table1", "--seeds", "1", "2", "--lr", "0.5", "--options.map-norm", "minmax", "--patch", "grid")
     assert config.seeds == (1, 2)
-    assert (config.base.lr, config.base.options.map_norm, config.base.patch.kind) == (0.5, "minmax", "grid")
+    assert (config.base.optimizer.lr, config.base.options.map_norm, config.base.patch.kind) == (0.5, "minmax", "grid")
     assert config.base.options.cpcr_target == "dense"  # of --preset paper
     assert (config.base.epochs, config.base.patch.segments, config.base.augment.crop) == (14, 40, 64)  # the demo's
     assert config.scales == (1.0,) and config.images == 3

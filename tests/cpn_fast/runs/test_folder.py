@@ -15,7 +15,9 @@ from cpn_fast.cli import main as cli
 from cpn_fast.config.training import (
     AffinityConfig,
     AugmentOptions,
+    DeviceOptions,
     MethodOptions,
+    OptimizerOptions,
     PatchOptions,
     SegmentConfig,
     TrainConfig,
@@ -37,8 +39,9 @@ def test_a_cam_run_of_0_1_0_opens(tmp_path: Path) -> None:
     assert (run.classes, run.backend_version) == (("cat", "dog"), "native 1")
     assert run.config == TrainConfig(
         data="voc:VOC2012", output=Path("runs/photos"), preset="paper", backbone="mobilenet_v2",
-        weights=Path("mobilenet_v2.safetensors"), lr=0.02, momentum=0.9, epochs=16, max_steps=900, workers=0,
-        precision="bf16-mixed", refine_lr_factor=10.0,
+        weights=Path("mobilenet_v2.safetensors"), optimizer=OptimizerOptions(lr=0.02, momentum=0.9),
+        epochs=16, max_steps=900, workers=0,
+        device=DeviceOptions(precision="bf16-mixed"), refine_lr_factor=10.0,
         augment=AugmentOptions(crop=256, resize=(250, 430)), patch=PatchOptions(segments=120, grid_sides=(28, 56)),
         options=MethodOptions(map_norm="max", cpcr_target="dense", ohem_pool="all", affinity="cosine",
                               tcp_target="pair", prcm="softmax", warm_up=0.0),
@@ -49,12 +52,12 @@ def test_runs_of_the_other_trainings_of_0_1_0_open(tmp_path: Path) -> None:
     segment = old_run(tmp_path / "s", "segment").config_of(SegmentConfig)
     assert segment == SegmentConfig(
         data="voc:VOC2012", output=Path("runs/deeplab"), masks="runs/masks", backbone="resnet38_tiny", norms="frozen",
-        lr=0.01, momentum=0.9, epochs=20,
+        optimizer=OptimizerOptions(lr=0.01, momentum=0.9), epochs=20,
     )  # fmt: skip
     affinity = old_run(tmp_path / "a", "affinity").config_of(AffinityConfig)
     assert affinity == AffinityConfig(
-        masks=Path("runs/masks"), output=Path("runs/affinity"), backbone="resnet38_tiny", beta=0.3, lr=0.01,
-        momentum=0.9, epochs=8,
+        masks=Path("runs/masks"), output=Path("runs/affinity"), backbone="resnet38_tiny", beta=0.3,
+        optimizer=OptimizerOptions(lr=0.01, momentum=0.9), epochs=8,
     )  # fmt: skip
 
 
@@ -139,6 +142,6 @@ def test_commands_end_with_the_key_and_status_2(
 ) -> None:
     run = make_run(tmp_path / "run")
     changed(run, "config.batch_size", "eight")
-    assert cli.main(["label", str(run.path), "--data", "demo:", "--output", str(tmp_path / "masks")]) == 2
+    assert cli.main(["export", str(run.path), "--output", str(tmp_path / "model.onnx")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and 'key config.batch_size: found "eight", expected a whole number' in error

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from cpn_fast.cli import main as cli
-from cpn_fast.config.training import SegmentAugment, SegmentConfig
+from cpn_fast.config.training import OptimizerOptions, SegmentAugment, SegmentConfig
 from cpn_fast.data.loading.steps import Span
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.types import VOID
@@ -142,7 +142,14 @@ def test_learns_the_colours(squares: Path, tmp_path: Path) -> None:
     """Also: curves, and the statistics of batch norms as quick as a short training needs them."""
     run = run_segment_train(
         config(
-            squares, tmp_path / "run", epochs=80, lr=0.05, eval_every=40, augment=PLAIN, dropout=0.0, val_split="train"
+            squares,
+            tmp_path / "run",
+            epochs=80,
+            optimizer=OptimizerOptions(lr=0.05),
+            eval_every=40,
+            augment=PLAIN,
+            dropout=0.0,
+            val_split="train",
         )
     )
     evals = run.records("eval")
@@ -190,8 +197,10 @@ def test_two_processes_average_their_halves(squares: Path, tmp_path: Path) -> No
     pair = load_checkpoint(RunFolder(tmp_path / "pair").checkpoint_path)
     assert pair["step"] == 1
 
-    settings = replace(parse([*arguments, "--output", str(tmp_path / "single")]), momentum=0.9)
-    single = run_segment_train(replace(settings, lr=1e-30))  # leaves the initial weights, but for the statistics
+    settings = parse([*arguments, "--output", str(tmp_path / "single")])
+    single = run_segment_train(
+        replace(settings, optimizer=OptimizerOptions(lr=1e-30, momentum=0.9))
+    )  # leaves the initial weights, but for the statistics
     start = load_checkpoint(single.checkpoint_path)["model"]
     source = open_source(settings.data)
     gradients, statistics = [], []

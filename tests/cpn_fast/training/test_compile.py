@@ -10,7 +10,15 @@ from torch._dynamo.utils import counters
 
 from cpn_fast.cam.task import run_train
 from cpn_fast.config.presets import PRESETS
-from cpn_fast.config.training import AugmentOptions, MethodOptions, PatchOptions, TrainConfig, replace_dotted
+from cpn_fast.config.training import (
+    AugmentOptions,
+    DeviceOptions,
+    MethodOptions,
+    OptimizerOptions,
+    PatchOptions,
+    TrainConfig,
+    replace_dotted,
+)
 from cpn_fast.methods import create_method
 from cpn_fast.models import build, create_model
 from cpn_fast.models.backbones import Backbone
@@ -78,11 +86,13 @@ def test_losses_equal_eager(small_demo: Path, tmp_path: Path, monkeypatch: pytes
     """Five steps of a whole run with dropout on, through the default compiler, to 1e-4."""
     monkeypatch.setattr(build, "create_backbone", lambda name, frozen: Mini())
     eager = TrainConfig(
-        data=f"demo:{small_demo}", output=tmp_path / "eager", backbone="resnet38_tiny", batch_size=2, lr=0.01,
-        workers=0, epochs=2, max_steps=5, eval_every=0, accelerator="cpu", augment=AugmentOptions(crop=32),
-        patch=PatchOptions(kind="grid"), channels_last=True, options=MethodOptions(warm_up=0.17),  # 2 of 12 steps
+        data=f"demo:{small_demo}", output=tmp_path / "eager", backbone="resnet38_tiny", batch_size=2,
+        optimizer=OptimizerOptions(lr=0.01),
+        workers=0, epochs=2, max_steps=5, eval_every=0,
+        device=DeviceOptions(accelerator="cpu"), augment=AugmentOptions(crop=32),
+        patch=PatchOptions(kind="grid"), options=MethodOptions(warm_up=0.17),  # 2 of 12 steps
     )  # fmt: skip
-    compiled = replace(eager, output=tmp_path / "compiled", compile=True)
+    compiled = replace(eager, output=tmp_path / "compiled", device=replace(eager.device, compile=True))
     records = [run_train(config).records("step") for config in (eager, compiled)]
     assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]  # warm-up, and every loss
     for name, steps in (("loss", 5), ("cls", 5), ("tcp", 3), ("cpcr", 3)):

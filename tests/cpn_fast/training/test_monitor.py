@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 from cpn_fast.cam.task import run_train
-from cpn_fast.config.training import AugmentOptions, MethodOptions, PatchOptions, TrainConfig
+from cpn_fast.config.training import (
+    AugmentOptions,
+    DeviceOptions,
+    MethodOptions,
+    OptimizerOptions,
+    PatchOptions,
+    TrainConfig,
+)
 from cpn_fast.files.errors import NonFiniteError
 from cpn_fast.models import create_model
 from cpn_fast.runs.checkpoint import load_checkpoint
@@ -18,7 +25,9 @@ from cpn_fast.training import trainer
 from cpn_fast.training.monitor import StepMonitor
 from cpn_fast.training.optimizer import create_optimizer, gate, parameter_groups, poly_factor, set_learning_rate
 
-CONFIG = TrainConfig(data="x", output=Path("x"), backbone="resnet38_tiny", lr=0.1, momentum=0.9)
+CONFIG = TrainConfig(
+    data="x", output=Path("x"), backbone="resnet38_tiny", optimizer=OptimizerOptions(lr=0.1, momentum=0.9)
+)
 
 
 class Small(nn.Module):
@@ -170,8 +179,9 @@ def test_run_stops_before_weights_are_touched(
 ) -> None:
     """Step 6 goes bad; the error comes with step 7, and the weights are those after step 5."""
     config = TrainConfig(
-        data=f"demo:{small_demo}", output=tmp_path / "run", method="cam", backbone="resnet38_tiny", epochs=2, lr=1e-3,
-        batch_size=2, workers=0, checkpoint_every=5, eval_every=0, accelerator="cpu",
+        data=f"demo:{small_demo}", output=tmp_path / "run", method="cam", backbone="resnet38_tiny", epochs=2,
+        optimizer=OptimizerOptions(lr=1e-3),
+        batch_size=2, workers=0, checkpoint_every=5, eval_every=0, device=DeviceOptions(accelerator="cpu"),
         augment=AugmentOptions(crop=64), patch=PatchOptions(kind="grid"),
     )  # fmt: skip
     step_of = trainer.Trainer.train_step
@@ -208,8 +218,10 @@ def test_bad_last_step_is_noticed_before_the_checkpoint(
     small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = TrainConfig(
-        data=f"demo:{small_demo}", output=tmp_path / "run", method="cam", backbone="resnet38_tiny", epochs=1, lr=1e-3,
-        max_steps=2, batch_size=2, workers=0, eval_every=0, accelerator="cpu", augment=AugmentOptions(crop=64),
+        data=f"demo:{small_demo}", output=tmp_path / "run", method="cam", backbone="resnet38_tiny", epochs=1,
+        optimizer=OptimizerOptions(lr=1e-3),
+        max_steps=2, batch_size=2, workers=0, eval_every=0, device=DeviceOptions(accelerator="cpu"),
+        augment=AugmentOptions(crop=64),
     )  # fmt: skip
     step_of = trainer.Trainer.train_step
 
@@ -230,8 +242,10 @@ def test_an_update_that_leads_out_of_the_numbers(
 ) -> None:
     """Loss and gradients of the step were finite; weights, or the maps made with them, are not."""
     config = TrainConfig(
-        data=f"demo:{small_demo}", output=tmp_path / "run", method="cam", backbone="resnet38_tiny", epochs=1, lr=1e-3,
-        max_steps=2, batch_size=2, workers=0, eval_every=int(where == "validation"), val_images=1, accelerator="cpu",
+        data=f"demo:{small_demo}", output=tmp_path / "run", method="cam", backbone="resnet38_tiny", epochs=1,
+        optimizer=OptimizerOptions(lr=1e-3),
+        max_steps=2, batch_size=2, workers=0, eval_every=int(where == "validation"), val_images=1,
+        device=DeviceOptions(accelerator="cpu"),
         augment=AugmentOptions(crop=64),
     )  # fmt: skip
     step_of = trainer.Trainer.train_step

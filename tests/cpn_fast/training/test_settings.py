@@ -17,7 +17,9 @@ from cpn_fast.config.serialise import config_from_dict, config_to_dict, flat
 from cpn_fast.config.training import (
     AffinityConfig,
     AugmentOptions,
+    DeviceOptions,
     MethodOptions,
+    OptimizerOptions,
     PatchOptions,
     SegmentConfig,
     TrainConfig,
@@ -44,8 +46,10 @@ def test_options_of_the_interface() -> None:
     ])  # fmt: skip
     assert config == TrainConfig(
         data="voc:somewhere", output=Path("runs/x"), method="cpn", backbone="mobilenet_v2", weights=Path("w.pth"),
-        epochs=3, max_steps=7, batch_size=16, lr=0.02, momentum=0.5, seed=4, compile=True, precision="bf16-mixed",
-        devices=2, workers=5, hidden_colour="dataset", augment=AugmentOptions(crop=256),
+        epochs=3, max_steps=7, batch_size=16, seed=4,
+        optimizer=OptimizerOptions(lr=0.02, momentum=0.5),
+        device=DeviceOptions(compile=True, precision="bf16-mixed", devices=2), workers=5,
+        hidden_colour="dataset", augment=AugmentOptions(crop=256),
         patch=PatchOptions(kind="grid", segments=99), options=replace(TrainConfig("", Path()).options,
         cpcr_target="dense"),
     )  # fmt: skip
@@ -58,7 +62,7 @@ def test_defaults_suit_the_machine(monkeypatch: pytest.MonkeyPatch, caplog: pyte
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert parse(BASE) == plain and not caplog.text
     with caplog.at_level("INFO"):
-        assert parse([*BASE, "--accelerator", "cpu"]) == replace(small, accelerator="cpu")
+        assert parse([*BASE, "--accelerator", "cpu"]) == replace(small, device=DeviceOptions(accelerator="cpu"))
     assert "taking mobilenet_v2 and, unless --crop says otherwise, crops of 256 pixels" in caplog.text
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert parse(BASE) == small
@@ -116,11 +120,12 @@ def test_what_decides_over_a_step_cannot_change_on_resume(changes: dict[str, obj
 def test_preset_gives_defaults_that_options_override() -> None:
     released = parse([*BASE, "--preset", "released"])
     assert released.preset == "released"
-    assert released.momentum == 5e-4 and released.lr == 0.01 and released.lr_factors["refinement"] == 10
+    assert released.optimizer.momentum == 5e-4 and released.optimizer.lr == 0.01
+    assert released.lr_factors["refinement"] == 10
     assert released.options.p_hidden == 0.39 and released.options.winner_classes == "all"
     assert released.options.prcm == "released" and released.options.loss_resolution == "input"
     changed = parse(["--options.prcm", "softmax", *BASE, "--momentum", "0.8", "--preset=released"])
-    assert changed.momentum == 0.8 and changed.options.prcm == "softmax"
+    assert changed.optimizer.momentum == 0.8 and changed.options.prcm == "softmax"
     assert changed.options.refined_pair_gradient and changed.patch.segments == 225
 
 
@@ -158,10 +163,15 @@ def test_errors_are_one_line(
 
 
 def test_resume_takes_the_runs_settings(tmp_path: Path) -> None:
-    stored = TrainConfig(data="voc:d", output=tmp_path, lr=0.5, patch=PatchOptions(kind="grid", grid_sides=(7, 8)))
+    stored = TrainConfig(
+        data="voc:d",
+        output=tmp_path,
+        optimizer=OptimizerOptions(lr=0.5),
+        patch=PatchOptions(kind="grid", grid_sides=(7, 8)),
+    )
     RunFolder(tmp_path).create(stored, ("a",))
     assert parse(["--resume", "--output", str(tmp_path)]) == replace(stored, resume=True)
-    assert parse(["--resume", f"--output={tmp_path}", "--lr", "1"]).lr == 1
+    assert parse(["--resume", f"--output={tmp_path}", "--lr", "1"]).optimizer.lr == 1
     with pytest.raises(DataError, match="no run here"):
         parse(["--resume", "--output", str(tmp_path / "other")])
 
@@ -174,7 +184,8 @@ def test_config_survives_json() -> None:
     assert config_from_dict(TrainConfig, json.loads(json.dumps(config_to_dict(config))), "x") == config
     with pytest.raises(DataError, match=r"here: key options.mapnorm: unknown setting"):
         config_from_dict(TrainConfig, {"options": {"mapnorm": 1}}, "here")
-    assert {name.partition(".")[0] for name in flat(config_to_dict(config))} == {f.name for f in fields(config)}
+    names = {f.name for kind in (TrainConfig, OptimizerOptions, DeviceOptions) for f in fields(kind)}
+    assert {name.partition(".")[0] for name in flat(config_to_dict(config))} == names - {"optimizer", "device"}
 
 
 def test_records_after_the_checkpoint_go(tmp_path: Path) -> None:
