@@ -352,7 +352,7 @@ def test_options_go_through_to_training(configured: Callable[..., ReproduceConfi
 
 
 def test_default_presets_and_the_papers_batch() -> None:
-    here = ["--data", "voc:x", "--output", "o"]
+    here = ["--data", "voc:x", "--output", "o", "--backbone", "resnet38"]
     table, readings = parse(["table1", *here]).base, parse(["readings", *here]).base
     assert (table.preset, readings.preset) == ("paper", "default")
     assert (table.batch_size, table.augment.crop, table.patch.segments) == (4, 448, 200)

@@ -23,6 +23,7 @@ from cpn_fast.config.training import (
     PatchOptions,
     SegmentConfig,
     TrainConfig,
+    replace_dotted,
 )
 from cpn_fast.device import tune_allocator
 from cpn_fast.files.background_score import DEFAULT_BETA
@@ -114,7 +115,7 @@ def test_what_decides_over_a_step_cannot_change_on_resume(changes: dict[str, obj
     stored = TrainConfig(data="demo:", output=tmp_path)
     (name,) = changes
     with pytest.raises(DataError, match=rf"cannot resume with other settings: {name}"):
-        check_same_settings(stored, replace(stored, **changes), tmp_path)  # type: ignore[arg-type]
+        check_same_settings(stored, replace_dotted(stored, changes), tmp_path)
 
 
 def test_preset_gives_defaults_that_options_override() -> None:
