@@ -1,50 +1,62 @@
-"""The picture on README's first screen: `python docs/make_picture.py RUN`, with a CPN run of `make demo`.
+"""The picture on README's first screen: `python docs/make_picture.py RUN`, with a run that knows cat and person.
 
-Three images that no training saw; from left to right the image, CAM, RCAM, the mask at the run's background score, and
-the ground truth. Choose others by their ids: `python docs/make_picture.py RUN val_0003 val_0010`.
+Two photographs that scikit-image ships (Chelsea the cat by S. van der Walt, CC0; Eileen Collins, NASA, public domain),
+neither of them trained on; side by side the photograph, the map that the run draws for the class, and its mask.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import sys
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+from skimage import data
 
-from cpn_fast.data.sources.open import open_source
-from cpn_fast.report.pictures import RowOptions, make_rows
-from cpn_fast.runs.folder import RunFolder
+import cpn_fast
+from cpn_fast.report.pictures import heat, page_palette
 
 OUTPUT = Path(__file__).parent / "images" / "overview.png"
-COLUMNS = ("image", "CAM", "RCAM", "mask", "ground truth")
-SIDE, GAP, COLOURS = 150, 6, 128
-IMAGES = ("val_0003", "val_0010", "val_0021")
+HEIGHT, GAP, COLOURS = 150, 6, 192
+SCALES, BETA = (0.5, 1.0, 1.5, 2.0), 0.55
 
 
-def make_picture(run: RunFolder, ids: tuple[str, ...]) -> Image.Image:
-    """Rows of one image each, a transparent gap between the pictures.
+def photographs() -> list[tuple[NDArray[np.uint8], str]]:
+    """(uint8 [H, W, 3], its class), about as large as in training."""
+    return [(data.chelsea(), "cat"), (data.astronaut()[:400, 40:440], "person")]
 
-    Args:
-        run: a CPN run on generated images that has been scored (`cpn evaluate`).
-        ids: of images of its `val` split.
-    """
-    source = open_source(run.config.data)
-    records = [record for record in source.records("val") if record.id in ids]
-    options = RowOptions(scales=(0.5, 1.0, 1.5), flip=True, max_side=1024, device="cpu", masks=None)
-    rows = make_rows(run, source, records, options)
-    size = (len(COLUMNS) * (SIDE + GAP) - GAP, len(rows) * (SIDE + GAP) - GAP)
-    picture = Image.new("RGBA", size)
-    for top, row in enumerate(rows):
-        for left, column in enumerate(COLUMNS):
-            content = base64.b64decode(row.pictures[column].partition(",")[2])
-            with Image.open(io.BytesIO(content)) as opened:
-                tile = opened.convert("RGBA").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-            picture.paste(tile, (left * (SIDE + GAP), top * (SIDE + GAP)))
+
+def tiles(model: cpn_fast.Model) -> list[list[Image.Image]]:
+    """For each photograph: itself, the class's map over its grey values, and the mask."""
+    labeller = model.labeller(scales=SCALES, beta=BETA)
+    rows = []
+    for pixels, name in photographs():
+        image = np.ascontiguousarray(pixels)
+        found = labeller(image, labels=[name])
+        classes = np.array([found.classes.index(name)])
+        mask = page_palette()[found.mask]
+        rows.append([_tile(part) for part in (image, heat(image, classes, found.maps), mask)])
+    return rows
+
+
+def _tile(pixels: NDArray[np.uint8]) -> Image.Image:
+    image = Image.fromarray(pixels)
+    return image.resize((round(image.width * HEIGHT / image.height), HEIGHT), Image.Resampling.LANCZOS).convert("RGBA")
+
+
+def compose(rows: list[list[Image.Image]]) -> Image.Image:
+    """All tiles in rows, a transparent gap between them."""
+    width = max(sum(tile.width + GAP for tile in row) for row in rows) - GAP
+    picture = Image.new("RGBA", (width, len(rows) * (HEIGHT + GAP) - GAP))
+    for number, row in enumerate(rows):
+        left = 0
+        for tile in row:
+            picture.paste(tile, (left, number * (HEIGHT + GAP)))
+            left += tile.width + GAP
     return picture.quantize(COLOURS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
 
 
 if __name__ == "__main__":
     OUTPUT.parent.mkdir(exist_ok=True)
-    make_picture(RunFolder(Path(sys.argv[1])), tuple(sys.argv[2:]) or IMAGES).save(OUTPUT, optimize=True)
+    compose(tiles(cpn_fast.load(sys.argv[1]))).save(OUTPUT, optimize=True)
