@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from cpn_fast.data.types import VOID
+from cpn_fast.files.masks import VOID
 
 
 def shown_pixels(views: Tensor) -> Tensor:
