@@ -102,7 +102,8 @@ def test_wheel_holds_the_three_packages_and_the_licence(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         (entry_points,) = (archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
-    for name in ("cpn_fast/cli/main.py", "cpn_kernels/cam_norm.py", "cpn_export/runtime.py"):
+    modules = ("cpn_fast/cli/main.py", "cpn_kernels/cam_norm.py", "cpn_export/runtime.py")
+    for name in (*modules, "cpn_fast/report/templates/page.html", "cpn_fast/report/templates/page.css"):
         assert name in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)

@@ -31,6 +31,7 @@ EXIT_PIPE = 141
 
 EXTRAS = {
     "onnxruntime": "cpn-fast[cpu]' or, on a machine with an NVIDIA GPU, 'cpn-fast[gpu]",
+    "jinja2": "cpn-fast[report]",
     "matplotlib": "cpn-fast[report]",
     "pycocotools": "cpn-fast[report]",
     "pydantic": "cpn-fast[report]",

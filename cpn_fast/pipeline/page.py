@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cpn_fast.data.sources.spread import spread
 from cpn_fast.data.types import Record, Source
@@ -17,6 +17,9 @@ from cpn_fast.pipeline.state import StageResult
 from cpn_fast.report import page
 from cpn_fast.report.charts import bar_chart
 from cpn_fast.report.pictures import Row, mask_uri, photo_uri
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 IMAGES = 8
 FOLDERS = {"label": ("mask", "masks"), "refine": ("refined mask", "masks-refined")}
@@ -50,7 +53,7 @@ def write_page(config: PipelineConfig, source: Source, results: Sequence[StageRe
     return path
 
 
-def _stages(results: Sequence[StageResult]) -> str:
+def _stages(results: Sequence[StageResult]) -> Markup:
     rows = [
         (
             result.stage.name,
@@ -71,15 +74,15 @@ def _percent(scores: Mapping[str, Any], key: str) -> str:
     return "" if scores.get(key) is None else f"{100 * scores[key]:.1f}"
 
 
-def _classes(source: Source, scored: Sequence[StageResult]) -> str:
+def _classes(source: Source, scored: Sequence[StageResult]) -> Markup:
     names = ["background", *source.classes]
     bars = {
         result.stage.name: [100 * (result.scores["per_class"].get(name) or 0.0) for name in names] for result in scored
     }
-    return page.charts("Classes", {"IoU % per class": bar_chart(names, bars)}) if scored else ""
+    return page.charts("Classes", {"IoU % per class": bar_chart(names, bars)} if scored else {})
 
 
-def _pictures(config: PipelineConfig, source: Source, results: Sequence[StageResult]) -> str:
+def _pictures(config: PipelineConfig, source: Source, results: Sequence[StageResult]) -> Markup:
     """A few images of the training split with every mask that was made of them."""
     names = [result.stage.name for result in results]
     records = spread(source.records(config.train.split), IMAGES)

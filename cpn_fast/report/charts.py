@@ -1,19 +1,50 @@
-"""Line and bar charts as SVG text, coloured by CSS variables of the page around them (no library, no network)."""
+"""Line and bar charts for a page: matplotlib's SVG, with the page's CSS variables as colours and its font."""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from typing import TYPE_CHECKING
 
-WIDTH, HEIGHT = 560, 260
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 30, 40
-SERIES_COLOURS = 6
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH, HEIGHT = 5.6, 2.6
+"""Inches; a page shows a chart at the width that it has."""
+ROW = 0.16
 MAX_POINTS = 300
-ROW = 16
+MAX_DOTS = 40
+"""Of a line with more points the single ones are not marked."""
 
-Place = Callable[[float, float], tuple[float, float]]
+COLOURS = ("#2563c9", "#d9730d", "#1f8a57", "#a23ab0", "#b3263a", "#6b7280")
+INK, SOFT, GRID = "#16202c", "#5b6776", "#dfe4ea"
+VARIABLES = {**{f"--c{i}": colour for i, colour in enumerate(COLOURS)}, "--ink": INK, "--soft": SOFT, "--line": GRID}
+"""CSS variable of the page -> the colour that stands for it while a chart is drawn."""
+
+STYLE = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "cpn-fast",  # the same chart gives the same bytes
+    "text.parse_math": False,  # a class may be called $x$
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same layout everywhere
+    "font.size": 8,
+    "text.color": SOFT,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "grid.color": GRID,
+    "legend.frameon": False,
+}
 
 
 @dataclass(frozen=True)
@@ -29,18 +60,6 @@ class Series:
     name: str
     x: Sequence[float]
     y: Sequence[float]
-
-
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten) within [low, high]."""
-    if not high > low:
-        return [low]
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
 
 
 def thinned(series: Series, limit: int = MAX_POINTS) -> Series:
@@ -66,8 +85,8 @@ def line_chart(
         series: the lines; empty ones are left out.
         x_label: name of the x axis.
         y_label: name of the y axis.
-        y_from: lower end of the y axis; None = the smallest value.
-        mark: a vertical line at this x, and what to write on it.
+        y_from: lower end of the y axis, or the smallest value where that is below; None = the smallest.
+        mark: a vertical line at this x, and what to write on it; left out where it is outside of the lines.
 
     Returns:
         An `<svg>` element; an empty string where no series has a finite point.
@@ -75,38 +94,29 @@ def line_chart(
     lines = [line for line in map(thinned, series) if line.x]
     if not lines:
         return ""
-    x_low, x_high = _span([x for line in lines for x in line.x], None)
-    y_low, y_high = _span([y for line in lines for y in line.y], y_from)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
-        return across, HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
-
-    parts = [
-        _axes(x_low, x_high, y_low, y_high, place),
-        _axis_names(x_label, y_label),
-        _legend([s.name for s in lines]),
-    ]
-    if mark is not None and x_low <= mark[0] <= x_high:
-        at = place(mark[0], y_low)[0]
-        anchor = "end" if at > WIDTH * 0.7 else "start"
-        parts.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        offset = -4 if anchor == "end" else 4
-        parts.append(
-            f'<text x="{at + offset:.1f}" y="{HEIGHT - BOTTOM - 6}" text-anchor="{anchor}">{escape(mark[1])}</text>'
-        )
-    for index, line in enumerate(lines):
-        points = [place(x, y) for x, y in zip(line.x, line.y, strict=True)]
-        colour = f"c{index % SERIES_COLOURS}"
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(f'<polyline class="line {colour}" points="{path}"/>')
-        if len(points) <= 40:
-            parts += [
-                f'<circle class="dot {colour}" cx="{px:.1f}" cy="{py:.1f}" r="2.5">'
-                f"<title>{escape(line.name)}: {_number(y)} at {_number(x)}</title></circle>"
-                for (px, py), x, y in zip(points, line.x, line.y, strict=True)
-            ]
-    return _svg(HEIGHT, f"{y_label} over {x_label}", parts)
+    with _chart(WIDTH, HEIGHT) as (figure, axes):
+        for line, colour in zip(lines, _colours(len(lines)), strict=True):
+            marker = "o" if len(line.x) <= MAX_DOTS else ""
+            axes.plot(line.x, line.y, color=colour, linewidth=1.5, marker=marker, markersize=3, clip_on=False)
+        low, high = axes.dataLim.intervalx
+        if mark is not None and low <= mark[0] <= high:
+            right = mark[0] > low + 0.7 * (high - low)
+            axes.axvline(mark[0], color=SOFT, linestyle=(0, (4, 4)), linewidth=0.8)
+            axes.annotate(
+                mark[1],
+                (mark[0], 0),
+                (-3 if right else 3, 4),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                ha="right" if right else "left",
+            )
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.margins(x=0.01)
+        if y_from is not None:
+            axes.set_ylim(bottom=min(y_from, axes.dataLim.ymin))
+        axes.grid(axis="y")
+        _legend(figure, [line.name for line in lines])
+        return _with_tips(_svg(figure, f"{y_label} over {x_label}"), lines)
 
 
 def bar_chart(names: Sequence[str], groups: Mapping[str, Sequence[float | None]], unit: str = "") -> str:
@@ -122,73 +132,72 @@ def bar_chart(names: Sequence[str], groups: Mapping[str, Sequence[float | None]]
     """
     if not names or not groups:
         return ""
-    label_width = min(160, 8 + 7 * max(map(len, names)))
-    scale = (WIDTH - label_width - 60) / 100
-    pitch = ROW * len(groups) + 8
-    parts = [_legend(list(groups))]
-    for row, name in enumerate(names):
-        top = TOP + row * pitch
-        middle = top + ROW * len(groups) / 2 + 4
-        parts.append(f'<text x="{label_width - 6}" y="{middle:.1f}" text-anchor="end">{escape(name)}</text>')
-        for index, values in enumerate(groups.values()):
-            value = values[row]
-            y = top + index * ROW
-            known = value is not None and math.isfinite(value)
-            length = max(0.0, value * scale) if known and value is not None else 0.0
-            text = f"{value:.1f}{unit}" if known else "absent"
-            parts.append(
-                f'<rect class="bar c{index % SERIES_COLOURS}" x="{label_width}" y="{y + 1}" '
-                f'width="{length:.1f}" height="{ROW - 3}" rx="2"/>'
-            )
-            parts.append(f'<text class="value" x="{label_width + length + 5:.1f}" y="{y + ROW - 4}">{text}</text>')
-    return _svg(TOP + len(names) * pitch + 6, "bars per class", parts)
+    pitch = len(groups) + 0.5
+    with _chart(WIDTH, 0.5 + ROW * pitch * len(names)) as (figure, axes):
+        for index, (values, colour) in enumerate(zip(groups.values(), _colours(len(groups)), strict=True)):
+            places = [row * pitch + index for row in range(len(names))]
+            known = [value if value is not None and math.isfinite(value) else None for value in values]
+            bars = axes.barh(places, [value or 0.0 for value in known], 0.8, color=colour)
+            texts = ["absent" if value is None else f"{value:.1f}{unit}" for value in known]
+            axes.bar_label(bars, texts, padding=3, color=INK)
+        axes.set_yticks([row * pitch + (len(groups) - 1) / 2 for row in range(len(names))], names)
+        axes.set(xlim=(0, 110), ylim=(len(names) * pitch - 0.75, -0.75))
+        axes.tick_params(left=False, bottom=False, labelbottom=False)
+        axes.spines[:].set_visible(False)
+        _legend(figure, list(groups))
+        return _svg(figure, "bars per class")
 
 
-def _svg(height: float, name: str, parts: Sequence[str]) -> str:
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(name, quote=True)}">'
-        + "".join(parts)
-        + "</svg>"
+@contextmanager
+def _chart(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """An empty chart, and the style while it is drawn and written."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE), warnings.catch_warnings():
+        # Only the layout asks matplotlib's own font; a reader's browser has the signs that it lacks.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure = Figure((width, height), layout="constrained")
+        yield figure, figure.add_subplot()
+
+
+def _colours(count: int) -> list[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(count)]
+
+
+def _legend(figure: Figure, names: Sequence[str]) -> None:
+    from matplotlib.patches import Patch
+
+    patches = [Patch(color=colour) for colour in _colours(len(names))]
+    figure.legend(patches, names, loc="outside upper left", ncols=4, handlelength=1, handleheight=1, columnspacing=1.2)
+
+
+def _with_tips(svg: str, lines: Sequence[Series]) -> str:
+    """Give every marked point its values, which a browser shows under the pointer; points stand in drawing order."""
+    tips = iter(
+        f"{line.name}: {y:.4g} at {x:.4g}"
+        for line in lines
+        if len(line.x) <= MAX_DOTS
+        for x, y in zip(line.x, line.y, strict=True)
     )
 
+    def titled(point: re.Match[str]) -> str:
+        return f"{point[1]}><title>{escape(next(tips))}</title></use>"
 
-def _span(values: Sequence[float], low: float | None) -> tuple[float, float]:
-    """Ends of an axis that holds all values and is never empty."""
-    start, end = min(values) if low is None else low, max(values)
-    return (start, end) if end > start else (start - 0.5, start + 0.5)
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}"
+    return re.sub(r"(<use [^>]*fill: var\(--c\d\)[^>]*)/>", titled, svg)
 
 
-def _axes(x_low: float, x_high: float, y_low: float, y_high: float, place: Place) -> str:
-    parts = []
-    for y in ticks(y_low, y_high):
-        height = place(x_low, y)[1]
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">{_number(y)}</text>')
-    for x in ticks(x_low, x_high, 6):
-        across = place(x, y_low)[0]
-        parts.append(
-            f'<text class="tick" x="{across:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{_number(x)}</text>'
-        )
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>')
-    return "".join(parts)
-
-
-def _axis_names(x_label: str, y_label: str) -> str:
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    return (
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>'
-        f'<text transform="translate(12 {middle:.0f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
-    )
-
-
-def _legend(names: Sequence[str]) -> str:
-    parts, x = [], float(LEFT)
-    for index, name in enumerate(names):
-        parts.append(f'<rect class="bar c{index % SERIES_COLOURS}" x="{x:.0f}" y="8" width="12" height="12" rx="3"/>')
-        parts.append(f'<text x="{x + 17:.0f}" y="18">{escape(name)}</text>')
-        x += 34 + 7 * len(name)
-    return "".join(parts)
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as an element of a page: no head, no names of things that another chart has too."""
+    written = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(written, format="svg", transparent=True, metadata=nothing)
+    text = written.getvalue()
+    _, opening, body = re.split(r"(<svg\b[^>]*>)", text, maxsplit=1)
+    box = re.search(r'viewBox="[^"]*"', opening)
+    assert box is not None
+    body = re.sub(r"<!--.*?-->\s*", "", body, flags=re.DOTALL)
+    body = re.sub(r'<g id="[^"]*"', "<g", body)
+    for variable, colour in VARIABLES.items():
+        body = body.replace(colour, f"var({variable})")
+    return f'<svg {box[0]} role="img" aria-label="{escape(name, quote=True)}">{body.strip()}'

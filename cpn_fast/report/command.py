@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from cpn_fast.report.charts import Series, bar_chart, line_chart
 from cpn_fast.report.options import ReportConfig
 from cpn_fast.report.pictures import Row, RowOptions, make_rows
 from cpn_fast.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +97,7 @@ def _headline(
     return figures
 
 
-def _pictures(run: RunFolder, config: ReportConfig) -> str:
+def _pictures(run: RunFolder, config: ReportConfig) -> Markup:
     try:
         rows = _rows(run, config)
     except DataError as error:
@@ -130,7 +133,7 @@ def _maps(run: RunFolder, config: ReportConfig) -> ResolvedMaps:
     return options.resolved(run)
 
 
-def _scores(scores: Mapping[str, Any], classes: Sequence[str]) -> str:
+def _scores(scores: Mapping[str, Any], classes: Sequence[str]) -> Markup:
     if not scores:
         return page.note("No scores: there is no metrics.json; `cpn evaluate` writes it where the data has masks.")
     multi = {name.upper(): scales["multi"] for name, scales in scores.get("results", {}).items()}
@@ -173,7 +176,7 @@ def _shown(per_class: Mapping[str, float | None], names: list[str]) -> list[str]
     return ranked if len(ranked) <= MAX_BARS else ranked[: MAX_BARS // 2] + ranked[-MAX_BARS // 2 :]
 
 
-def _learning(evals: Sequence[Mapping[str, Any]], refined: bool) -> str:
+def _learning(evals: Sequence[Mapping[str, Any]], refined: bool) -> Markup:
     epochs = [float(record["epoch"]) for record in evals]
 
     def curve(name: str, key: str, factor: float = 1.0) -> Series:
@@ -190,7 +193,7 @@ def _learning(evals: Sequence[Mapping[str, Any]], refined: bool) -> str:
     return page.charts("Learning curves", drawn, "On a fixed subset of the validation images, at a single scale.")
 
 
-def _training(steps: Sequence[Mapping[str, Any]], maps: Sequence[Mapping[str, Any]]) -> str:
+def _training(steps: Sequence[Mapping[str, Any]], maps: Sequence[Mapping[str, Any]]) -> Markup:
     if not steps:
         return page.note("No training records: metrics.jsonl is missing or empty.")
     at = [float(record["step"]) for record in steps]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 import subprocess
@@ -15,7 +14,6 @@ import pytest
 
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import write_mask
-from cpn_fast.report.charts import Series, bar_chart, line_chart, thinned, ticks
 from cpn_fast.report.command import ReportConfig, run_report
 from cpn_fast.report.pictures import heat, page_palette
 from cpn_fast.runs.folder import RunFolder
@@ -56,7 +54,7 @@ class Page(HTMLParser):
 
 def read(path: Path) -> Page:
     text = path.read_text(encoding="utf-8")
-    assert not re.search(r"https?://|@import|url\(", text), "the page would load something"
+    assert not re.search(r"https?://|@import|url\((?!#)", text), "the page would load something"
     page = Page(text)
     assert all(link.startswith("data:image/") for link in page.links)
     return page
@@ -194,36 +192,3 @@ def test_heat_without_classes_is_the_dimmed_image() -> None:
 
 def test_page_colours_are_distinct() -> None:
     assert len(np.unique(page_palette(), axis=0)) == 256
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [(0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]), (3.0, 47.0, [10.0, 20.0, 30.0, 40.0]), (2.0, 2.0, [2.0])],
-)
-def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
-    assert ticks(low, high) == expected
-
-
-def test_thinning_takes_means_and_drops_what_is_not_finite() -> None:
-    line = thinned(Series("loss", [1, 2, 3, 4, 5], [1.0, 3.0, math.nan, 10.0, 20.0]), limit=2)
-    assert list(line.x) == [1.5, 4.5] and list(line.y) == [2.0, 15.0]
-
-
-def test_line_chart_places_points_by_hand() -> None:
-    text = line_chart([Series("a<b", [0, 10], [0.0, 4.0])], "x", "y", y_from=0.0)
-    # The plot spans x 62..546 and y 30..220 pixels, y downwards.
-    assert 'points="62.0,220.0 546.0,30.0"' in text
-    assert "a&lt;b" in text
-
-
-def test_line_chart_without_points_is_nothing() -> None:
-    assert line_chart([Series("a", [0, 1], [math.nan, math.inf])], "x", "y") == ""
-
-
-def test_bars_are_in_scale_and_absent_classes_say_so() -> None:
-    text = bar_chart(["cat", "dog"], {"CAM": [50.0, 100.0], "RCAM": [None, 25.0]})
-    widths = [
-        float(width) for width in re.findall(r'class="bar c\d" x="\d+" y="\d+" width="([\d.]+)" height="13"', text)
-    ]
-    assert widths[1] == 0 and text.count("absent") == 1
-    assert widths[0] == pytest.approx(widths[2] / 2, abs=0.1) and widths[3] == pytest.approx(widths[2] / 4, abs=0.1)
