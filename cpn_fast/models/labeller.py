@@ -267,6 +267,8 @@ class Labeller(nn.Module):
 
     def _refine_channels(self, cam: Tensor, features: Tensor, labels: Tensor, channels: Tensor | None) -> Tensor:
         """`refine_map`, of the chosen channels only where the others have no say in it."""
+        if channels is None:
+            return self.refine_map(cam, features, labels)
         if self.refine.refine == "learnt" and self.net.refines_all_classes:
             return of_channels(self.refine_map(cam, features, labels), channels)
         return self.refine_map(of_channels(cam, channels), features, of_channels(labels, channels))

@@ -44,7 +44,7 @@ class SmallBackbone(Backbone):
         ("pcm", "minmax", True, (1.0,), PER_SCALE, None),
         ("none", "minmax", True, (0.75, 1.5), RefineOptions("raw", "fused"), 72),
         pytest.param(
-            "none", "max", False, (0.5, 1.0), RefineOptions("raw", "scale", 1.5), None, marks=pytest.mark.slow
+            "none", "minmax", False, (0.5, 1.0), RefineOptions("raw", "scale", 1.5), None, marks=pytest.mark.slow
         ),
         ("none", "minmax", True, (1.0,), PIXELS, 72),
         pytest.param("pcm", "minmax", True, (0.75, 1.5), RefineOptions("learnt", "fused"), 72, marks=pytest.mark.slow),
