@@ -43,8 +43,9 @@ class MapOptions:
         config = run.config
         of_paper, heads = config.preset in PAPER_PRESETS, has_refinement_heads(config)
         pixels = config.pixel_masks is not None
-        usual = "pixels" if pixels else "raw"
-        refine = self.refine or (("learnt" if heads else "none") if of_paper and not pixels else usual)
+        usual: Refine = "pixels" if pixels else "raw"
+        papers: Refine = "learnt" if heads else "none"
+        refine: Refine = self.refine or (papers if of_paper and not pixels else usual)
         if refine == "pixels" and not pixels:
             raise DataError(f"--refine pixels: {run.path} learned no pixel labels (--pixel-masks); use --refine raw")
         if refine == "learnt" and not heads:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -72,11 +72,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Move every tensor to `device` without waiting for it."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "ids"}
-        moved = {
-            name: None if tensor is None else tensor.to(device, non_blocking=True) for name, tensor in tensors.items()
-        }
-        return Batch(self.ids, **moved)
+        tensors: dict[str, Tensor | None] = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items() if tensor is not None}
+        return replace(self, **moved)
 
 
 class Source(Protocol):

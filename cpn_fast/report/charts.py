@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ INK, SOFT, GRID = "#16202c", "#5b6776", "#dfe4ea"
 VARIABLES = {**{f"--c{i}": colour for i, colour in enumerate(COLOURS)}, "--ink": INK, "--soft": SOFT, "--line": GRID}
 """CSS variable of the page -> the colour that stands for it while a chart is drawn."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "cpn-fast",  # the same chart gives the same bytes
     "text.parse_math": False,  # a class may be called $x$

@@ -206,7 +206,7 @@ class Tally:
         """What was counted of each image, all scales together, in the order of the split."""
         place = {record.id: index for index, record in enumerate(records)}
         order = sorted(range(len(self.ids)), key=lambda index: place[self.ids[index]])
-        maps = {
+        maps: dict[str, ImageCounts] = {
             name: ImageCounts.of([sweep.per_image[index] for index in order], len(classes))
             for (name, scale), sweep in self.sweeps.items()
             if scale == MULTI

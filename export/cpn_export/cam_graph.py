@@ -65,7 +65,8 @@ class _Calls(nn.Module):
         )
         if not self.refined:
             outputs.append(outputs[0][:, :0])
-        return CamOutput(*outputs, pixels=outputs[2] if self.pixels else None)
+        cam, scores, features = outputs
+        return CamOutput(cam, scores, features, features if self.pixels else None)
 
 
 class _CallingLabeller(Labeller):
