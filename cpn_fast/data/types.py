@@ -72,8 +72,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Move every tensor to `device` without waiting for it."""
-        tensors: dict[str, Tensor | None] = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items() if tensor is not None}
+        moved: dict[str, Any] = {
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)[1:]
+            if (value := getattr(self, field.name)) is not None
+        }
         return replace(self, **moved)
 
 
