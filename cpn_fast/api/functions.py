@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cpn_fast.api.model import Model, shown
 from cpn_fast.api.run import Run
-from cpn_fast.config.backbones import BACKBONE_NAMES
+from cpn_fast.config.backbones import BACKBONE_NAMES, trust_backbone
 from cpn_fast.config.training import (
     AffinityConfig,
     LoopConfig,
@@ -95,6 +95,7 @@ def train(config: LoopConfig, progress: Progress | bool = False) -> Run:
         NonFiniteError: if a loss or gradient was not finite.
     """
     trainer = _trainer(config)
+    trust_backbone(config.backbone)
     config = dataclasses.replace(
         config,
         data=str(config.data),

@@ -159,7 +159,11 @@ def parse(name: str, args: Sequence[str]) -> Any:
     Raises:
         SystemExit: with code 2 for arguments that don't fit (the message is on stderr), with 0 after `--help`.
     """
+    from cpn_fast.config.backbones import trust_backbone
+    from cpn_fast.training.options import value_of
+
     command = COMMANDS[name]
+    trust_backbone(value_of(args, "--backbone") or "")
     if command.parse:
         return _imported(command.parse)(list(args))
     import tyro

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cpn_fast.config.backbones import check_trusted
 from cpn_fast.config.recipes import with_recipe
 from cpn_fast.config.serialise import config_from_dict, config_to_dict, flat
 from cpn_fast.config.training import STAGES, AffinityConfig, C, LoopConfig, SegmentConfig, TrainConfig
@@ -36,6 +37,9 @@ TAKEN_BY = {
     "segment": "`cpn segment predict`, `cpn segment evaluate` and `cpn export` take",
 }
 """What can be done with a run of each kind, for those who try something else."""
+
+COMMAND_OF = {"train": "train", "affinity": "train-affinity", "segment": "segment train"}
+"""The command that trains a run of each kind."""
 
 FREE_ON_RESUME = frozenset(
     ("output", "resume", "max_steps", "workers", "checkpoint_every", "log_every", "eval_every", "val_images")
@@ -220,8 +224,8 @@ class RunFolder:
         """
         from cpn_fast.models import create_model
 
-        self._check_weights()
-        net = create_model(self.config, len(self.classes), load_weights=False)
+        config = self._checked(TrainConfig)
+        net = create_model(config, len(self.classes), load_weights=False)
         self._load_weights(net)
         return net.to(device).eval()
 
@@ -229,8 +233,7 @@ class RunFolder:
         """The segmentation network of the run in eval mode, from what `load_model` reads. Raises DataError likewise."""
         from cpn_fast.models.build import create_deeplab
 
-        config = self.config_of(SegmentConfig)
-        self._check_weights()
+        config = self._checked(SegmentConfig)
         net = create_deeplab(config, len(self.classes), load_weights=False)
         self._load_weights(net)
         return net.to(device).eval()
@@ -239,16 +242,24 @@ class RunFolder:
         """The AffinityNet of the run in eval mode; raises as `load_model` does."""
         from cpn_fast.models import create_affinity_net
 
-        config = self.config_of(AffinityConfig)
-        self._check_weights()
+        config = self._checked(AffinityConfig)
         net = create_affinity_net(config, load_weights=False)
         self._load_weights(net)
         return net.to(device).eval()
 
+    def _checked(self, kind: type[C]) -> C:
+        """The settings of a run that has weights, and whose backbone may be built."""
+        config = self.config_of(kind)
+        check_trusted(config.backbone, str(self.config_path))
+        self._check_weights()
+        return config
+
     def _check_weights(self) -> None:
         if not self.model_path.is_file() and not self.checkpoint_path.is_file():
-            self._stored()
-            raise DataError(f"{self.path}: the run has no weights yet; expected model.safetensors: let it train on")
+            raise DataError(
+                f"{self.path}: the run has no weights yet (neither checkpoint nor model.safetensors); "
+                f"train it on: `cpn {COMMAND_OF[self.stage]} ... --output {self.path} --resume`"
+            )
 
     def load_into(self, net: CamNet, backbone: str, classes: Sequence[str]) -> None:
         """Give a new training the weights of this run, of a CAM network; heads that only one of them has are left.

@@ -13,7 +13,7 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
 
-from cpn_fast.config.backbones import BACKBONE_NAMES
+from cpn_fast.config.backbones import BACKBONE_NAMES, check_trusted, trust_backbone
 from cpn_fast.config.training import LoopConfig, TrainConfig, setting
 from cpn_fast.console.progress import TrainProgress
 from cpn_fast.data.check.labels import label_warnings
@@ -58,6 +58,8 @@ def run_stage(config: ConfigT, kind: type[Stage[ConfigT]], progress: Progress = 
     set_tf32(config.device.tf32)
     check_counts(config)
     folder = RunFolder(config.output)
+    if not config.resume:
+        trust_backbone(config.backbone)
     _check_folder(folder, config)
     fabric = create_fabric(config, kind.partial_gradients(config))
     fabric.launch()
@@ -132,6 +134,7 @@ def check_counts(config: LoopConfig) -> None:
 
 def _check_folder(folder: RunFolder, config: LoopConfig) -> None:
     if config.resume:
+        check_trusted(config.backbone, str(folder.config_path))
         check_same_settings(folder.config_of(type(config)), config, folder.path)
     elif folder.exists():
         raise DataError(
