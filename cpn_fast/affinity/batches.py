@@ -72,7 +72,7 @@ class AffinityStream:
     """Batches of a span of steps; a step's batch depends on the config's seed, its number and the images alone.
 
     Args:
-        images: what `LabelStore.freeze` wrote down.
+        images: what `LabelStore.snapshot` wrote down.
         paths: image path by id where the index's is not the one to take.
         store: the labels.
         config: seed, batch size, augmentation, workers.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from cpn_fast.affinity.task import AffinityStage
+from cpn_fast.affinity.task import AffinityTask
 from cpn_fast.config.recipes import with_recipe
 from cpn_fast.config.training import AffinityConfig
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.runs.folder import RunFolder
-from cpn_fast.training.run import run_stage
+from cpn_fast.training.run import run_training
 
 
 def run_affinity(config: AffinityConfig, progress: Progress = SILENT) -> RunFolder:
@@ -26,4 +26,4 @@ def run_affinity(config: AffinityConfig, progress: Progress = SILENT) -> RunFold
         NonFiniteError: if a loss or gradient was not finite.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the checkpoint is written.
     """
-    return run_stage(with_recipe(config), AffinityStage, progress)
+    return run_training(with_recipe(config), AffinityTask, progress)

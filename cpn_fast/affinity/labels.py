@@ -30,7 +30,7 @@ from cpn_fast.files.json_file import read_json
 from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.mask_folder import MaskFolder, check_size
 from cpn_fast.files.max_side import reduce_image
-from cpn_fast.files.output_folder import MANIFEST_NAME, SETTINGS_NAME, explained_writes, read_settings
+from cpn_fast.files.output_folder import MANIFEST_NAME, SETTINGS_NAME, raise_io_errors_as, read_settings
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.files.soft_maps import SoftMaps, write_soft_maps
 from cpn_fast.models.affinity_labels import background_powers
@@ -66,15 +66,15 @@ class LabelStore:
         digests = [file_digest(path) for path in self.scores(image_id)]
         return None if None in digests else hashlib.sha256("".join(map(str, digests)).encode()).hexdigest()
 
-    def freeze(self, entries: Sequence[Mapping[str, Any]]) -> None:
+    def snapshot(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """Write down what the run is about to learn from."""
         kept = [{key: entry[key] for key in ("id", "image", "input_sha256", "scores_sha256")} for entry in entries]
-        with explained_writes(self.path, INDEX_NAME):
+        with raise_io_errors_as(self.path, INDEX_NAME):
             atomic_write_text(self.path / INDEX_NAME, json.dumps(kept, indent=0, ensure_ascii=False) + "\n")
 
     @cached_property
     def frozen(self) -> list[dict[str, Any]]:
-        """What `freeze` wrote. Raises DataError where it is not there."""
+        """What `snapshot` wrote. Raises DataError where it is not there."""
         path = self.path / INDEX_NAME
         remedy = "the run cannot go on without it: start a new one"
         entries = read_json(path, "the list of the labels that the run began with", remedy)
@@ -167,7 +167,7 @@ class AffinityLabelJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
         # At the size that the labelling saw: no detail is lost, and large images take no longer than it did.
         view = np.array(reduce_image(image, max(soft.maps.shape[1:])))
         values = np.concatenate([[0], soft.classes]).astype(np.uint8)
-        with explained_writes(self.output, f"the labels of {image_id}"):
+        with raise_io_errors_as(self.output, f"the labels of {image_id}"):
             for path, power in zip(self.store.scores(image_id), self.powers, strict=True):
                 scores = background_scores(soft.maps, Background("power", power))
                 refined = crf_probabilities(image_id, view, as_probabilities(scores), AFFINITY_LABELS)

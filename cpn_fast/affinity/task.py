@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cpn_fast.affinity.batches import AffinityBatch, AffinityStream
 from cpn_fast.affinity.labels import LabelStore, make_affinity_labels
 from cpn_fast.affinity.options import LABELS
-from cpn_fast.affinity.validation import WalkCurves, create_walk_curves
+from cpn_fast.affinity.validation import WalkValidator, create_walk_validator
 from cpn_fast.config.training import AffinityConfig
 from cpn_fast.data.loading.steps import Span
 from cpn_fast.files.errors import DataError
@@ -20,7 +20,7 @@ from cpn_fast.models import create_affinity_net
 from cpn_fast.models.affinity_net import AffinityNet, affinity_loss
 from cpn_fast.refine.labelled_folder import images_of
 from cpn_fast.runs.folder import RunFolder
-from cpn_fast.training.task import Stage
+from cpn_fast.training.task import TrainingTask
 from cpn_kernels.ops.cp_triplet import normalise_images
 
 
@@ -48,7 +48,7 @@ class AffinityObjective(nn.Module):
         }
 
 
-class AffinityStage(Stage[AffinityConfig]):
+class AffinityTask(TrainingTask[AffinityConfig]):
     """Makes the labels where they are not there yet, and trains on them.
 
     The loss divides by the pairs of the whole batch, as its authors do, so that a crop with a handful of pairs of a
@@ -57,7 +57,7 @@ class AffinityStage(Stage[AffinityConfig]):
     """
 
     losses = ("loss", "background", "foreground", "negative")
-    headline = ("maps_miou", "walk_miou")
+    primary_metrics = ("maps_miou", "walk_miou")
 
     def __init__(self, config: AffinityConfig, fabric: Fabric, progress: Progress = SILENT) -> None:
         super().__init__(config, fabric, progress)
@@ -74,7 +74,7 @@ class AffinityStage(Stage[AffinityConfig]):
             return
         made = make_affinity_labels(self.config, self.store.path, self.progress)
         if self.fabric.is_global_zero:
-            self.store.freeze(made.images)
+            self.store.snapshot(made.images)
         self.fabric.barrier()
         self._learn_from(made.classes)
 
@@ -115,6 +115,6 @@ class AffinityStage(Stage[AffinityConfig]):
             pairs = pairs / self.fabric.world_size
         return batch.images, batch.labels, pairs
 
-    def evaluator(self) -> WalkCurves | None:
+    def evaluator(self) -> WalkValidator | None:
         """mIoU before and after the walk on a few of the images, where `data` has masks."""
-        return create_walk_curves(self.config, [entry["id"] for entry in self.store.frozen])
+        return create_walk_validator(self.config, [entry["id"] for entry in self.store.frozen])

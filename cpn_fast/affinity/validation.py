@@ -27,9 +27,9 @@ from cpn_fast.refine.crf import Background, background_scores
 from cpn_fast.refine.labelled_folder import LabelledFolder
 from cpn_fast.refine.options import WALK_POWER, WALK_STEPS
 from cpn_fast.refine.random_walk import WalkStep, resized_maps
-from cpn_fast.training.task import Evaluation
+from cpn_fast.training.task import ValidationMetrics
 from cpn_fast.training.validation import (
-    PICTURES,
+    NUM_IMAGES,
     check_finite_maps,
     never,
     resized,
@@ -59,7 +59,7 @@ class WalkCase:
     scores: Tensor
 
 
-class WalkCurves:
+class WalkValidator:
     """A fixed subset of the labelled images that have ground truth, kept in memory.
 
     Args:
@@ -72,7 +72,7 @@ class WalkCurves:
 
     def evaluate(
         self, net: AffinityNet, device: torch.device, stopped: Callable[[], bool] = never
-    ) -> Evaluation | None:
+    ) -> ValidationMetrics | None:
         """Let the maps walk as `cpn refine --random-walk` does by default. The training mode is kept.
 
         Returns:
@@ -96,13 +96,13 @@ class WalkCurves:
                 masks = {"maps": _mask_of(case, case.scores), "walk": _mask_of(case, walked)}
                 for name, mask in masks.items():
                     confusion[name] += confusion_of(case.truth, mask, self._num_classes)
-                if index < PICTURES:
+                if index < NUM_IMAGES:
                     pictures[case.image_id] = _picture(case.image, [*masks.values(), case.truth])
         figures = {f"{name}_miou": finite(iou_point(counts).miou) for name, counts in confusion.items()}
-        return Evaluation({"images": len(self._cases), **figures}, pictures)
+        return ValidationMetrics({"images": len(self._cases), **figures}, pictures)
 
 
-def create_walk_curves(config: AffinityConfig, image_ids: Sequence[str]) -> WalkCurves | None:
+def create_walk_validator(config: AffinityConfig, image_ids: Sequence[str]) -> WalkValidator | None:
     """The curves of a run: `val_images` images spread evenly over those that have ground truth in `data`.
 
     Images and maps are scaled to the middle of `augment`'s range of long sides, as training shows them.
@@ -138,7 +138,7 @@ def create_walk_curves(config: AffinityConfig, image_ids: Sequence[str]) -> Walk
         scores = resized_maps(background_scores(soft.maps, background), (sample.mask.shape[0], sample.mask.shape[1]))
         values = np.concatenate([[0], soft.classes]).astype(np.uint8)
         cases.append(WalkCase(record.id, sample.image, mapping.mask(sample.mask), values, scores))
-    return WalkCurves(cases, len(folder.classes)) if cases else None
+    return WalkValidator(cases, len(folder.classes)) if cases else None
 
 
 def _mask_of(case: WalkCase, scores: Tensor) -> NDArray[np.uint8]:

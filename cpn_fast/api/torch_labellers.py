@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpn_fast.api.images import ImageLabeller, LabelledImage
-from cpn_fast.cam.inference import Prediction, map_of, open_labeller, predictions
+from cpn_fast.cam.inference import Prediction, default_map, open_labeller, predictions
 from cpn_fast.cam.map_options import MapOptions
 from cpn_fast.config.refine import Refine
 from cpn_fast.config.scales import SEGMENT_SCALES
 from cpn_fast.data.types import Record, Sample
 from cpn_fast.files.max_side import enlarge
 from cpn_fast.inference.class_mapping import ClassMapping
-from cpn_fast.inference.options import check_counts
+from cpn_fast.inference.options import check_positive
 from cpn_fast.inference.reader import InferenceOptions
 from cpn_fast.metrics.beta_sweep import mask_at
 from cpn_fast.metrics.maps import MULTI
@@ -64,12 +64,12 @@ class CamLabeller(ImageLabeller):
         device: str,
         refine: Refine | None = None,
     ) -> None:
-        check_counts(max_side=max_side)
+        check_positive(max_side=max_side)
         self.classes = run.classes
         self._beta = run.background_score(beta)
         how = MapOptions(scales, flip=flip, refine=refine)
         self._labeller = open_labeller(run, how, device, self._beta, 0.5 if threshold is None else threshold)
-        self._map = map_of(self._labeller)
+        self._map = default_map(self._labeller)
         self._mapping = ClassMapping.between(self.classes, self.classes)
         self._options = InferenceOptions(max_side, workers=1)
 
@@ -90,7 +90,7 @@ class SegmentationLabeller(ImageLabeller):
     """Labels with a segmentation network as `cpn segment predict` does. Arguments as of `Run.labeller`."""
 
     def __init__(self, run: RunFolder, scales: Sequence[float] | None, flip: bool, max_side: int, device: str) -> None:
-        check_counts(max_side=max_side)
+        check_positive(max_side=max_side)
         self.classes = run.classes
         self._segmenters = open_segmenters(run, {MULTI: (scales or SEGMENT_SCALES, flip)}, device)
         self._mapping = ClassMapping.between(self.classes, self.classes)

@@ -22,7 +22,7 @@ from cpn_fast.data.superpixels.online import online_patches, online_patches_of_b
 from cpn_fast.data.types import VOID, Batch, Record, Sample, Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.progress import SILENT, Progress
-from cpn_kernels.ops.superpixels import backend_version, runs_on
+from cpn_kernels.ops.superpixels import backend_version, is_available
 
 
 def mean_colour(source: Source, records: Sequence[Record]) -> tuple[float, float, float]:
@@ -84,7 +84,7 @@ class BatchStream:
     ) -> None:
         _check(source, records, config, world_size)
         slic_device = None
-        if map_device is not None and hides_superpixels(config) and runs_on(map_device, config.patch.backend):
+        if map_device is not None and hides_superpixels(config) and is_available(map_device, config.patch.backend):
             slic_device = map_device
         if cache is None and needs_superpixels(config):
             cache = SuperpixelCache(source, records, config.patch, config.augment)

@@ -98,7 +98,7 @@ def open_labeller(
     ).to(device)
 
 
-def map_of(labeller: Labeller, wanted: Literal["auto", "rcam", "cam"] = "auto") -> MapName:
+def default_map(labeller: Labeller, wanted: Literal["auto", "rcam", "cam"] = "auto") -> MapName:
     """The map that masks are made of: RCAM where there is refinement, else CAM.
 
     Raises:

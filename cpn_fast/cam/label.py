@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cpn_fast.cam.inference import Prediction, map_of, open_labeller, predictions
+from cpn_fast.cam.inference import Prediction, default_map, open_labeller, predictions
 from cpn_fast.cam.map_options import MapOptions, ResolvedMaps
 from cpn_fast.cam.options import LabelConfig
 from cpn_fast.data.sources.open import open_source_for
@@ -30,7 +30,7 @@ from cpn_fast.files.shard import take_shard
 from cpn_fast.files.soft_maps import SoftMaps
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.image_size import warn_of_size
-from cpn_fast.inference.options import check_counts
+from cpn_fast.inference.options import check_positive
 from cpn_fast.inference.reader import Failure, InferenceOptions
 from cpn_fast.metrics.beta_sweep import mask_at
 from cpn_fast.metrics.confidence import map_confidence
@@ -176,7 +176,7 @@ def run_label(config: LabelConfig, progress: Progress = SILENT) -> LabelSummary:
 def _check_options(config: LabelConfig) -> None:
     if config.void_band is not None and not 0 <= config.void_band[0] <= config.void_band[1] <= 1:
         raise DataError(f"--void-band {config.void_band[0]} {config.void_band[1]}: expected lo <= hi, both in 0..1")
-    check_counts(max_side=config.max_side, batch_size=config.batch_size, workers=config.workers)
+    check_positive(max_side=config.max_side, batch_size=config.batch_size, workers=config.workers)
 
 
 def _source(config: LabelConfig) -> Source:
@@ -206,7 +206,7 @@ def _jobs(config: LabelConfig, source: Source, records: Sequence[Record], data: 
     )
     how = options.resolved(run)
     labeller = open_labeller(run, how, config.device, beta, config.threshold, config.compile)
-    name = map_of(labeller, config.maps)
+    name = default_map(labeller, config.maps)
     return LabelJobs(
         output=_output(config), items=records, settings=_settings(config, run, how, beta, name), data=data,
         workers=config.workers, overwrite=config.overwrite, shard=config.shard,

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from cpn_fast.cam.area_watch import AreaWatch
 from cpn_fast.cam.batches import BatchStream, mean_colour
 from cpn_fast.cam.pixel_masks import open_pixel_masks
-from cpn_fast.cam.validation import Curves, create_curves
+from cpn_fast.cam.validation import CamValidator, create_validator
 from cpn_fast.config.recipes import with_recipe
 from cpn_fast.config.training import TrainConfig
 from cpn_fast.data.loading.steps import Span, steps_per_epoch
 from cpn_fast.data.sources.open import open_source
-from cpn_fast.data.superpixels.backend import settle_backend, share_backend
+from cpn_fast.data.superpixels.backend import broadcast_backend, resolve_run_backend
 from cpn_fast.data.types import Batch
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.progress import SILENT, Progress
@@ -24,8 +24,8 @@ from cpn_fast.methods import create_method
 from cpn_fast.models import create_model
 from cpn_fast.models.cam import CamNet
 from cpn_fast.runs.folder import RunFolder
-from cpn_fast.training.run import labelled_records, run_stage
-from cpn_fast.training.task import Stage
+from cpn_fast.training.run import labelled_records, run_training
+from cpn_fast.training.task import TrainingTask
 from cpn_fast.training.tensorboard import MapStatistics
 from cpn_kernels import native_library
 
@@ -51,18 +51,18 @@ def run_train(config: TrainConfig, progress: Progress = SILENT) -> RunFolder:
         log.warning("%s", without)
     config = with_recipe(config)
     _check_options(config)
-    return run_stage(settle_backend(config, RunFolder(config.output)), CamStage, progress)
+    return run_training(resolve_run_backend(config, RunFolder(config.output)), CamTask, progress)
 
 
-class CamStage(Stage[TrainConfig]):
+class CamTask(TrainingTask[TrainConfig]):
     """Training of a CAM network by one of the methods."""
 
     losses = ("loss", "cls", "tcp", "cpcr", "er", "ecr", "min_pool", "pixels")
-    headline = ("cam_miou", "rcam_miou", "map", "f1")
+    primary_metrics = ("cam_miou", "rcam_miou", "map", "f1")
 
     def __init__(self, config: TrainConfig, fabric: Fabric, progress: Progress = SILENT) -> None:
         super().__init__(config, fabric, progress)
-        self.backend = share_backend(fabric, config)
+        self.backend = broadcast_backend(fabric, config)
         self.source = open_source(config.data)
         self.records = labelled_records(self.source, config.split)
         self.classes, self.num_records = self.source.classes, len(self.records)
@@ -145,9 +145,9 @@ class CamStage(Stage[TrainConfig]):
         """CAMs that shrink or flood."""
         return self.area_watch.observe(step, statistics["cam"]) if "cam" in statistics else None
 
-    def evaluator(self) -> Curves | None:
+    def evaluator(self) -> CamValidator | None:
         """mIoU of CAM and RCAM on a few images."""
-        return create_curves(self.source, self.config, self.records)
+        return create_validator(self.source, self.config, self.records)
 
     def count(self, outputs: Mapping[str, Tensor], batch: Batch) -> None:
         """Count CAM and RCAM."""

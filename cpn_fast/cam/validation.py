@@ -20,9 +20,9 @@ from cpn_fast.metrics.beta_sweep import BetaSweep
 from cpn_fast.metrics.classification import classifier_scores
 from cpn_fast.models.cam import CamNet
 from cpn_fast.models.labeller import Labeller
-from cpn_fast.training.task import Evaluation
+from cpn_fast.training.task import ValidationMetrics
 from cpn_fast.training.validation import (
-    PICTURES,
+    NUM_IMAGES,
     check_finite_maps,
     never,
     resized,
@@ -33,7 +33,7 @@ from cpn_fast.training.validation import (
 log = logging.getLogger(__name__)
 
 
-class Curves:
+class CamValidator:
     """A fixed validation subset, read once and kept in memory.
 
     Args:
@@ -48,7 +48,9 @@ class Curves:
         self._samples = [resized(source.read(record, with_mask=True), config.augment.crop) for record in records]
 
     @torch.no_grad()
-    def evaluate(self, net: CamNet, device: torch.device, stopped: Callable[[], bool] = never) -> Evaluation | None:
+    def evaluate(
+        self, net: CamNet, device: torch.device, stopped: Callable[[], bool] = never
+    ) -> ValidationMetrics | None:
         """Score the network at a single scale. Its training mode is as before afterwards.
 
         Args:
@@ -81,17 +83,17 @@ class Curves:
                 check_finite_maps("class maps or scores", scores[-1], *maps.values())
                 for name, sweep in sweeps.items():
                     sweep.update(maps[name], sample.mask, sample.record.id)
-                if index < PICTURES:
+                if index < NUM_IMAGES:
                     pictures[sample.record.id] = picture(sample, *maps.values())
         truth = np.stack([np.asarray(sample.labels) > 0 for sample in self._samples])
         values: dict[str, Any] = {"images": len(self._samples), **classifier_scores(np.stack(scores), truth)}
         for name, sweep in sweeps.items():
             best = sweep.best() if sweep.has_foreground else None
             values |= {f"{name}_miou": best and best.miou, f"{name}_beta": best and best.beta}
-        return Evaluation(values, pictures)
+        return ValidationMetrics(values, pictures)
 
 
-def create_curves(source: Source, config: TrainConfig, train_records: Sequence[Record]) -> Curves | None:
+def create_validator(source: Source, config: TrainConfig, train_records: Sequence[Record]) -> CamValidator | None:
     """The curves of a run: `val_images` images spread evenly over the validation split, those with masks if any.
 
     Without a validation split they are training images.
@@ -113,7 +115,7 @@ def create_curves(source: Source, config: TrainConfig, train_records: Sequence[R
         return None
     if not split:
         log.warning("no validation split: the curves are of training images")
-    return Curves(source, spread_evenly(records, config.val_images), config)
+    return CamValidator(source, spread_evenly(records, config.val_images), config)
 
 
 def picture(sample: Sample, *maps: NDArray[np.floating]) -> NDArray[np.uint8]:

@@ -21,7 +21,7 @@ from cpn_fast.files.disk_space import check_disk_space
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.lock import locked
 from cpn_fast.files.manifest import Manifest
-from cpn_fast.files.output_folder import MANIFEST_NAME, explained_writes, record_settings
+from cpn_fast.files.output_folder import MANIFEST_NAME, raise_io_errors_as, record_settings
 from cpn_fast.files.progress import SILENT, Progress, duration
 
 log = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ def run(jobs: ImageJobs[Any, Any], progress: Progress = SILENT) -> JobSummary:
     # Overwriting forgets what other shards have done, so they cannot work beside it.
     shard = None if jobs.overwrite else jobs.shard
     with locked(jobs.output, shard, jobs.waits), Manifest(jobs.output / MANIFEST_NAME) as manifest:
-        with explained_writes(jobs.output, "settings and labelmap"):
+        with raise_io_errors_as(jobs.output, "settings and labelmap"):
             record_settings(jobs.output, jobs.settings, jobs.overwrite, jobs.participle)
             jobs.prepare()
         todo = _todo(jobs, manifest)
@@ -228,7 +228,7 @@ def _made(jobs: ImageJobs[Any, Any], todo: Sequence[Any], manifest: Manifest, pr
     ):
         entries = bounded_map(pool, jobs.work, jobs.ready(todo), 2 * jobs.workers + 1)
         for number, entry in enumerate(entries, start=1):
-            with explained_writes(jobs.output, MANIFEST_NAME):
+            with raise_io_errors_as(jobs.output, MANIFEST_NAME):
                 manifest.append(entry)
             advance(1)
             if number == first:

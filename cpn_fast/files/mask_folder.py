@@ -15,7 +15,7 @@ from cpn_fast.files.images import image_size, list_images
 from cpn_fast.files.labelmap import Labelmap, labelmap_of
 from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.masks import read_mask, write_labelmap, write_mask
-from cpn_fast.files.output_folder import MANIFEST_NAME, SETTINGS_NAME, explained_writes, read_settings
+from cpn_fast.files.output_folder import MANIFEST_NAME, SETTINGS_NAME, raise_io_errors_as, read_settings
 from cpn_fast.files.regular import is_regular
 from cpn_fast.files.soft_maps import SoftMaps, read_soft_maps, write_soft_maps
 
@@ -152,7 +152,7 @@ class MaskFolder:
         Raises:
             DataError: where they cannot be written, saying what to do.
         """
-        with explained_writes(self.root, f"the mask of {image_id}"):
+        with raise_io_errors_as(self.root, f"the mask of {image_id}"):
             if soft is not None:
                 write_soft_maps(self.soft_path(image_id), soft)
             write_mask(self.mask_path(image_id), mask, palette)

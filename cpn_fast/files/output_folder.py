@@ -59,7 +59,7 @@ def record_settings(output: Path, settings: Mapping[str, Any], overwrite: bool, 
 
 
 @contextmanager
-def explained_writes(output: Path, what: str) -> Iterator[None]:
+def raise_io_errors_as(output: Path, what: str) -> Iterator[None]:
     """Turn an `OSError` of the block (a full disk, a missing permission) into a `DataError` that says what to do."""
     try:
         yield

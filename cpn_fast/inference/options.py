@@ -8,7 +8,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.metrics.maps import scale_name
 
 
-def check_counts(**counts: int) -> None:
+def check_positive(**counts: int) -> None:
     """Raise DataError for an option that counts something and is below 1; keywords are the options' names."""
     for name, value in counts.items():
         if value < 1:

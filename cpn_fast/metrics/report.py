@@ -43,22 +43,22 @@ def sweep_values(sweep: BetaSweep, classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def run_metrics(sweeps: Sweeps, headline: MapName, classes: Sequence[str], about: Mapping[str, Any]) -> dict[str, Any]:
+def run_metrics(sweeps: Sweeps, primary: MapName, classes: Sequence[str], about: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a run's metrics.json.
 
     Args:
         sweeps: a sweep for each map at each scale and multi-scale.
-        headline: the map whose multi-scale values stand at the top: the run's `miou` and `beta`.
+        primary: the map whose multi-scale values stand at the top: the run's `miou` and `beta`.
         classes: the K foreground class names.
         about: how it was measured.
 
     Returns:
-        the headline's values, `map`, `about`'s, and under `results` those of every map and scale.
+        the primary map's values, `map`, `about`'s, and under `results` those of every map and scale.
     """
     results: dict[str, dict[str, Any]] = {}
     for (name, scale), sweep in sweeps.items():
         results.setdefault(name, {})[scale] = sweep_values(sweep, classes)
-    return {**results[headline][MULTI], "map": headline, **about, "results": results}
+    return {**results[primary][MULTI], "map": primary, **about, "results": results}
 
 
 def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
@@ -77,7 +77,7 @@ def decimals(value: float | None) -> str:
 
 
 def run_table(metrics: Mapping[str, Any]) -> Table:
-    """Every map and scale at its own best beta, the headline's row in bold."""
+    """Every map and scale at its own best beta, the primary map's row in bold."""
     table = Table(title="mIoU in % at the best beta", title_justify="left")
     table.add_column("map")
     table.add_column("scale")
@@ -85,10 +85,10 @@ def run_table(metrics: Mapping[str, Any]) -> Table:
         table.add_column(column, justify="right")
     for name, scales in metrics["results"].items():
         for scale, values in scales.items():
-            headline = name == metrics["map"] and scale == MULTI
+            primary = name == metrics["map"] and scale == MULTI
             cells = [percent(values["miou"]), decimals(values["beta"])]
             cells += [percent(values["background"]), percent(values["foreground"])]
-            table.add_row(name.upper(), scale, *cells, style="bold" if headline else None)
+            table.add_row(name.upper(), scale, *cells, style="bold" if primary else None)
     return table
 
 

@@ -20,7 +20,7 @@ from cpn_fast.files.digest import weights_sha256
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.lock import locked
 from cpn_fast.files.manifest import Manifest
-from cpn_fast.files.output_folder import MANIFEST_NAME, explained_writes
+from cpn_fast.files.output_folder import MANIFEST_NAME, raise_io_errors_as
 from cpn_fast.files.progress import duration
 from cpn_fast.pipeline.page import write_page
 from cpn_fast.pipeline.plan import DEFAULT_SPLIT, PipelineConfig, Stage, plan, settings_of
@@ -64,7 +64,7 @@ def run_pipeline(config: PipelineConfig, runner: Runner = run_process) -> Path:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, split=default_split(source)))
     stages = plan(config, *_splits(config, source))
     _check_weights(config)
-    with explained_writes(config.output, "its state"), locked(config.output) as lock:
+    with raise_io_errors_as(config.output, "its state"), locked(config.output) as lock:
         pipeline = _Pipeline(config, source, console, runner, lock)
         for number, stage in enumerate(stages, start=1):
             pipeline.bring_up_to_date(stage, f"{number}/{len(stages)}")

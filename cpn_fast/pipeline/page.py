@@ -10,7 +10,7 @@ from cpn_fast.data.sources.spread import spread
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.masks import read_mask
-from cpn_fast.files.output_folder import explained_writes
+from cpn_fast.files.output_folder import raise_io_errors_as
 from cpn_fast.files.progress import duration
 from cpn_fast.pipeline.plan import PipelineConfig
 from cpn_fast.pipeline.state import StageResult
@@ -48,7 +48,7 @@ def write_page(config: PipelineConfig, source: Source, results: Sequence[StageRe
     sections += [page.settings(f"Settings of {result.stage.name}", result.state.settings) for result in results]
     path, train = config.output / "report.html", config.train
     subtitle = f"{train.method} on {source.spec}, backbone {train.backbone}, seed {train.seed}"
-    with explained_writes(config.output, path.name):
+    with raise_io_errors_as(config.output, path.name):
         atomic_write_text(path, page.page(f"Pipeline {config.output.resolve().name}", subtitle, sections))
     return path
 

@@ -14,7 +14,7 @@ from cpn_fast.data.types import Record, Source
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.json_file import read_json
-from cpn_fast.files.output_folder import explained_writes
+from cpn_fast.files.output_folder import raise_io_errors_as
 from cpn_fast.files.regular import read_regular
 from cpn_fast.pipeline.plan import Stage
 
@@ -111,7 +111,7 @@ def read_state(path: Path) -> StageState | None:
 def write_state(path: Path, state: StageState) -> None:
     """Record a stage's state in one step. Raises DataError where it cannot be written."""
     content: Mapping[str, Any] = {"format": FORMAT, "stage": asdict(state)}
-    with explained_writes(path.parent, path.name):
+    with raise_io_errors_as(path.parent, path.name):
         atomic_write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 

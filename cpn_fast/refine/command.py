@@ -13,10 +13,10 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.files.jobs import JobSummary
 from cpn_fast.files.jobs import run as run_jobs
 from cpn_fast.files.progress import SILENT, Progress
-from cpn_fast.inference.options import check_counts
+from cpn_fast.inference.options import check_positive
 from cpn_fast.models.affinity_labels import alpha_of_beta
 from cpn_fast.refine.crf import Background, CrfStep
-from cpn_fast.refine.image import SOFT_BETA, Beginning, RefineJobs, Step, step_settings
+from cpn_fast.refine.image import SOFT_BETA, InitialScores, RefineJobs, RefinementStep, step_settings
 from cpn_fast.refine.labelled_folder import LabelledFolder
 from cpn_fast.refine.options import BackgroundRule, PostprocessConfig
 from cpn_fast.refine.random_walk import WalkStep
@@ -67,20 +67,20 @@ def _jobs(config: PostprocessConfig) -> RefineJobs:
     folder = LabelledFolder.open(config.masks, config.data)
     if not config.hard:
         folder.need_soft_maps(f" (better), or take the hard masks with --hard, each label {config.gt_prob:g} sure")
-    beginning, steps = Beginning(_background(config, folder), config.gt_prob), _steps(config, crf)
-    settings = {"classes": list(folder.classes), **step_settings(beginning, steps), **folder.about()}
+    initial_scores, steps = InitialScores(_background(config, folder), config.gt_prob), _steps(config, crf)
+    settings = {"classes": list(folder.classes), **step_settings(initial_scores, steps), **folder.about()}
     if config.soft_maps:
         settings["beta"] = SOFT_BETA
     return RefineJobs(
         output=config.output, items=folder.entries, settings=settings, data=str(folder.path),
         workers=config.workers or torch.get_num_threads(), overwrite=config.overwrite,
-        folder=folder, beginning=beginning, steps=steps, soft_maps=config.soft_maps,
+        folder=folder, initial_scores=initial_scores, steps=steps, soft_maps=config.soft_maps,
     )  # fmt: skip
 
 
 def _warn(jobs: RefineJobs) -> None:
     band = jobs.folder.settings.get("void_band")
-    if jobs.beginning.background is not None and band is not None:
+    if jobs.initial_scores.background is not None and band is not None:
         log.warning("the labelling's void band %s is not applied: no pixel stays void", band)
     if without := native_library.missing():
         log.warning("%s", without)
@@ -94,7 +94,7 @@ def _check_options(config: PostprocessConfig) -> Settings | None:
         )
     if config.output.resolve() == config.masks.resolve():
         raise DataError(f"--output {config.output}: the folder that is read; give another one, for it is kept as it is")
-    check_counts(workers=1 if config.workers is None else config.workers, power=config.power)
+    check_positive(workers=1 if config.workers is None else config.workers, power=config.power)
     if config.steps < 0:
         raise DataError(f"--steps {config.steps}: expected 0 or more")
     if not 0 < config.scale <= 4:
@@ -129,8 +129,8 @@ def _background(config: PostprocessConfig, folder: LabelledFolder) -> Background
     return Background("power", alpha_of_beta(beta))
 
 
-def _steps(config: PostprocessConfig, crf: Settings | None) -> tuple[Step, ...]:
-    steps: list[Step] = []
+def _steps(config: PostprocessConfig, crf: Settings | None) -> tuple[RefinementStep, ...]:
+    steps: list[RefinementStep] = []
     if config.random_walk is not None:
         trained = RunFolder(config.random_walk)
         if not trained.exists():

@@ -89,7 +89,7 @@ def crf_probabilities(image_id: str, image: NDArray[np.uint8], probabilities: Te
 
 @dataclass(frozen=True)
 class CrfStep:
-    """Dense CRF at the size of the image (a `refiner.Step`).
+    """Dense CRF at the size of the image (a `RefinementStep`).
 
     Attributes:
         crf: its numbers.

@@ -30,7 +30,7 @@ SOFT_BETA = 0.5
 """Background score at which refined soft maps give the refined mask."""
 
 
-class Step(Protocol):
+class RefinementStep(Protocol):
     """One refinement of an image's scores."""
 
     def settings(self) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class Step(Protocol):
 
 
 @dataclass(frozen=True)
-class Beginning:
+class InitialScores:
     """What the steps begin with.
 
     Attributes:
@@ -80,7 +80,7 @@ class RefineJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
 
     Attributes:
         folder: the labelling.
-        beginning: what the steps begin with.
+        initial_scores: what the steps begin with.
         steps: one after the other.
         soft_maps: also write the refined scores as class maps (see `refined_maps`).
     """
@@ -90,8 +90,8 @@ class RefineJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
     needed_to: ClassVar[str] = "refined"
 
     folder: LabelledFolder
-    beginning: Beginning
-    steps: tuple[Step, ...]
+    initial_scores: InitialScores
+    steps: tuple[RefinementStep, ...]
     soft_maps: bool = False
 
     @property
@@ -102,7 +102,7 @@ class RefineJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
     def source_path(self, image_id: str) -> Path:
         """The file that the refinement of an image begins with."""
         masks = self.folder.masks
-        return masks.mask_path(image_id) if self.beginning.background is None else masks.soft_path(image_id)
+        return masks.mask_path(image_id) if self.initial_scores.background is None else masks.soft_path(image_id)
 
     def id_of(self, item: Mapping[str, Any]) -> str:
         """The labelling's id."""
@@ -124,9 +124,9 @@ class RefineJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
 
     def about(self) -> str:
         """What the steps begin with, and their numbers."""
-        background = self.beginning.background
+        background = self.initial_scores.background
         if background is None:
-            begin = f"hard masks ({self.beginning.gt_prob:g} sure, void unsure)"
+            begin = f"hard masks ({self.initial_scores.gt_prob:g} sure, void unsure)"
         else:
             begin = f"soft maps, background {background.rule} {background.value:.4g}"
         numbers = [(key, value) for step in self.steps for key, value in step.settings().items()]
@@ -158,7 +158,7 @@ class RefineJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
             "foreground": foreground_share(mask),
             "changed": round(float(np.mean(mask != before.mask)), 4),
             "input_sha256": digest,
-            "settings": step_settings(self.beginning, self.steps),
+            "settings": step_settings(self.initial_scores, self.steps),
         }
 
     def _stepped(self, image_id: str, image: NDArray[np.uint8], before: Scores) -> Tensor:
@@ -181,22 +181,22 @@ class RefineJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
 
     def _read(self, image_id: str) -> Scores:
         masks, num_classes = self.folder.masks, len(self.folder.classes)
-        if self.beginning.background is not None:
+        if self.initial_scores.background is not None:
             soft = masks.read_soft(image_id, num_classes, ", or take the hard masks with --hard")
             values = np.concatenate([[0], soft.classes]).astype(np.uint8)
-            scores = background_scores(soft.maps, self.beginning.background)
+            scores = background_scores(soft.maps, self.initial_scores.background)
             return Scores(values, scores, _mask_of(values, scores, soft.size))
         mask = masks.read(image_id, num_classes)
         values = np.union1d([0], mask[mask != VOID]).astype(np.uint8)
         channel = np.full(256, VOID, dtype=np.uint8)
         channel[values] = np.arange(len(values))
         labels = torch.from_numpy(channel[mask])[None]
-        return Scores(values, probabilities_from_labels(labels, len(values), self.beginning.gt_prob), mask)
+        return Scores(values, probabilities_from_labels(labels, len(values), self.initial_scores.gt_prob), mask)
 
 
-def step_settings(beginning: Beginning, steps: Sequence[Step]) -> dict[str, Any]:
+def step_settings(initial_scores: InitialScores, steps: Sequence[RefinementStep]) -> dict[str, Any]:
     """What decides a refined mask beside its input, JSON-able."""
-    merged = beginning.settings()
+    merged = initial_scores.settings()
     for step in steps:
         merged |= step.settings()
     return merged

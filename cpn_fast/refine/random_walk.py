@@ -19,7 +19,7 @@ from cpn_kernels.ops.random_walk import random_walk
 
 @dataclass(frozen=True)
 class WalkStep:
-    """AffinityNet and the walk (a `refiner.Step`; Ahn and Kwak, CVPR 2018, section 3.3).
+    """AffinityNet and the walk (a `RefinementStep`; Ahn and Kwak, CVPR 2018, section 3.3).
 
     Attributes:
         net: in eval mode; on its device the walk takes place.

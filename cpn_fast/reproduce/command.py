@@ -23,8 +23,8 @@ from cpn_fast.data.sources.spread import spread_evenly
 from cpn_fast.data.types import Source
 from cpn_fast.demo.pretrain import pretrain_backbone
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.output_folder import explained_writes
-from cpn_fast.inference.options import check_counts
+from cpn_fast.files.output_folder import raise_io_errors_as
+from cpn_fast.inference.options import check_positive
 from cpn_fast.pipeline.command import run_pipeline
 from cpn_fast.reproduce import final, measure_time
 from cpn_fast.reproduce.options import ReproduceConfig
@@ -52,7 +52,7 @@ def run_reproduce(config: ReproduceConfig) -> Report:
     _check(config)
     output = config.base.output
     source = open_source(config.base.data)
-    with explained_writes(output, "the tables"):
+    with raise_io_errors_as(output, "the tables"):
         output.mkdir(parents=True, exist_ok=True)
     report, found = MADE[TABLES[config.table].measured](config, source)
     for measurement in found:
@@ -193,7 +193,7 @@ def _check(config: ReproduceConfig) -> None:
         if config.max_side is not None:
             raise DataError(f"--max-side {config.max_side}: the stages of table5 have their own; leave it out")
     given = {"images": config.images, "max_side": config.max_side}
-    check_counts(**{name: value for name, value in given.items() if value is not None})
+    check_positive(**{name: value for name, value in given.items() if value is not None})
     processes = int(os.environ.get("WORLD_SIZE", config.base.device.devices))
     if processes > 1:
         raise DataError(

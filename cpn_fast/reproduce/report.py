@@ -18,7 +18,7 @@ from rich.table import Table as RichTable
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.json_file import read_json
-from cpn_fast.files.output_folder import explained_writes
+from cpn_fast.files.output_folder import raise_io_errors_as
 from cpn_fast.reproduce.machine import machine
 from cpn_fast.reproduce.plot import draw
 from cpn_fast.reproduce.summary import Cells, Measurement, Order, cells_of, orders_of
@@ -134,7 +134,7 @@ def orders_in_words(report: Report) -> Iterator[str]:
 
 def write_report(folder: Path, report: Report) -> None:
     """Write NAME.csv, NAME.json and NAME.png, each in one step. Raises DataError where they cannot be written."""
-    with explained_writes(folder, "the table"):
+    with raise_io_errors_as(folder, "the table"):
         atomic_write_text(folder / f"{report.name}.csv", csv_text(report))
         content = json.dumps(json_content(report), indent=2, ensure_ascii=False, allow_nan=False)
         atomic_write_text(folder / f"{report.name}.json", content + "\n")

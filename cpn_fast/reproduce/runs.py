@@ -23,7 +23,7 @@ from cpn_fast.data.types import Record, Source
 from cpn_fast.files.digest import weights_sha256
 from cpn_fast.files.errors import DataError, NonFiniteError
 from cpn_fast.files.json_file import read_json
-from cpn_fast.files.output_folder import explained_writes
+from cpn_fast.files.output_folder import raise_io_errors_as
 from cpn_fast.metrics.maps import MULTI
 from cpn_fast.models.build import refinement_of
 from cpn_fast.reproduce.summary import Measurement
@@ -173,7 +173,7 @@ class RunStore:
         Raises:
             DataError: as `trained` and `scored` do.
         """
-        with explained_writes(config.output, "the run"):
+        with raise_io_errors_as(config.output, "the run"):
             config.output.mkdir(parents=True, exist_ok=True)
         about = {"run": str(config.output.relative_to(self.root)), "options": options_of(config)}
         with folder_lock(config.output):

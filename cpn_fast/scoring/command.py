@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cpn_fast.cam.inference import Prediction, map_of, open_labeller, predictions
+from cpn_fast.cam.inference import Prediction, default_map, open_labeller, predictions
 from cpn_fast.cam.map_options import MapOptions
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import records_of, spread_evenly
@@ -23,7 +23,7 @@ from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.image_size import warn_of_size
-from cpn_fast.inference.options import check_counts
+from cpn_fast.inference.options import check_positive
 from cpn_fast.inference.reader import Failure, InferenceOptions
 from cpn_fast.metrics.beta_sweep import BetaSweep, check_mask, iou_point
 from cpn_fast.metrics.classification import classifier_scores
@@ -66,9 +66,9 @@ def run_evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> dict[st
         DataError: for a target or source that does not fit, an image or mask that cannot be read, a mask of another
             size than its prediction, or a split without any mask.
     """
-    check_counts(max_side=config.max_side, batch_size=config.batch_size, workers=config.workers)
+    check_positive(max_side=config.max_side, batch_size=config.batch_size, workers=config.workers)
     if config.images is not None:
-        check_counts(images=config.images)
+        check_positive(images=config.images)
     source = open_source(config.data)
     split, every = records_of(source, config.split)
     records = spread_evenly(every, config.images)
@@ -102,7 +102,7 @@ def _evaluate_run(
     )
     how = wanted.resolved(run)
     labeller = open_labeller(run, how, config.device, 0.0, config.threshold)
-    headline, classes = map_of(labeller), run.classes
+    primary, classes = default_map(labeller), run.classes
     tally = Tally.of(labeller, len(classes))
     options = InferenceOptions(
         config.max_side, config.batch_size, config.workers,
@@ -115,7 +115,7 @@ def _evaluate_run(
         _count_all(stream, tally, advance)
     _need_masks(config, tally)
     about = {
-        **_about(config, source, tally.sweeps[headline, MULTI].images, tally.without_mask),
+        **_about(config, source, tally.sweeps[primary, MULTI].images, tally.without_mask),
         "classes": list(classes),
         **how.settings(),
         "max_side": config.max_side,
@@ -123,7 +123,7 @@ def _evaluate_run(
         "classifier": tally.classifier(),
         "weights_sha256": weights_digest(run),
     }
-    metrics = run_metrics(tally.sweeps, headline, classes, about)
+    metrics = run_metrics(tally.sweeps, primary, classes, about)
     if metrics["miou"] is None:
         log.warning(
             "%s: no pixel of any class in the ground truth of %d images: all background would be perfect, so that no "
@@ -136,7 +136,7 @@ def _evaluate_run(
     write_metrics(output / METRICS_NAME, metrics)
     plot_sweeps(output / PLOT_NAME, metrics, f"{config.target.name} on {source.spec} ({config.split})")
     progress.say(run_table(metrics))
-    progress.say(class_table(metrics, f"IoU in %, {headline.upper()} multi-scale at beta {decimals(metrics['beta'])}"))
+    progress.say(class_table(metrics, f"IoU in %, {primary.upper()} multi-scale at beta {decimals(metrics['beta'])}"))
     progress.say(str(how))
     _say_counts(progress, config, about)
     progress.say(f"{output / METRICS_NAME}, {output / PLOT_NAME}")

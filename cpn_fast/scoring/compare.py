@@ -13,7 +13,7 @@ from rich.table import Table
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.progress import SILENT, Progress
-from cpn_fast.inference.options import check_counts
+from cpn_fast.inference.options import check_positive
 from cpn_fast.metrics.bootstrap import Comparison, Estimate, compare_best, compare_halves
 from cpn_fast.metrics.image_counts import COUNTS_NAME, ImageCounts, ScoredImages, read_counts
 from cpn_fast.scoring.compare_options import CompareConfig
@@ -54,7 +54,7 @@ def run_compare(config: CompareConfig, progress: Progress = SILENT) -> dict[str,
     Raises:
         DataError: for a target that was not scored, or one of other images or classes than the first.
     """
-    check_counts(resamples=config.resamples)
+    check_positive(resamples=config.resamples)
     if not config.others:
         raise DataError("cpn compare needs at least two targets: what the others are compared with, and another")
     first = open_target(config.target)

@@ -18,7 +18,7 @@ from cpn_fast.data.sources.spread import records_of
 from cpn_fast.data.types import Record
 from cpn_fast.device import threads_shared_by
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.output_folder import explained_writes
+from cpn_fast.files.output_folder import raise_io_errors_as
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.image_size import warn_of_size
@@ -71,7 +71,7 @@ def run_segment_evaluate(config: SegmentEvaluateConfig, progress: Progress = SIL
     metrics = _metrics(config, run, source.spec, tally, crf)
     warn_without_foreground(source.spec, tally.confusions[SINGLE])
     path = (config.output or config.run) / METRICS_NAME
-    with explained_writes(path.parent, METRICS_NAME):
+    with raise_io_errors_as(path.parent, METRICS_NAME):
         write_metrics(path, metrics)
     progress.say(_table(metrics))
     progress.say(class_table(metrics, f"IoU in %, {metrics['headline']}"))

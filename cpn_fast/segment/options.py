@@ -11,7 +11,7 @@ import tyro
 
 from cpn_fast.config.scales import SEGMENT_SCALES
 from cpn_fast.config.training import SegmentConfig
-from cpn_fast.inference.options import check_counts
+from cpn_fast.inference.options import check_positive
 from cpn_fast.refine.crf_options import CrfOptions, CrfPreset
 from cpn_fast.training.options import parse_training
 
@@ -72,7 +72,7 @@ class SegmentInference:
         """How images are read. Raises DataError for a count below 1."""
         from cpn_fast.inference.reader import InferenceOptions
 
-        check_counts(max_side=self.max_side, batch_size=self.batch_size, workers=self.workers)
+        check_positive(max_side=self.max_side, batch_size=self.batch_size, workers=self.workers)
         return InferenceOptions(
             self.max_side, self.batch_size, self.workers, with_mask=with_mask, use_labels=self.use_labels
         )

@@ -20,9 +20,9 @@ from cpn_fast.runs.folder import RunFolder
 from cpn_fast.segment.batches import SegmentBatch, SegmentStream
 from cpn_fast.segment.loss import PixelClassification
 from cpn_fast.segment.masks import check_masks, open_masks
-from cpn_fast.segment.validation import SegmentCurves, create_segment_curves
-from cpn_fast.training.run import run_stage
-from cpn_fast.training.task import Stage
+from cpn_fast.segment.validation import SegmentValidator, create_segment_validator
+from cpn_fast.training.run import run_training
+from cpn_fast.training.task import TrainingTask
 
 
 def run_segment_train(config: SegmentConfig, progress: Progress = SILENT) -> RunFolder:
@@ -43,14 +43,14 @@ def run_segment_train(config: SegmentConfig, progress: Progress = SILENT) -> Run
     config = with_recipe(config)
     if not 0 <= config.dropout < 1:
         raise DataError(f"--dropout {config.dropout}: expected 0 or more, below 1")
-    return run_stage(config, SegmentStage, progress)
+    return run_training(config, SegmentTask, progress)
 
 
-class SegmentStage(Stage[SegmentConfig]):
+class SegmentTask(TrainingTask[SegmentConfig]):
     """Training of a segmentation network."""
 
     losses = ("loss",)
-    headline = ("miou",)
+    primary_metrics = ("miou",)
 
     def __init__(self, config: SegmentConfig, fabric: Fabric, progress: Progress = SILENT) -> None:
         super().__init__(config, fabric, progress)
@@ -107,6 +107,6 @@ class SegmentStage(Stage[SegmentConfig]):
         del step, total_steps
         return batch.images, batch.targets
 
-    def evaluator(self) -> SegmentCurves | None:
+    def evaluator(self) -> SegmentValidator | None:
         """mIoU on a few images."""
-        return create_segment_curves(self.source, self.config, self.records)
+        return create_segment_validator(self.source, self.config, self.records)

@@ -19,9 +19,9 @@ from cpn_fast.metrics.confusion import confusion_of
 from cpn_fast.metrics.report import finite
 from cpn_fast.models.deeplab import DeepLab
 from cpn_fast.models.segmenter import Segmenter
-from cpn_fast.training.task import Evaluation
+from cpn_fast.training.task import ValidationMetrics
 from cpn_fast.training.validation import (
-    PICTURES,
+    NUM_IMAGES,
     check_finite_maps,
     never,
     resized,
@@ -32,7 +32,7 @@ from cpn_fast.training.validation import (
 log = logging.getLogger(__name__)
 
 
-class SegmentCurves:
+class SegmentValidator:
     """A fixed validation subset, read once and kept in memory.
 
     Args:
@@ -46,7 +46,9 @@ class SegmentCurves:
         self._samples = [resized(sample, long_side) for sample in samples]
 
     @torch.no_grad()
-    def evaluate(self, net: DeepLab, device: torch.device, stopped: Callable[[], bool] = never) -> Evaluation | None:
+    def evaluate(
+        self, net: DeepLab, device: torch.device, stopped: Callable[[], bool] = never
+    ) -> ValidationMetrics | None:
         """Score the network at a single scale. Its training mode is as before afterwards.
 
         Args:
@@ -75,11 +77,11 @@ class SegmentCurves:
                 mask = out.mask[0].cpu().numpy()
                 assert sample.mask is not None
                 confusion += confusion_of(sample.mask, mask, self.num_classes)
-                if index < PICTURES:
+                if index < NUM_IMAGES:
                     pictures[sample.record.id] = picture(sample.image, mask, sample.mask)
         point = iou_point(confusion)
         figures = {name: finite(getattr(point, name)) for name in ("miou", "background", "foreground")}
-        return Evaluation({"images": len(self._samples), **figures}, pictures)
+        return ValidationMetrics({"images": len(self._samples), **figures}, pictures)
 
 
 def picture(image: NDArray[np.uint8], mask: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -88,9 +90,9 @@ def picture(image: NDArray[np.uint8], mask: NDArray[np.uint8], truth: NDArray[np
     return side_by_side([image, *shown])
 
 
-def create_segment_curves(
+def create_segment_validator(
     source: Source, config: SegmentConfig, train_records: Sequence[Record]
-) -> SegmentCurves | None:
+) -> SegmentValidator | None:
     """The curves of a run: `val_images` images spread evenly over those of the validation split that have masks.
 
     Without a validation split they are training images.
@@ -115,4 +117,4 @@ def create_segment_curves(
     if not samples:
         log.warning("no validation curves: no image of %s has a mask; name another split with --val-split", split)
         return None
-    return SegmentCurves(samples, len(source.classes), round(sum(config.augment.resize_range()) / 2))
+    return SegmentValidator(samples, len(source.classes), round(sum(config.augment.resize_range()) / 2))

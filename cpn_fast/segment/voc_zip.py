@@ -10,7 +10,7 @@ from cpn_fast.data.sources.voc import VOC_CLASSES
 from cpn_fast.files.atomic import atomic_path
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.mask_folder import MaskFolder
-from cpn_fast.files.output_folder import MANIFEST_NAME, explained_writes
+from cpn_fast.files.output_folder import MANIFEST_NAME, raise_io_errors_as
 
 FOLDER = "results/VOC2012/Segmentation/comp5_test_cls"
 
@@ -44,7 +44,7 @@ def write_voc_zip(path: Path, output: Path, ids: Sequence[str]) -> None:
             f"first {missing[0]}; fix what {output / MANIFEST_NAME} says of them and rerun the command"
         )
     with (
-        explained_writes(path, "the zip"),
+        raise_io_errors_as(path, "the zip"),
         atomic_path(path) as temporary,
         zipfile.ZipFile(temporary, "x", zipfile.ZIP_STORED) as archive,  # PNGs are compressed already
     ):

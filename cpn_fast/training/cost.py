@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cpn_fast.device import free_memory
-from cpn_fast.training.task import Stage
+from cpn_fast.training.task import TrainingTask
 from cpn_fast.training.validation import training_mode_kept
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Cost:
     seconds: float | None
 
 
-def estimate_cost(stage: Stage[Any], net: nn.Module, device: torch.device, world_size: int) -> Cost:
+def estimate_cost(stage: TrainingTask[Any], net: nn.Module, device: torch.device, world_size: int) -> Cost:
     """Pass two small images forwards and backwards; what the larger took more than the smaller goes with the pixels.
 
     The network, its gradients and its training mode are as before afterwards.

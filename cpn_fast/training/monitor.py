@@ -14,7 +14,7 @@ from cpn_fast.files.errors import NonFiniteError
 NORM = "grad_norm"
 
 
-class LateRead:
+class AsyncRead:
     """A device tensor on its way to the host: the copy is queued now, waited for when it is read."""
 
     def __init__(self, values: Tensor) -> None:
@@ -58,12 +58,12 @@ class PendingStep:
     step: int
     ids: tuple[str, ...]
     names: tuple[str, ...]
-    values: LateRead  # [len(names) + 2]: losses and norm, bad, stop
+    values: AsyncRead  # [len(names) + 2]: losses and norm, bad, stop
     gradients: tuple[list[str], Tensor] | None  # P names, [P] norms on the device
-    extra: dict[str, LateRead]
+    extra: dict[str, AsyncRead]
 
 
-class StepMonitor:
+class NonFiniteGuard:
     """Gathers a step's losses on the device, decides there whether the update may happen, and reports a step late.
 
     `observe` never waits for the device. Once a step was bad, every later update is held back too, until the host
@@ -77,7 +77,7 @@ class StepMonitor:
     def __init__(self, parameters: Sequence[tuple[str, nn.Parameter]], check_gradients: bool = True) -> None:
         self.parameters = list(parameters)
         self.check_gradients = check_gradients
-        self._hold: Tensor | None = None
+        self._skip: Tensor | None = None
         self._pending: PendingStep | None = None
 
     def observe(
@@ -98,7 +98,7 @@ class StepMonitor:
             extra: tensors on the device that the host wants to read along.
 
         Returns:
-            float32 scalar on the device, 1 where the update must not happen: to be given to `optim.gate`.
+            float32 scalar on the device, 1 where the update must not happen: to be given to `optim.skip_update`.
         """
         parts = {name: value.detach().float() for name, value in losses.items()}
         gradients = None
@@ -114,10 +114,10 @@ class StepMonitor:
             torch.distributed.all_reduce(packed)
             packed[:-2] /= torch.distributed.get_world_size()
         bad = (packed[-2] > 0).float()
-        self._hold = bad if self._hold is None else torch.maximum(self._hold, bad)
-        late = {name: LateRead(value) for name, value in (extra or {}).items()}
-        self._pending = PendingStep(step, tuple(ids), tuple(parts), LateRead(packed), gradients, late)
-        return self._hold
+        self._skip = bad if self._skip is None else torch.maximum(self._skip, bad)
+        late = {name: AsyncRead(value) for name, value in (extra or {}).items()}
+        self._pending = PendingStep(step, tuple(ids), tuple(parts), AsyncRead(packed), gradients, late)
+        return self._skip
 
     def take(self) -> PendingStep | None:
         """Hand over the step that was observed last, to be given to `report` later."""

@@ -1,4 +1,4 @@
-"""SGD as the paper's family trains: parameter groups by role, polynomial schedule, an update that a flag can gate."""
+"""SGD as the paper's family trains: parameter groups by role, polynomial schedule, an update that a flag can skip."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def parameter_groups(net: nn.Module, config: LoopConfig) -> list[dict[str, Any]]
 
 
 def create_optimizer(net: nn.Module, config: LoopConfig) -> torch.optim.SGD:
-    """SGD over `parameter_groups`, fused, so that its `found_inf` flag can hold an update back on the device.
+    """SGD over `parameter_groups`, fused, so that its `found_inf` flag can skip an update on the device.
 
     Momentum buffers start at zero rather than at the first gradient's copy: the same numbers, and a first step that is
     held back leaves no uninitialised memory behind.
@@ -74,6 +74,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["factor"]
 
 
-def gate(optimizer: torch.optim.Optimizer, hold: Tensor) -> None:
-    """Let the coming fused update pass or hold it back. `hold` is a float32 scalar on the device, 1 = hold."""
-    optimizer.found_inf = hold  # type: ignore[attr-defined]
+def skip_update(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
+    """Let the coming fused update pass or skip it. `skip` is a float32 scalar on the device, 1 = skip."""
+    optimizer.found_inf = skip  # type: ignore[attr-defined]

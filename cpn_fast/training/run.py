@@ -1,4 +1,4 @@
-"""From settings and a kind of training to a run folder: what every `Stage` goes through."""
+"""From settings and a kind of training to a run folder: what every `TrainingTask` goes through."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from cpn_fast.runs.folder import RunFolder, check_same_settings
 from cpn_fast.runs.metrics_log import MetricsLog
 from cpn_fast.training.cost import estimate_cost, say_cost
 from cpn_fast.training.optimizer import create_optimizer
-from cpn_fast.training.task import ConfigT, Evaluator, Stage
-from cpn_fast.training.tensorboard import Board
+from cpn_fast.training.task import ConfigT, TrainingTask, Validator
+from cpn_fast.training.tensorboard import TensorBoardLogger
 from cpn_fast.training.trainer import Network, Outputs, Schedule, Trainer
 
 log = logging.getLogger(__name__)
 
 
-def run_stage(config: ConfigT, kind: type[Stage[ConfigT]], progress: Progress = SILENT) -> RunFolder:
+def run_training(config: ConfigT, kind: type[TrainingTask[ConfigT]], progress: Progress = SILENT) -> RunFolder:
     """Train one run (the same in every process of a distributed one).
 
     Args:
@@ -86,26 +86,26 @@ def _held(fabric: Fabric, folder: RunFolder, config: LoopConfig) -> Iterator[Non
 
 
 def _train(
-    config: ConfigT, kind: type[Stage[ConfigT]], fabric: Fabric, folder: RunFolder, progress: Progress
+    config: ConfigT, kind: type[TrainingTask[ConfigT]], fabric: Fabric, folder: RunFolder, progress: Progress
 ) -> RunFolder:
-    stage = kind(config, fabric, progress)
-    network = create_network(stage)  # reads the weights; up to here nothing is written
-    stage.prepare()
-    per_epoch = steps_per_epoch(stage.num_records, config.batch_size)
+    task = kind(config, fabric, progress)
+    network = create_network(task)  # reads the weights; up to here nothing is written
+    task.prepare()
+    per_epoch = steps_per_epoch(task.num_records, config.batch_size)
     total = per_epoch * (config.epochs or 1)
-    schedule = Schedule(per_epoch, total, min(total, config.max_steps or total), stage.restart_step(total))
-    evaluator = stage.evaluator() if fabric.is_global_zero else None
+    schedule = Schedule(per_epoch, total, min(total, config.max_steps or total), task.restart_step(total))
+    evaluator = task.evaluator() if fabric.is_global_zero else None
     start_step = _restore(folder, fabric, network) if config.resume else 0
-    _check_resumed(folder, stage, schedule, start_step)
+    _check_resumed(folder, task, schedule, start_step)
     if fabric.is_global_zero and start_step < schedule.last_step:
-        _say_before(stage, network, schedule.last_step - start_step)
-    _start_folder(fabric, folder, stage, start_step)
+        _say_before(task, network, schedule.last_step - start_step)
+    _start_folder(fabric, folder, task, start_step)
     if start_step < schedule.last_step:
         folder.model_path.unlink(missing_ok=True)  # training on makes it stale
-    trainer = Trainer(stage, network, schedule, _open_outputs(folder, stage, schedule, start_step, evaluator))
+    trainer = Trainer(task, network, schedule, _open_outputs(folder, task, schedule, start_step, evaluator))
     span = Span(start_step, schedule.last_step, fabric.global_rank, fabric.world_size)
     with closing(trainer.outputs):
-        finished = trainer.fit(stage.stream(network.net, span), start_step)
+        finished = trainer.fit(task.stream(network.net, span), start_step)
     if finished and fabric.is_global_zero and not folder.model_path.is_file():
         folder.save_model(network.net, schedule.last_step)
     fabric.barrier()
@@ -191,15 +191,15 @@ def labelled_records(source: Source, split: str) -> list[Record]:
     return records
 
 
-def _check_resumed(folder: RunFolder, stage: Stage[Any], schedule: Schedule, start_step: int) -> None:
+def _check_resumed(folder: RunFolder, task: TrainingTask[Any], schedule: Schedule, start_step: int) -> None:
     """Refuse to resume with other classes or behind the end; say where there is nothing left to train, and why."""
-    config: LoopConfig = stage.config
+    config: LoopConfig = task.config
     if not config.resume:
         return
-    if tuple(folder.classes) != tuple(stage.classes):
+    if tuple(folder.classes) != tuple(task.classes):
         raise DataError(
             f"{folder.path}: the run's classes are {', '.join(folder.classes)}; {config.data} has "
-            f"{', '.join(stage.classes)}; resume with the data the run began with"
+            f"{', '.join(task.classes)}; resume with the data the run began with"
         )
     if start_step > schedule.last_step:
         raise DataError(f"{folder.path}: step {start_step} is done already, past --max-steps {schedule.last_step}")
@@ -213,34 +213,34 @@ def _check_resumed(folder: RunFolder, stage: Stage[Any], schedule: Schedule, sta
         log.warning("%s: all %d steps are done, nothing is left to train%s", folder.path, start_step, more)
 
 
-def _say_before(stage: Stage[Any], network: Network, steps: int) -> None:
+def _say_before(task: TrainingTask[Any], network: Network, steps: int) -> None:
     """What a person should know before time and memory are spent."""
-    config, fabric = stage.config, stage.fabric
+    config, fabric = task.config, task.fabric
     begins_with = config.weights or (isinstance(config, TrainConfig) and config.init)
     if not begins_with and not config.resume and config.backbone in BACKBONE_NAMES:  # others bring their own
         log.warning(
             "no --weights: the backbone %s begins with random numbers, and image labels alone teach it little; expect "
             "poor masks, and give weights that were trained on ImageNet for good ones", config.backbone,
         )  # fmt: skip
-    say_cost(estimate_cost(stage, network.net, fabric.device, fabric.world_size), steps, fabric.device)
+    say_cost(estimate_cost(task, network.net, fabric.device, fabric.world_size), steps, fabric.device)
 
 
-def _start_folder(fabric: Fabric, folder: RunFolder, stage: Stage[Any], start_step: int) -> None:
+def _start_folder(fabric: Fabric, folder: RunFolder, task: TrainingTask[Any], start_step: int) -> None:
     """Write config.json and drop the records of later steps, once every process has looked at the folder."""
     fabric.barrier()
     if fabric.is_global_zero:
         folder.remove_unfinished()
-        folder.create(dataclasses.replace(stage.config, resume=False), stage.classes, stage.backend)
+        folder.create(dataclasses.replace(task.config, resume=False), task.classes, task.backend)
         folder.truncate_records(start_step)
     fabric.barrier()
 
 
-def create_network(stage: Stage[Any]) -> Network:
+def create_network(task: TrainingTask[Any]) -> Network:
     """Network, losses and optimizer, initialised from the seed, compiled if asked, wrapped by Fabric."""
-    config, fabric = stage.config, stage.fabric
+    config, fabric = task.config, task.fabric
     torch.manual_seed(key64(config.seed, 0, "", "initial weights") & (2**63 - 1))
-    net = stage.create_net()
-    module: Any = stage.create_module(net)
+    net = task.create_net()
+    module: Any = task.create_module(net)
     if config.device.channels_last:
         module = module.to(memory_format=torch.channels_last)
     module = fabric.to_device(module)
@@ -267,18 +267,18 @@ def _restore(folder: RunFolder, fabric: Fabric, network: Network) -> int:
 
 
 def _open_outputs(
-    folder: RunFolder, stage: Stage[Any], schedule: Schedule, start_step: int, evaluator: Evaluator | None
+    folder: RunFolder, task: TrainingTask[Any], schedule: Schedule, start_step: int, evaluator: Validator | None
 ) -> Outputs:
-    config, first = stage.config, stage.fabric.is_global_zero
+    config, first = task.config, task.fabric.is_global_zero
     progress = TrainProgress(
         schedule.last_step,
         start_step,
         config.batch_size,
         config.log_every,
-        enabled=stage.progress is not SILENT,
-        losses=stage.losses,
+        enabled=task.progress is not SILENT,
+        losses=task.losses,
     )
     if not first:
         return Outputs(folder, progress)
-    board = Board(folder.tensorboard_path, stage.classes, start_step)
+    board = TensorBoardLogger(folder.tensorboard_path, task.classes, start_step)
     return Outputs(folder, progress, MetricsLog(folder.metrics_path), board, evaluator)

@@ -22,7 +22,7 @@ ConfigT = TypeVar("ConfigT", bound=LoopConfig)
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class ValidationMetrics:
     """One point of the curves.
 
     Attributes:
@@ -34,10 +34,10 @@ class Evaluation:
     pictures: dict[str, NDArray[np.uint8]]
 
 
-class Evaluator(Protocol):
+class Validator(Protocol):
     """Scores a network while it trains."""
 
-    def evaluate(self, net: Any, device: torch.device, stopped: Callable[[], bool]) -> Evaluation | None:
+    def evaluate(self, net: Any, device: torch.device, stopped: Callable[[], bool]) -> ValidationMetrics | None:
         """Score the network, leaving its training mode as it was; None once `stopped` says so between two images."""
 
 
@@ -52,7 +52,7 @@ class StepBatch(Protocol):
         """Move every tensor to `device` without waiting for it."""
 
 
-class Stage(ABC, Generic[ConfigT]):
+class TrainingTask(ABC, Generic[ConfigT]):
     """One kind of training. Made once the processes are launched; opens and checks the data, and writes nothing.
 
     Attributes:
@@ -60,14 +60,14 @@ class Stage(ABC, Generic[ConfigT]):
         classes: the K foreground class names.
         num_records: images of the split.
         losses: names of the loss and its parts, as `module` gives them.
-        headline: figures of an `Evaluation` that are shown in the terminal, in 0..1.
+        primary_metrics: figures of a `ValidationMetrics` that are shown in the terminal, in 0..1.
         statistics: counts the maps of each step where there are such.
         backend: what made the patches, where there are such.
         progress: where what precedes the first step is shown; silent on all processes but the first.
     """
 
     losses: ClassVar[tuple[str, ...]]
-    headline: ClassVar[tuple[str, ...]]
+    primary_metrics: ClassVar[tuple[str, ...]]
     classes: tuple[str, ...]
     num_records: int
     statistics: MapStatistics | None = None
@@ -103,7 +103,7 @@ class Stage(ABC, Generic[ConfigT]):
         """What the module takes of a batch on its device in step `step` (from 1)."""
 
     @abstractmethod
-    def evaluator(self) -> Evaluator | None:
+    def evaluator(self) -> Validator | None:
         """Scores the network while it trains; None = not at all."""
 
     def restart_step(self, total_steps: int) -> int:

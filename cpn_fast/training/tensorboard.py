@@ -56,7 +56,7 @@ def map_record(sums: Tensor) -> dict[str, list[float | None]]:
     }
 
 
-class Board:
+class TensorBoardLogger:
     """TensorBoard event files of a run.
 
     Args:

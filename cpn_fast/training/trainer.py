@@ -20,11 +20,11 @@ from cpn_fast.files.errors import NonFiniteError
 from cpn_fast.runs.checkpoint import save_checkpoint
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.runs.metrics_log import MetricsLog
-from cpn_fast.training.monitor import PendingStep, StepMonitor, StepValues
-from cpn_fast.training.optimizer import gate, poly_factor, set_learning_rate
+from cpn_fast.training.monitor import NonFiniteGuard, PendingStep, StepValues
+from cpn_fast.training.optimizer import poly_factor, set_learning_rate, skip_update
 from cpn_fast.training.stop import StopRequest
-from cpn_fast.training.task import Evaluation, Evaluator, Stage, StepBatch
-from cpn_fast.training.tensorboard import Board, map_record
+from cpn_fast.training.task import StepBatch, TrainingTask, ValidationMetrics, Validator
+from cpn_fast.training.tensorboard import TensorBoardLogger, map_record
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +79,8 @@ class Outputs:
     folder: RunFolder
     progress: TrainProgress
     metrics: MetricsLog | None = None
-    board: Board | None = None
-    curves: Evaluator | None = None
+    board: TensorBoardLogger | None = None
+    curves: Validator | None = None
 
     def close(self) -> None:
         """Close the files, with everything on the disk."""
@@ -98,18 +98,18 @@ class Trainer:
     """Runs the steps of one run.
 
     Args:
-        stage: the kind of training, with its settings.
+        task: the kind of training, with its settings.
         network: what is trained.
         schedule: how far.
         outputs: where to report.
     """
 
-    def __init__(self, stage: Stage[Any], network: Network, schedule: Schedule, outputs: Outputs) -> None:
-        self.stage, self.config, self.fabric = stage, stage.config, stage.fabric
+    def __init__(self, task: TrainingTask[Any], network: Network, schedule: Schedule, outputs: Outputs) -> None:
+        self.task, self.config, self.fabric = task, task.config, task.fabric
         self.network, self.schedule, self.outputs = network, schedule, outputs
         self.stop = StopRequest(told=self.fabric.is_global_zero)
         scaled = getattr(self.fabric.strategy.precision, "scaler", None) is not None  # 16-mixed on a GPU
-        self.monitor = StepMonitor(
+        self.monitor = NonFiniteGuard(
             [(name, p) for name, p in network.net.named_parameters() if p.requires_grad], check_gradients=not scaled
         )
         self._stopping = False
@@ -152,13 +152,13 @@ class Trainer:
         set_learning_rate(network.bare_optimizer, rate)
         seed_step(config.seed, step, self.fabric.global_rank)
         batch = batch.to(self.fabric.device)
-        outputs = network.module(*self.stage.inputs(batch, step, self.schedule.total_steps))
+        outputs = network.module(*self.task.inputs(batch, step, self.schedule.total_steps))
         self.fabric.backward(outputs["loss"])
 
         previous = self.monitor.take()
-        losses = {name: outputs[name] for name in self.stage.losses if name in outputs}
-        hold = self.monitor.observe(step, batch.ids, losses, bool(self.stop), self._statistics(step, outputs, batch))
-        gate(network.bare_optimizer, hold)
+        losses = {name: outputs[name] for name in self.task.losses if name in outputs}
+        skip = self.monitor.observe(step, batch.ids, losses, bool(self.stop), self._statistics(step, outputs, batch))
+        skip_update(network.bare_optimizer, skip)
         network.optimizer.step()
         network.optimizer.zero_grad(set_to_none=True)
         now = time.perf_counter()
@@ -183,8 +183,8 @@ class Trainer:
 
     def _statistics(self, step: int, outputs: dict[str, Tensor], batch: StepBatch) -> dict[str, Tensor]:
         """Count the maps; every `log_every` steps give the sums to be read along."""
-        self.stage.count(outputs, batch)
-        statistics = self.stage.statistics
+        self.task.count(outputs, batch)
+        statistics = self.task.statistics
         return statistics.take() if statistics is not None and step % self.config.log_every == 0 else {}
 
     def _record(self, values: StepValues) -> None:
@@ -210,7 +210,7 @@ class Trainer:
             outputs.board.step(record)
         outputs.progress.step(record)
         if values.extra:
-            concern = self.stage.concern(step, values.extra)
+            concern = self.task.concern(step, values.extra)
             if concern is not None and self.fabric.is_global_zero:
                 log.warning("%s", concern)
             maps = {"kind": "maps", "step": step, **{name: map_record(sums) for name, sums in values.extra.items()}}
@@ -262,7 +262,7 @@ class Trainer:
         asked = torch.tensor(float(bool(self.stop)), device=self.fabric.device)
         self._stopping |= bool(self.fabric.all_reduce(asked, reduce_op="sum"))
 
-    def _record_evaluation(self, step: int, result: Evaluation) -> None:
+    def _record_evaluation(self, step: int, result: ValidationMetrics) -> None:
         outputs = self.outputs
         epoch = round(step / self.schedule.steps_per_epoch, 4)
         values = {name: _finite(value) for name, value in result.values.items()}
@@ -272,7 +272,7 @@ class Trainer:
         if outputs.board is not None:
             outputs.board.evaluation(record)
             outputs.board.pictures(result.pictures, step)
-        shown = [name for name in self.stage.headline if record.get(name) is not None]
+        shown = [name for name in self.task.primary_metrics if record.get(name) is not None]
         figures = ", ".join(f"{name} {100 * record[name]:.1f}" for name in shown) or "no figure can be had"
         outputs.progress.message(f"epoch {epoch:g}: {figures} ({record['images']} images)")
 
@@ -303,7 +303,7 @@ class Trainer:
             state = {
                 "step": step,
                 "config": config_to_dict(self.config),
-                "classes": list(self.stage.classes),
+                "classes": list(self.task.classes),
                 "model": self.network.net.state_dict(),
                 "optimizer": self.network.bare_optimizer.state_dict(),
                 "scaler": self.fabric.strategy.precision.state_dict(),

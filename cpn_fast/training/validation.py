@@ -13,7 +13,7 @@ from torch import nn
 from cpn_fast.data.types import Sample
 from cpn_fast.files.errors import NonFiniteError
 
-PICTURES = 4
+NUM_IMAGES = 4
 
 
 PICTURE_SIDE = 320

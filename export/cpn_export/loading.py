@@ -21,7 +21,7 @@ from cpn_fast.files.max_side import enlarge, reduce_image
 from cpn_fast.files.photos import Photo
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.inference.class_mapping import ClassMapping
-from cpn_fast.inference.options import check_counts
+from cpn_fast.inference.options import check_positive
 
 DEVICES: dict[str, Provider] = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "tensorrt"}
 
@@ -98,7 +98,7 @@ class OnnxModel:
                     "the run again with `cpn export`"
                 )
         size = self.info.max_side if max_side is None else max_side
-        check_counts(max_side=size)
+        check_positive(max_side=size)
         return _PhotoLabeller(self._session(device or "cpu"), size)
 
     def _session(self, device: str) -> OnnxLabeller:

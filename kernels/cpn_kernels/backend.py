@@ -28,7 +28,7 @@ def exporting() -> bool:
     return torch.compiler.is_exporting()
 
 
-def takes_kernel(*tensors: Tensor | None) -> bool:
+def use_triton(*tensors: Tensor | None) -> bool:
     """Whether a Triton kernel serves these inputs: all on CUDA, none empty, none float64 (whose law is the reference).
 
     Args:

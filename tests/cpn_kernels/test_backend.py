@@ -10,7 +10,7 @@ from cpn_kernels import backend
 
 
 class _Cuda:
-    """What `takes_kernel` looks at of a tensor, on a machine without a GPU."""
+    """What `use_triton` looks at of a tensor, on a machine without a GPU."""
 
     def __init__(self, dtype: torch.dtype = torch.float32, count: int = 3) -> None:
         self.is_cuda, self.dtype, self.count = True, dtype, count
@@ -26,12 +26,12 @@ def ready(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("ready")
 def test_what_takes_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert backend.takes_kernel(_Cuda(), None, _Cuda(torch.bfloat16), _Cuda(torch.int64))
-    assert not backend.takes_kernel(_Cuda(), torch.zeros(3))
-    assert not backend.takes_kernel(_Cuda(), _Cuda(torch.float64))
-    assert not backend.takes_kernel(_Cuda(), _Cuda(count=0))
+    assert backend.use_triton(_Cuda(), None, _Cuda(torch.bfloat16), _Cuda(torch.int64))
+    assert not backend.use_triton(_Cuda(), torch.zeros(3))
+    assert not backend.use_triton(_Cuda(), _Cuda(torch.float64))
+    assert not backend.use_triton(_Cuda(), _Cuda(count=0))
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
-    assert not backend.takes_kernel(_Cuda())
+    assert not backend.use_triton(_Cuda())
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True), ((9, 0), True), ((10, 0), True)])
@@ -47,7 +47,7 @@ def test_devices_before_ampere_take_the_reference(
 
 def test_the_question_is_a_constant_of_a_compiled_graph() -> None:
     def double(x: Tensor) -> Tensor:
-        return x * 2 if not backend.takes_kernel(x) and not (backend.triton_ready() and x.is_cuda) else x
+        return x * 2 if not backend.use_triton(x) and not (backend.triton_ready() and x.is_cuda) else x
 
     assert torch.compile(double, fullgraph=True, backend="eager")(torch.ones(2)).tolist() == [2, 2]
 

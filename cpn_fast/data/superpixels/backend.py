@@ -12,7 +12,7 @@ from cpn_fast.runs.folder import RunFolder
 from cpn_kernels.ops.superpixels import Backend, backend_version, resolve_backend
 
 
-def settle_backend(config: TrainConfig, folder: RunFolder) -> TrainConfig:
+def resolve_run_backend(config: TrainConfig, folder: RunFolder) -> TrainConfig:
     """Put a name in the place of "auto": on resume the run's own, else what is there on this machine.
 
     Args:
@@ -66,7 +66,7 @@ def version_of(backend: Backend) -> str:
         raise DataError(f"--patch.backend {backend}: {error}") from error
 
 
-def share_backend(fabric: Fabric, config: TrainConfig) -> str | None:
+def broadcast_backend(fabric: Fabric, config: TrainConfig) -> str | None:
     """The backend's name and version, the same in every process; None where no superpixels are hidden.
 
     Raises:

@@ -19,7 +19,7 @@ from cpn_fast.affinity.batches import AffinityBatch, AffinityStream, crop_labels
 from cpn_fast.affinity.command import run_affinity
 from cpn_fast.affinity.labels import LabelStore
 from cpn_fast.affinity.options import parse
-from cpn_fast.affinity.task import AffinityStage
+from cpn_fast.affinity.task import AffinityTask
 from cpn_fast.config.training import AffinityConfig, AugmentOptions
 from cpn_fast.data.loading.augment import Geometry
 from cpn_fast.data.loading.steps import Span
@@ -176,7 +176,7 @@ def test_a_process_divides_by_its_share_of_all_pairs(monkeypatch):
     batch = AffinityBatch(("a", "b"), torch.zeros(2, 8, 8, 3), torch.zeros(2, 1, 1), pairs)
     for world_size, expected in ((1, [2, 2, 4]), (2, [6, 1, 4])):
         stage = SimpleNamespace(fabric=SimpleNamespace(world_size=world_size))
-        given = AffinityStage.inputs(stage, batch, 1, 1)[2]
+        given = AffinityTask.inputs(stage, batch, 1, 1)[2]
         assert given.tolist() == expected
 
 
@@ -351,7 +351,7 @@ def test_a_stopped_synthesis_goes_on(masks, tmp_path, monkeypatch, error, raised
 
 def test_labels_of_other_powers_make_way_until_a_run_has_begun(masks, tmp_path, monkeypatch):
     start = config(masks, tmp_path / "aff", max_steps=1)
-    monkeypatch.setattr("cpn_fast.affinity.task.AffinityStage._need_images", lambda _: (_ for _ in ()).throw(Killed()))
+    monkeypatch.setattr("cpn_fast.affinity.task.AffinityTask._need_images", lambda _: (_ for _ in ()).throw(Killed()))
     with pytest.raises(Killed):
         run_affinity(start)
     monkeypatch.undo()

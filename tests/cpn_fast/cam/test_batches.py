@@ -25,7 +25,7 @@ from cpn_fast.data.types import Batch, Record, Sample
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import read_image
 from cpn_kernels import native_library
-from cpn_kernels.ops.superpixels import runs_on, superpixels
+from cpn_kernels.ops.superpixels import is_available, superpixels
 
 
 class Pictures:
@@ -275,12 +275,12 @@ def test_missing_maps_are_made_on_the_device_where_the_backend_runs_there(source
 
 def test_where_superpixels_run(monkeypatch):
     cpu, gpu, other = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
-    assert not any(runs_on(device, "skimage") for device in (cpu, gpu, other))
+    assert not any(is_available(device, "skimage") for device in (cpu, gpu, other))
     for there, cuda in ((False, False), (True, False), (True, True)):
         monkeypatch.setattr(native_library, "available", lambda there=there: there)
         monkeypatch.setattr(native_library, "has_cuda", lambda cuda=cuda: cuda)
-        assert [runs_on(device, "native") for device in (cpu, gpu, other)] == [there, there and cuda, False]
-        assert runs_on(cpu, "auto") == there
+        assert [is_available(device, "native") for device in (cpu, gpu, other)] == [there, there and cuda, False]
+        assert is_available(cpu, "auto") == there
 
 
 @pytest.mark.gpu

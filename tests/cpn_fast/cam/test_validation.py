@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix, f1_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cpn_fast.cam.task import run_train
-from cpn_fast.cam.validation import create_curves
+from cpn_fast.cam.validation import create_validator
 from cpn_fast.config.training import AugmentOptions, DeviceOptions, MethodOptions, PatchOptions, TrainConfig
 from cpn_fast.console.progress import TrainProgress
 from cpn_fast.data.sources.open import open_source
@@ -64,7 +64,7 @@ def test_miou_by_hand_and_training_mode_kept(small_demo: Path, tmp_path: Path) -
     torch.manual_seed(0)
     net = create_model(settings, len(source.classes)).train()
     modes = [module.training for module in net.modules()]
-    curves = create_curves(source, settings, source.records("train"))
+    curves = create_validator(source, settings, source.records("train"))
     result = curves.evaluate(net, torch.device("cpu"))
     assert [module.training for module in net.modules()] == modes
     assert False in modes and True in modes  # frozen batch norms and the rest
@@ -96,8 +96,8 @@ def test_curves_need_a_split_that_exists(small_demo: Path, tmp_path: Path) -> No
     settings = config(small_demo, tmp_path, val_split="nonsense")
     source = open_source(settings.data)
     with pytest.raises(DataError, match="nonsense"):
-        create_curves(source, settings, source.records("train"))
-    assert create_curves(source, config(small_demo, tmp_path, eval_every=0), ()) is None
+        create_validator(source, settings, source.records("train"))
+    assert create_validator(source, config(small_demo, tmp_path, eval_every=0), ()) is None
 
 
 def test_map_statistics_by_hand() -> None:

@@ -30,7 +30,7 @@ from cpn_fast.segment.batches import SegmentBatch, SegmentStream
 from cpn_fast.segment.loss import PixelClassification, pixel_cross_entropy
 from cpn_fast.segment.masks import open_masks
 from cpn_fast.segment.options import parse
-from cpn_fast.segment.task import SegmentStage, run_segment_train
+from cpn_fast.segment.task import SegmentTask, run_segment_train
 from cpn_kernels.ops.cp_triplet import normalise_images
 from tests.cpn_fast.segment.voc_squares import COLOURS, make
 
@@ -277,16 +277,16 @@ def test_mask_that_goes_in_the_middle_is_one_line_and_the_rerun_goes_on(
     squares: Path, tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     masks = shutil.copytree(squares / "SegmentationClass", tmp_path / "masks")
-    start, arguments = SegmentStage.stream, ["segment", "train", "--output", str(tmp_path / "run")]
+    start, arguments = SegmentTask.stream, ["segment", "train", "--output", str(tmp_path / "run")]
 
-    def stream(stage: SegmentStage, net: torch.nn.Module, span: Span) -> Iterable[SegmentBatch]:
+    def stream(stage: SegmentTask, net: torch.nn.Module, span: Span) -> Iterable[SegmentBatch]:
         (masks / "train_2.png").unlink()
         return start(stage, net, span)
 
     given = ["--data", f"voc:{squares}", "--masks", str(masks), "--backbone", "resnet38_tiny", "--crop", "48"]
     given += ["--batch-size", "2", "--epochs", "1", "--eval-every", "0", "--workers", str(workers)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SegmentStage, "stream", stream)
+        patch.setattr(SegmentTask, "stream", stream)
         assert cli.main([*arguments, *given]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == f"error: {masks / 'train_2.png'}: no such file; expected an image"

@@ -22,8 +22,8 @@ from cpn_fast.models import create_model
 from cpn_fast.runs.checkpoint import load_checkpoint
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.training import trainer
-from cpn_fast.training.monitor import StepMonitor
-from cpn_fast.training.optimizer import create_optimizer, gate, parameter_groups, poly_factor, set_learning_rate
+from cpn_fast.training.monitor import NonFiniteGuard
+from cpn_fast.training.optimizer import create_optimizer, parameter_groups, poly_factor, set_learning_rate, skip_update
 
 CONFIG = TrainConfig(
     data="x", output=Path("x"), backbone="resnet38_tiny", optimizer=OptimizerOptions(lr=0.1, momentum=0.9)
@@ -87,7 +87,7 @@ def test_updates_are_those_written_out() -> None:
             named[name].grad = torch.randn_like(named[name])
             velocity[name] = 0.9 * velocity[name] + named[name].grad.double() + decay * weights[name]
             weights[name] = weights[name] - factor * 0.1 * (1 - step / 3) ** 0.9 * velocity[name]
-        gate(optimizer, torch.zeros(()))
+        skip_update(optimizer, torch.zeros(()))
         optimizer.step()
     for name, parameter in named.items():
         torch.testing.assert_close(parameter.detach().double(), weights[name], rtol=1e-5, atol=1e-6)
@@ -99,7 +99,7 @@ def test_a_held_back_update_changes_nothing() -> None:
     before = {name: value.clone() for name, value in net.state_dict().items()}
     for parameter in net.parameters():
         parameter.grad = torch.full_like(parameter, math.nan) if parameter.requires_grad else None
-    gate(optimizer, torch.ones(()))
+    skip_update(optimizer, torch.ones(()))
     optimizer.step()
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     for state in optimizer.state.values():
@@ -117,7 +117,7 @@ def test_gradient_scaler_works_on_the_gated_optimizer() -> None:
     for net, optimizer in zip((plain, scaled), optimizers, strict=True):
         loss = net.head(net.backbone["body"](features)).square().mean()
         (loss if net is plain else scaler.scale(loss)).backward()
-        gate(optimizer, torch.zeros(()))
+        skip_update(optimizer, torch.zeros(()))
     optimizers[0].step()
     scaler.step(optimizers[1])
     scaler.update()
@@ -125,7 +125,7 @@ def test_gradient_scaler_works_on_the_gated_optimizer() -> None:
         torch.testing.assert_close(found, expected)
     before = [p.clone() for p in scaled.parameters()]
     scaled.head.weight.grad.fill_(math.inf)
-    gate(optimizers[1], torch.zeros(()))
+    skip_update(optimizers[1], torch.zeros(()))
     scaler.step(optimizers[1])
     scaler.update()
     assert all(torch.equal(a, b) for a, b in zip(before, scaled.parameters(), strict=True))
@@ -137,7 +137,7 @@ def test_monitor_names_loss_part(value: float) -> None:
     net = Small()
     for parameter in net.parameters():
         parameter.grad = torch.ones_like(parameter)
-    monitor = StepMonitor(list(net.named_parameters()))
+    monitor = NonFiniteGuard(list(net.named_parameters()))
     losses = {"loss": torch.tensor(value), "cls": torch.tensor(1.0), "tcp": torch.tensor(value)}
     assert monitor.observe(7, ("a", "b"), losses) == 1
     with pytest.raises(NonFiniteError, match=r"step 7: .*loss part loss = .*, tcp = .*images: a, b") as error:
@@ -148,7 +148,7 @@ def test_monitor_names_loss_part(value: float) -> None:
 def test_monitor_names_gradient_and_holds_back_for_good() -> None:
     net = Small()
     named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
-    monitor = StepMonitor(named)
+    monitor = NonFiniteGuard(named)
     for _, parameter in named:
         parameter.grad = torch.ones_like(parameter)
     net.head.weight.grad[0, 0] = math.nan
@@ -164,7 +164,7 @@ def test_monitor_reports_values_and_norm() -> None:
     net = Small()
     for parameter in net.parameters():
         parameter.grad = torch.ones_like(parameter)
-    monitor = StepMonitor(list(net.named_parameters()))
+    monitor = NonFiniteGuard(list(net.named_parameters()))
     assert monitor.observe(3, ("a",), {"loss": torch.tensor(2.0)}, stop=True, extra={"x": torch.arange(2)}) == 0
     values = monitor.report(monitor.take())
     assert values.step == 3 and values.stop

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from cpn_fast.cam.task import run_train
-from cpn_fast.cam.validation import Curves
+from cpn_fast.cam.validation import CamValidator
 from cpn_fast.config.training import AugmentOptions, TrainConfig
 from cpn_fast.files.errors import DataError
 from cpn_fast.runs.checkpoint import load_checkpoint, state_sha256
@@ -191,9 +191,9 @@ def test_evaluation_is_interrupted_and_made_up_for(
     evaluation: int, uninterrupted: RunFolder, small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C while the second of three images is scored, in the middle of the training or at its end."""
-    evaluate, seen = Curves.evaluate, []
+    evaluate, seen = CamValidator.evaluate, []
 
-    def interrupted(self: Curves, net: object, device: torch.device, stopped: Callable[[], bool]) -> object:
+    def interrupted(self: CamValidator, net: object, device: torch.device, stopped: Callable[[], bool]) -> object:
         asked: list[bool] = []
 
         def on_second() -> bool:
@@ -205,14 +205,14 @@ def test_evaluation_is_interrupted_and_made_up_for(
         seen.append(asked)
         return evaluate(self, net, device, on_second)
 
-    monkeypatch.setattr(Curves, "evaluate", interrupted)
+    monkeypatch.setattr(CamValidator, "evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_train(config(small_demo, tmp_path / "run"))
     run = RunFolder(tmp_path / "run")
     assert len(seen[-1]) == 2, "the third image is not scored"
     assert load_checkpoint(run.checkpoint_path)["step"] == 3 * evaluation
     assert len(run.records("eval")) == evaluation - 1
-    monkeypatch.setattr(Curves, "evaluate", evaluate)
+    monkeypatch.setattr(CamValidator, "evaluate", evaluate)
     run_train(config(small_demo, run.path, resume=True))
     assert run.records("eval") == uninterrupted.records("eval")
     assert run.model_path.read_bytes() == uninterrupted.model_path.read_bytes()
@@ -229,7 +229,7 @@ def test_signal_in_the_last_step_of_an_epoch_skips_the_evaluation(
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
-    monkeypatch.setattr(Curves, "evaluate", lambda *_: pytest.fail("scored"))
+    monkeypatch.setattr(CamValidator, "evaluate", lambda *_: pytest.fail("scored"))
     with pytest.raises(KeyboardInterrupt):
         run_train(config(small_demo, tmp_path / "run"))
     assert load_checkpoint(RunFolder(tmp_path / "run").checkpoint_path)["step"] == 3

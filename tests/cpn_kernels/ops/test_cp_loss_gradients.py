@@ -122,7 +122,7 @@ def test_a_loss_on_the_scale_of_the_image_does_not_reward_shrinking_to_the_peak(
 
 
 def test_options_without_a_kernel_take_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cpn_kernels.ops.cp_loss.takes_kernel", lambda *_: True)
+    monkeypatch.setattr("cpn_kernels.ops.cp_loss.use_triton", lambda *_: True)
     monkeypatch.setattr("cpn_kernels.ops.cp_loss.cp_loss_op", lambda *_: pytest.fail("the kernel was called"))
     cam, rcam = raw_maps(0), raw_maps(1)
     for options in (CpLossOptions(tcp_target="union"), CpLossOptions(pair_norm="image")):

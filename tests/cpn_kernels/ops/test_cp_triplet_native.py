@@ -35,10 +35,10 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def assert_bits_of_the_reference(images: Tensor, patches: Tensor, keys: Tensor, p: float, mean=None) -> None:
-    """In both types and both memory formats; `suits` says that it is the library that answers."""
+    """In both types and both memory formats; `is_supported` says that it is the library that answers."""
     expected, expected_visible = reference.cp_triplet(images, patches, keys, p, mean)
     for dtype in (torch.float32, torch.bfloat16):
-        assert native.suits(images, patches, dtype)
+        assert native.is_supported(images, patches, dtype)
         for layout in (torch.channels_last, torch.contiguous_format):
             found, visible = cp_triplet(images, patches, keys, p, mean=mean, dtype=dtype, memory_format=layout)
             assert found.shape == expected.shape and found.dtype == dtype
@@ -226,9 +226,9 @@ def test_empty_batch_and_other_dtypes_take_some_way() -> None:
     found, visible = cp_triplet(images[:0], patches[:0], keys[:0], 0.5)
     assert found.shape == (0, 3, 4, 5) and visible.shape == (0,)
     unsigned = patches.clamp(min=0).to(torch.uint8)
-    assert not native.suits(images, unsigned)
+    assert not native.is_supported(images, unsigned)
     assert torch.equal(cp_triplet(images, unsigned, keys, 0.5)[0], cp_triplet(images, unsigned.int(), keys, 0.5)[0])
-    assert not native.suits(images, patches, torch.float64)
+    assert not native.is_supported(images, patches, torch.float64)
     double = cp_triplet(images, patches, keys, 0.5, dtype=torch.float64)[0]
     assert torch.equal(double, cp_triplet(images, patches, keys, 0.5)[0].double())
     for size in ((2, 0, 5, 3), (2, 4, 0, 3)):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cpn_kernels.backend import takes_kernel
+from cpn_kernels.backend import use_triton
 from cpn_kernels.ops.cp_loss import CpLossOptions, cp_loss
 from cpn_kernels.ops.cp_loss import reference as loss_reference
 from cpn_kernels.ops.cp_triplet import cp_triplet
@@ -40,8 +40,8 @@ def draw(seed: int, *shape: int) -> Tensor:
 
 
 def test_cuda_tensors_take_the_kernels() -> None:
-    assert takes_kernel(draw(0, 2), None)
-    assert not takes_kernel(draw(0, 2).double()) and not takes_kernel(draw(0, 2).cpu())
+    assert use_triton(draw(0, 2), None)
+    assert not use_triton(draw(0, 2).double()) and not use_triton(draw(0, 2).cpu())
 
 
 def eager(embedding: Tensor, maps: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def test_cp_triplet_past_two_to_the_31_elements() -> None:
 @pytest.mark.parametrize(("height", "width", "steps"), [(47, 63, 64), (94, 125, 256)])
 def test_random_walk_against_float64(height: int, width: int, steps: int, request: pytest.FixtureRequest) -> None:
     affinity, maps = draw(1, 2, 34, height, width).sigmoid(), draw(2, 2, 21, height, width).sigmoid()
-    assert takes_kernel(affinity, maps)
+    assert use_triton(affinity, maps)
     random_walk(affinity, maps, 1)  # compiles and loads the kernel, for which the host may wait
     request.getfixturevalue("no_sync")
     found = random_walk(affinity, maps, steps)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cpn_kernels import native_library
 from cpn_kernels.ops.random_walk import OFFSETS, RADIUS, native, random_walk, reference
-from cpn_kernels.ops.random_walk.limits import fits, launch_grid
+from cpn_kernels.ops.random_walk.limits import is_supported, launch_grid
 
 spec = importlib.util.spec_from_file_location("walk_oracle", Path(__file__).with_name("walk_oracle.py"))
 assert spec is not None and spec.loader is not None
@@ -38,7 +38,7 @@ def threads_as_before() -> Iterator[None]:
 def walk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Walk:
     """The public function, by the native library or by the reference."""
     if request.param == "reference":
-        monkeypatch.setattr(native, "suits", lambda *tensors: False)
+        monkeypatch.setattr(native, "is_supported", lambda *tensors: False)
     return random_walk
 
 
@@ -285,9 +285,9 @@ def test_gradients() -> None:
 def test_launches_within_32_bits() -> None:
     assert launch_grid(torch.empty(2, 5, 12, 11, device="meta")) == (2, 2, 2)
     assert launch_grid(torch.empty(1, 4, 16, 8, device="meta")) == (1, 1, 1)
-    assert fits(torch.empty(1, 21, 20_000, 20_000, device="meta"))
-    assert not fits(torch.empty(1, 1, 2**16, 2**15, device="meta"))
-    assert not fits(torch.empty(2**31, 1, 1, 1, device="meta"))
+    assert is_supported(torch.empty(1, 21, 20_000, 20_000, device="meta"))
+    assert not is_supported(torch.empty(1, 1, 2**16, 2**15, device="meta"))
+    assert not is_supported(torch.empty(2**31, 1, 1, 1, device="meta"))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cpn_kernels.backend import takes_kernel
+from cpn_kernels.backend import use_triton
 from cpn_kernels.ops.cp_loss import reference
 from cpn_kernels.ops.cp_loss.op import cp_loss_op
 from cpn_kernels.ops.cp_loss.options import CpLossOptions
@@ -53,7 +53,7 @@ def cp_loss(
         raise ValueError(f"rcam_triplet is {tuple(rcam_triplet.shape)}; expected {tuple(cam_triplet.shape)}")
     if visible.shape != (images,):
         raise ValueError(f"visible is {tuple(visible.shape)}; expected [{images}]")
-    if options.has_kernel and takes_kernel(cam_triplet, rcam_triplet, labels, visible):
+    if options.has_kernel and use_triton(cam_triplet, rcam_triplet, labels, visible):
         losses = cp_loss_op(cam_triplet, rcam_triplet, labels, visible, list(size or ()), *options.values())[0]
         return losses[0], losses[1]
     return reference.cp_loss(cam_triplet, rcam_triplet, labels, visible, options, size)

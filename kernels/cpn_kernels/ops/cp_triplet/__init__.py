@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cpn_kernels.backend import takes_kernel
+from cpn_kernels.backend import use_triton
 from cpn_kernels.ops.cp_triplet import native, reference
 from cpn_kernels.ops.cp_triplet.op import cp_triplet_op
 from cpn_kernels.ops.cp_triplet.reference import IMAGENET_MEAN, IMAGENET_STD
@@ -87,7 +87,7 @@ def cp_triplet(
     if not 0 <= p_hidden <= 1:
         raise ValueError(f"p_hidden is {p_hidden}; expected a probability in [0, 1]")
     channels_last = memory_format == torch.channels_last
-    if takes_kernel(images, patches, keys):
+    if use_triton(images, patches, keys):
         values = (0.0, 0.0, 0.0) if isinstance(mean, Tensor) else IMAGENET_MEAN if mean is None else mean
         return cp_triplet_op(
             images,
@@ -99,7 +99,7 @@ def cp_triplet(
             dtype,
             channels_last,
         )
-    if native.suits(images, patches, dtype):
+    if native.is_supported(images, patches, dtype):
         return native.cp_triplet(images, patches, keys, p_hidden, mean, dtype, channels_last)
     triplet, visible_fraction = reference.cp_triplet(images, patches, keys, p_hidden, mean)
     return triplet.to(dtype=dtype, memory_format=memory_format), visible_fraction

@@ -18,7 +18,7 @@ PATCH_DTYPES = (torch.int16, torch.int32, torch.int64)
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def suits(images: Tensor, patches: Tensor, dtype: torch.dtype = torch.float32) -> bool:
+def is_supported(images: Tensor, patches: Tensor, dtype: torch.dtype = torch.float32) -> bool:
     """Whether the native form is there and takes these: on the CPU, and not while exporting (it has no ONNX form)."""
     return (
         not exporting()

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from cpn_kernels import native_library
-from cpn_kernels.backend import takes_kernel
+from cpn_kernels.backend import use_triton
 from cpn_kernels.ops.dense_crf import native, reference
-from cpn_kernels.ops.dense_crf.limits import fits
+from cpn_kernels.ops.dense_crf.limits import is_supported
 from cpn_kernels.ops.dense_crf.op import dense_crf_op
 
 __all__ = [
@@ -78,7 +78,7 @@ def _check(images: Tensor, probabilities: Tensor, iterations: int, compats: dict
 
 def _resolve(backend: Backend, probabilities: Tensor) -> Literal["triton", "native", "reference"]:
     classes = probabilities.shape[1]
-    on_gpu = takes_kernel(probabilities) and fits(probabilities)
+    on_gpu = use_triton(probabilities) and is_supported(probabilities)
     if backend == "auto":
         if on_gpu:
             return "triton"

@@ -14,7 +14,7 @@ ROWS = 128
 """Rows of one program of the kernels, at most."""
 
 
-def fits(probabilities: Tensor) -> bool:
+def is_supported(probabilities: Tensor) -> bool:
     """Whether the kernels take probabilities [B, C, H, W]: they count an image's corners in 32 bits."""
     _, classes, height, width = probabilities.shape
     return classes <= MAX_CLASSES and CORNERS * height * width <= 2**31 - ROWS

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cpn_kernels.backend import exporting, takes_kernel
+from cpn_kernels.backend import exporting, use_triton
 from cpn_kernels.ops.pixel_correlation import reference
-from cpn_kernels.ops.pixel_correlation.op import fits, pixel_correlation_op
+from cpn_kernels.ops.pixel_correlation.op import is_supported, pixel_correlation_op
 from cpn_kernels.ops.pixel_correlation.portable import pixel_correlation_portable
 
 __all__ = ["pixel_correlation"]
@@ -55,7 +55,11 @@ def pixel_correlation(
         raise ValueError(f"embedding {tuple(embedding.shape)} and maps {tuple(maps.shape)} differ in B or N")
     halved = embedding.dtype != torch.float32 or torch.is_autocast_enabled(embedding.device.type)
     precision = "bf16" if halved else "fp32"
-    if power == 1 and takes_kernel(embedding, maps, queries) and fits(embedding.shape[1], maps.shape[1], precision):
+    if (
+        power == 1
+        and use_triton(embedding, maps, queries)
+        and is_supported(embedding.shape[1], maps.shape[1], precision)
+    ):
         return pixel_correlation_op(embedding, queries, maps, eps, precision)[0]
     embedding, maps = _widened(embedding, maps)
     if queries is not None:

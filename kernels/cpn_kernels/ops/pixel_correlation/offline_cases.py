@@ -5,7 +5,7 @@ from __future__ import annotations
 from cpn_kernels.offline import Case
 from cpn_kernels.ops.pixel_correlation import launch
 from cpn_kernels.ops.pixel_correlation import triton_kernel as kernels
-from cpn_kernels.ops.pixel_correlation.op import fits
+from cpn_kernels.ops.pixel_correlation.op import is_supported
 
 SIZES = ((192, 21), (192, 81), (256, 64), (256, 128))
 """Embedding and map channels: VOC, COCO, and the largest that the kernels take, in float32 and in bfloat16."""
@@ -96,7 +96,7 @@ def offline_cases(capability: tuple[int, int]) -> list[Case]:
         )
     for embedding, channels in SIZES:
         for precision in ("bf16", "tf32", "fp32"):
-            if not fits(embedding, channels, "bf16" if precision == "bf16" else "fp32"):
+            if not is_supported(embedding, channels, "bf16" if precision == "bf16" else "fp32"):
                 continue
             found += _product_cases(launch.kernel_shape(embedding, channels, precision), capability)
     return found

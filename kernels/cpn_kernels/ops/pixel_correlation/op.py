@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def fits(embedding: int, channels: int, precision: str) -> bool:
+def is_supported(embedding: int, channels: int, precision: str) -> bool:
     """Whether the kernels take so many embedding and map channels: more would spill registers.
 
     Args:

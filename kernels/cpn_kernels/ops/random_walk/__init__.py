@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cpn_kernels.backend import takes_kernel
+from cpn_kernels.backend import use_triton
 from cpn_kernels.ops.random_walk import native, reference
-from cpn_kernels.ops.random_walk.limits import fits
+from cpn_kernels.ops.random_walk.limits import is_supported
 from cpn_kernels.ops.random_walk.op import random_walk_op
 from cpn_kernels.ops.random_walk.reference import OFFSETS, RADIUS
 
@@ -64,8 +64,8 @@ def random_walk(
         return maps.clone()
     weights = reference.raised(affinity, power)
     differentiable = torch.is_grad_enabled() and (affinity.requires_grad or maps.requires_grad)
-    if not differentiable and takes_kernel(weights, maps) and fits(maps):
+    if not differentiable and use_triton(weights, maps) and is_supported(maps):
         return random_walk_op(weights, maps, steps)
-    if not differentiable and native.suits(weights, maps):
+    if not differentiable and native.is_supported(weights, maps):
         return native.random_walk(weights, maps, steps)
     return reference.random_walk(weights, maps, steps)

@@ -21,6 +21,6 @@ def launch_grid(maps: Tensor) -> tuple[int, int, int]:
     return -(-height * width // BLOCK), -(-classes // TOGETHER), batch
 
 
-def fits(maps: Tensor) -> bool:
+def is_supported(maps: Tensor) -> bool:
     """Whether the kernel takes maps of this size: it counts an image's pixels, and its programs, in 32 bits."""
     return maps.shape[2] * maps.shape[3] <= 2**31 - BLOCK and math.prod(launch_grid(maps)) < 2**31

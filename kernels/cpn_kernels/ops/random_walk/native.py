@@ -12,7 +12,7 @@ from cpn_kernels import native_library
 from cpn_kernels.backend import exporting
 
 
-def suits(affinity: Tensor, maps: Tensor) -> bool:
+def is_supported(affinity: Tensor, maps: Tensor) -> bool:
     """Whether the native form is there and takes these: float32 on the CPU, and not while exporting."""
     return (
         not exporting()

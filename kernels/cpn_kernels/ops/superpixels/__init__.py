@@ -11,7 +11,7 @@ from torch import Tensor
 from cpn_kernels import native_library
 from cpn_kernels.ops.superpixels import native, reference
 
-__all__ = ["Backend", "backend_version", "resolve_backend", "runs_on", "superpixels"]
+__all__ = ["Backend", "backend_version", "is_available", "resolve_backend", "superpixels"]
 
 Backend = Literal["auto", "native", "skimage", "fast-slic"]
 
@@ -31,7 +31,7 @@ def resolve_backend(backend: Backend) -> Literal["native", "skimage", "fast-slic
     return backend
 
 
-def runs_on(device: torch.device, backend: Backend = "auto") -> bool:
+def is_available(device: torch.device, backend: Backend = "auto") -> bool:
     """Whether the labels of images on a device are made there, without a way over the host or a wait for the device.
 
     Raises:
@@ -87,7 +87,7 @@ def superpixels(
         raise ValueError(f"segments is {segments}; expected at least 1")
     resolved = resolve_backend(backend)
     if resolved == "native":
-        there = images if runs_on(images.device, resolved) else images.cpu()
+        there = images if is_available(images.device, resolved) else images.cpu()
         return native.slic_native(there, segments, compactness).to(images.device)
     one_image = _PER_IMAGE[resolved]
     labels = [torch.from_numpy(one_image(image, segments, compactness)) for image in images.cpu().numpy()]

@@ -14,7 +14,7 @@ from cpn_fast.cam.options import parse
 from cpn_fast.cam.task import run_train
 from cpn_fast.config.presets import PRESETS
 from cpn_fast.config.training import AugmentOptions, MethodOptions, PatchOptions, TrainConfig
-from cpn_fast.data.superpixels.backend import settle_backend, share_backend
+from cpn_fast.data.superpixels.backend import broadcast_backend, resolve_run_backend
 from cpn_fast.files.errors import DataError
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.train import main
@@ -65,19 +65,19 @@ def test_auto_is_the_default_and_no_preset_changes_it() -> None:
 
 @needs_native
 def test_auto_is_native_where_it_is_there(tmp_path: Path) -> None:
-    settled = settle_backend(config(tmp_path, tmp_path, "auto"), RunFolder(tmp_path))
+    settled = resolve_run_backend(config(tmp_path, tmp_path, "auto"), RunFolder(tmp_path))
     assert settled.patch == PatchOptions(segments=20, backend="native")
 
 
 def test_auto_is_skimage_where_native_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_library(monkeypatch)
-    assert settle_backend(config(tmp_path, tmp_path, "auto"), RunFolder(tmp_path)).patch.backend == "skimage"
+    assert resolve_run_backend(config(tmp_path, tmp_path, "auto"), RunFolder(tmp_path)).patch.backend == "skimage"
 
 
 def test_runs_without_superpixels_name_none(tmp_path: Path) -> None:
     for changes in ({"method": "cam"}, {"patch": PatchOptions(kind="grid")}):
         given = config(tmp_path, tmp_path, "auto", **changes)
-        assert settle_backend(given, RunFolder(tmp_path)) == given
+        assert resolve_run_backend(given, RunFolder(tmp_path)) == given
 
 
 @needs_native
@@ -115,7 +115,7 @@ def test_another_version_is_refused(tmp_path: Path, made_by: str) -> None:
     given = config(tmp_path, tmp_path, "skimage")
     RunFolder(tmp_path).create(given, ("a",), made_by)
     with pytest.raises(DataError, match=rf"made by {made_by}, here is skimage \d.*start a new run"):
-        settle_backend(config(tmp_path, tmp_path, "auto", resume=True), RunFolder(tmp_path))
+        resolve_run_backend(config(tmp_path, tmp_path, "auto", resume=True), RunFolder(tmp_path))
 
 
 def test_a_run_that_does_not_say_wants_a_name(small_demo: Path, tmp_path: Path) -> None:
@@ -141,10 +141,10 @@ def test_processes_with_other_superpixels_are_refused(tmp_path: Path) -> None:
             return self.first
 
     given, same = config(tmp_path, tmp_path, "skimage"), f"skimage {version('scikit-image')}"
-    assert share_backend(Second(same), given) == same  # type: ignore[arg-type]
-    assert share_backend(Second(same), config(tmp_path, tmp_path, "auto", method="cam")) is None  # type: ignore[arg-type]
+    assert broadcast_backend(Second(same), given) == same  # type: ignore[arg-type]
+    assert broadcast_backend(Second(same), config(tmp_path, tmp_path, "auto", method="cam")) is None  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"process 1 has superpixels of skimage.*the first process of native 1"):
-        share_backend(Second("native 1"), given)  # type: ignore[arg-type]
+        broadcast_backend(Second("native 1"), given)  # type: ignore[arg-type]
 
 
 def test_a_backend_that_is_not_installed_is_named(

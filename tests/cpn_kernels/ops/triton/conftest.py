@@ -44,4 +44,4 @@ def kernels_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The public functions take the kernels, also for the interpreter's CPU tensors."""
     if INTERPRETED:
         for operator in ("pixel_correlation", "cp_triplet", "cp_loss", "random_walk", "dense_crf"):
-            monkeypatch.setattr(f"cpn_kernels.ops.{operator}.takes_kernel", lambda *tensors: True, raising=False)
+            monkeypatch.setattr(f"cpn_kernels.ops.{operator}.use_triton", lambda *tensors: True, raising=False)
