@@ -1,4 +1,4 @@
-"""Helper processes on one machine: a folder lock, and a pool whose workers use one thread each."""
+"""Helper processes on one machine: a folder lock, how stops pass them by, and a pool of one thread per worker."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import fcntl
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,6 +33,23 @@ def folder_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def stops_held_back() -> Iterator[None]:
+    """Let no stop reach a process that is being started and has no say in it yet; this one gets it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_stops() -> None:
+    """In a helper: a terminal and a scheduler send stops to the whole group, and the parent ends the work."""
+    for kind in STOPS:
+        signal.signal(kind, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 def parallel_map(
@@ -53,16 +73,26 @@ def parallel_map(
         return
     # fork, as torch's own loader does: the caller's main module need not be importable, and what the parent has loaded
     # is there at once. With one thread per helper no OpenMP pool is needed, which would not survive the fork.
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), initializer=_single_thread)
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), initializer=_start_helper)
     try:
-        yield from pool.map(function, todo, chunksize=chunk)
+        with stops_held_back():
+            results = pool.map(function, todo, chunksize=chunk)  # starts the helpers
+        yield from results
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _single_thread() -> None:
+def _start_helper() -> None:
+    """One thread, no ear for stops, and an end with the parent, however that ends."""
     import torch
 
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the work
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ignore_stops()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

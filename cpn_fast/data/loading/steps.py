@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,10 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from cpn_fast.data.loading.parallel import ignore_stops, stops_held_back
 from cpn_fast.data.loading.random import generator
 from cpn_fast.files.errors import DataError
-
-STOPS = (signal.SIGINT, signal.SIGTERM)
 
 Crop = tuple[str, dict[str, torch.Tensor]]
 """Id of an image, and its tensors by their names in the batch."""
@@ -127,7 +124,7 @@ def step_loader(
         # The loader seeds its workers from a generator: its own one, for torch's global one belongs to the model.
         generator=torch.Generator(),
     )
-    with _signals_held_back():
+    with stops_held_back():
         batches = iter(loader)  # starts the workers
     for batch in batches:
         if isinstance(batch, DataError):
@@ -157,16 +154,6 @@ def _collate(crops: list[Crop | DataError]) -> tuple[list[str], dict[str, torch.
     return [name for name, _ in read], {key: torch.stack([tensors[key] for _, tensors in read]) for key in read[0][1]}
 
 
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Let no stop reach a process that is being started and has no say in it yet; this one gets it afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _start_worker(worker: int) -> None:
     """One thread per worker, and no ear for stops.
 
@@ -175,6 +162,4 @@ def _start_worker(worker: int) -> None:
     """
     del worker
     torch.set_num_threads(1)
-    for kind in STOPS:
-        signal.signal(kind, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    ignore_stops()
