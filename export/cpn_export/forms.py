@@ -28,6 +28,10 @@ from cpn_fast.models.labeller import scaled_views
 from cpn_kernels.ops.cp_triplet import normalise_images
 
 QUANTISED = ("Conv", "Relu", "Clip", "Add", "MaxPool")
+LEAST_IMAGES = 16
+"""Fewer give ranges that other images often leave: values beyond a range are cut off."""
+LEAST_CONTRAST = 8
+"""Of 255: an image whose every channel spans less says nothing of the ranges."""
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 logger = logging.getLogger(__name__)
@@ -166,8 +170,8 @@ def _views(
     calibration: Calibration,
     advance: Callable[[int], None],
 ) -> Iterator[NDArray[np.float32]]:
-    """Normalised views of the images that can be read, at one scale after the other."""
-    read = 0
+    """Normalised views of the images that can be read, at one scale after the other; warns of too few that vary."""
+    read = plain = 0
     for path in paths:
         try:
             image = reduce_image(read_image(path), calibration.max_side)
@@ -177,8 +181,18 @@ def _views(
         view = normalise_images(torch.from_numpy(image)[None], mean)
         yield scaled_views(view, scales[read % len(scales)], flip=False, side=side).numpy()
         read += 1
+        plain += int(np.ptp(image, axis=(0, 1)).max() < LEAST_CONTRAST)
         advance(1)
     if not read:
         raise DataError(
             f"{calibration.folder}: none of {len(paths)} images could be read; expected some to calibrate on"
+        )
+    if read - plain < LEAST_IMAGES:
+        logger.warning(
+            "%s: calibrated on %d image(s), %d of them plain (one colour all over); expected at least %d that are not, "
+            "like those to be labelled. Masks of int8 may differ much from float32's; add images and export again",
+            calibration.folder,
+            read,
+            plain,
+            LEAST_IMAGES,
         )

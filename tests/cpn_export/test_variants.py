@@ -252,3 +252,31 @@ def test_models_that_cannot_be_compared(files, trained, capsys):
     assert "its kind is cam, that of" in capsys.readouterr().err
     assert main([str(files["float32"]), str(files["float16"]), "--data", "demo:", "--images", "0"]) == 2
     assert "--images is 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("varied", "plain", "said"),
+    [
+        (2, 0, "calibrated on 2 image(s), 0 of them plain"),
+        (0, 1, "calibrated on 1 image(s), 1 of them plain"),
+        (15, 5, "calibrated on 20 image(s), 5 of them plain"),
+        (16, 4, None),
+    ],
+)
+def test_calibration_on_few_or_plain_images_says_so(varied, plain, said, tmp_path, caplog):
+    noise = np.random.default_rng(0)
+    for index in range(varied):
+        Image.fromarray(noise.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / f"varied{index}.png")
+    for index in range(plain):
+        grey = np.full((8, 8, 3), 40 * index, np.uint8)
+        grey[0] += 7  # sensor noise and JPEG leave a black picture not quite black
+        Image.fromarray(grey).save(tmp_path / f"plain{index}.png")
+    form = form_of("int8", torch.full((3,), 0.5), (1.0,), Calibration(tmp_path, 32, 1024))
+    with caplog.at_level(logging.WARNING, logger="cpn_export.forms"):
+        form(trace_network(nn.Conv2d(3, 2, 1), ["logits"]))
+    warned = [one.getMessage() for one in caplog.records if one.name == "cpn_export.forms"]
+    if said is None:
+        assert warned == []
+    else:
+        (line,) = warned
+        assert said in line and "expected at least 16" in line and str(tmp_path) in line and "\n" not in line
