@@ -12,6 +12,7 @@ from cpn_fast.cam.area_watch import AreaWatch
 from cpn_fast.cam.batches import BatchStream, mean_colour
 from cpn_fast.cam.pixel_masks import open_pixel_masks
 from cpn_fast.cam.validation import CamValidator, create_validator
+from cpn_fast.config.ranges import check_ranges, out_of_range
 from cpn_fast.config.recipes import with_recipe
 from cpn_fast.config.training import TrainConfig
 from cpn_fast.data.loading.steps import Span, steps_per_epoch
@@ -157,21 +158,11 @@ class CamTask(TrainingTask[TrainConfig]):
 
 
 def _check_options(config: TrainConfig) -> None:
+    check_ranges(config)
     if config.init is not None and config.weights is not None:
         raise DataError("--init and --weights both say what the training begins with; give one of them")
     if config.pixel_masks is not None and config.method not in ("cam", "cpn"):
         raise DataError(f"--pixel-masks is for the methods cam and cpn, found --method {config.method}; leave it out")
-    options, epochs = config.options, config.epochs or 1
-    for name, fits, expected in (
-        ("p_hidden", 0 <= options.p_hidden <= 1, "0..1"),
-        ("ohem", 0 < options.ohem <= 1, "above 0, at most 1"),
-        ("seam_scale", 0 < options.seam_scale <= 1, "above 0, at most 1"),
-        ("dropout", 0 <= options.dropout < 1, "0 or more, below 1"),
-        ("warm_up", 0 <= options.warm_up < 1, "0 or more, below 1"),
-        ("warm_up_epochs", 0 <= (options.warm_up_epochs or 0) < epochs, f"0 or more, below the run's {epochs} epochs"),
-        ("min_pool_weight", options.min_pool_weight >= 0, "0 or more"),
-        ("pixel_weight", options.pixel_weight >= 0, "0 or more"),
-    ):
-        if not fits:
-            option = name.replace("_", "-")
-            raise DataError(f"--options.{option} {getattr(options, name)}: expected {expected}")
+    warm_up, epochs = config.options.warm_up_epochs, config.epochs or 1
+    if warm_up is not None and warm_up >= epochs:
+        raise out_of_range("options.warm_up_epochs", warm_up, f"0 or more, below the run's {epochs} epochs")

@@ -70,6 +70,13 @@ def locked(folder: Path, shard: str | None = None, wait: bool = False) -> Iterat
                 folder.rmdir()
 
 
+def check_unlocked(folder: Path) -> None:
+    """Raise DataError where another command is writing to a folder at the moment; nothing is made."""
+    for path in sorted(folder.glob(f"{LOCK_NAME}*")):
+        if _is_held(path):
+            raise _refusal(path)
+
+
 def _name(shard: str | None) -> str:
     return LOCK_NAME if shard is None else "{}-{}-of-{}".format(LOCK_NAME, *parse_shard(shard))
 

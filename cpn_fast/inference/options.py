@@ -18,4 +18,6 @@ def check_positive(**counts: int) -> None:
 def check_scales(scales: Sequence[float]) -> None:
     """Raise DataError unless the scale factors are different numbers above 0 and at most 4."""
     if not scales or not all(0 < scale <= 4 for scale in scales) or len(set(map(scale_name, scales))) < len(scales):
-        raise DataError(f"--scales {' '.join(map(str, scales))}: expected different numbers above 0 and at most 4")
+        raise DataError(
+            f"--scales {' '.join(map(str, scales)) or '(none)'}: expected different numbers above 0 and at most 4"
+        )

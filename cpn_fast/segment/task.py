@@ -40,10 +40,7 @@ def run_segment_train(config: SegmentConfig, progress: Progress = SILENT) -> Run
         NonFiniteError: if a loss or gradient was not finite.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the checkpoint is written.
     """
-    config = with_recipe(config)
-    if not 0 <= config.dropout < 1:
-        raise DataError(f"--dropout {config.dropout}: expected 0 or more, below 1")
-    return run_training(config, SegmentTask, progress)
+    return run_training(with_recipe(config), SegmentTask, progress)
 
 
 class SegmentTask(TrainingTask[SegmentConfig]):

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from cpn_fast.config.ranges import check_ranges
 from cpn_fast.config.training import C
 from cpn_fast.runs.folder import RunFolder
 
@@ -39,7 +40,7 @@ def parse_training(argv: Sequence[str], default: C, recipe: Callable[[C], C] | N
 
     Raises:
         SystemExit: with code 2 for arguments that don't fit, 0 after --help.
-        DataError: where --resume finds no run of this kind.
+        DataError: where --resume finds no run of this kind, or a number is out of range.
     """
     import tyro
 
@@ -50,7 +51,9 @@ def parse_training(argv: Sequence[str], default: C, recipe: Callable[[C], C] | N
         default = default if recipe is None else recipe(default)
         if default.backbone == kind.backbone and takes_cpu_network(argv):
             default = _for_cpu(default)
-    return tyro.cli(kind, args=list(argv), default=default, prog=prog, description=description)
+    config = tyro.cli(kind, args=list(argv), default=default, prog=prog, description=description)
+    check_ranges(config)
+    return config
 
 
 def takes_cpu_network(argv: Sequence[str]) -> bool:

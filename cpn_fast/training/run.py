@@ -14,7 +14,8 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
 
 from cpn_fast.config.backbones import BACKBONE_NAMES, check_trusted, trust_backbone
-from cpn_fast.config.training import LoopConfig, TrainConfig, setting
+from cpn_fast.config.ranges import check_ranges
+from cpn_fast.config.training import LoopConfig, TrainConfig
 from cpn_fast.console.progress import TrainProgress
 from cpn_fast.data.check.labels import label_warnings
 from cpn_fast.data.loading.random import key64
@@ -23,7 +24,7 @@ from cpn_fast.data.sources.unlabelled import none_labelled
 from cpn_fast.data.types import Record, Source
 from cpn_fast.device import set_tf32, tune_allocator
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.lock import locked
+from cpn_fast.files.lock import check_unlocked, locked
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.runs.checkpoint import load_checkpoint
 from cpn_fast.runs.folder import RunFolder, check_same_settings
@@ -56,7 +57,7 @@ def run_training(config: ConfigT, kind: type[TrainingTask[ConfigT]], progress: P
     """
     tune_allocator()
     set_tf32(config.device.tf32)
-    check_counts(config)
+    check_ranges(config)
     folder = RunFolder(config.output)
     if not config.resume:
         trust_backbone(config.backbone)
@@ -76,7 +77,7 @@ def _held(fabric: Fabric, folder: RunFolder, config: LoopConfig) -> Iterator[Non
         if fabric.is_global_zero:
             try:
                 stack.enter_context(locked(folder.path))
-                _check_folder(folder, config)  # another training may have begun a run here since it was looked at
+                _check_folder(folder, config, ours=True)  # another may have begun a run here since it was looked at
             except DataError as error:
                 refusal = str(error)
         refusal = fabric.broadcast(refusal)
@@ -97,6 +98,8 @@ def _train(
     evaluator = task.evaluator() if fabric.is_global_zero else None
     start_step = _restore(folder, fabric, network) if config.resume else 0
     _check_resumed(folder, task, schedule, start_step)
+    if config.resume and start_step < schedule.last_step:
+        log.info("%s: resuming at step %d of %d", folder.path, start_step, schedule.last_step)
     if fabric.is_global_zero and start_step < schedule.last_step:
         _say_before(task, network, schedule.last_step - start_step)
     _start_folder(fabric, folder, task, start_step)
@@ -115,28 +118,14 @@ def _train(
     return folder
 
 
-def check_counts(config: LoopConfig) -> None:
-    """Raise DataError for a setting of the loop that counts something and is too small."""
-    least = {
-        "batch_size": 1,
-        "epochs": 1,
-        "max_steps": 1,
-        "checkpoint_every": 1,
-        "log_every": 1,
-        "devices": 1,
-        "workers": 0,
-    }
-    for name, low in least.items():
-        value = setting(config, name)
-        if value is not None and value < low:
-            raise DataError(f"--{name.replace('_', '-')} {value}: expected at least {low}")
-
-
-def _check_folder(folder: RunFolder, config: LoopConfig) -> None:
+def _check_folder(folder: RunFolder, config: LoopConfig, ours: bool = False) -> None:
+    """Raise DataError for a run that is there already or differs; `ours`: this process holds the folder's lock."""
     if config.resume:
         check_trusted(config.backbone, str(folder.config_path))
         check_same_settings(folder.config_of(type(config)), config, folder.path)
     elif folder.exists():
+        if not ours:
+            check_unlocked(folder.path)  # while another training writes it, neither resuming nor deleting is any good
         raise DataError(
             f"{folder.path}: holds a run already; go on with --resume, give another --output, or delete the folder"
         )
@@ -148,9 +137,17 @@ def create_fabric(config: LoopConfig, partial_gradients: bool = False) -> Fabric
     Args:
         config: the settings.
         partial_gradients: a step may leave parameters without gradient; DDP then looks for them in every step.
+
+    Raises:
+        DataError: for GPUs that are not there.
     """
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", config.device.devices))
     world = int(os.environ.get("WORLD_SIZE", devices))
+    if config.device.accelerator == "cuda" and (found := torch.cuda.device_count()) < devices:
+        raise DataError(
+            f"--accelerator cuda: torch sees {found or 'no'} GPU{'s' if found > 1 else ''}, expected {devices}; "
+            + ("lower --devices" if found else "use --accelerator cpu, or install a CUDA build of torch")
+        )
     strategy = DDPStrategy(find_unused_parameters=partial_gradients) if world > 1 else "auto"
     return Fabric(
         accelerator=config.device.accelerator,
