@@ -38,7 +38,7 @@ class Range:
     def __str__(self) -> str:
         """What was expected, in words."""
         if self.high is None:
-            return f"a finite number above {self.low}" if self.above else f"a finite number, at least {self.low}"
+            return f"a number above {self.low}" if self.above else f"at least {self.low}"
         if not self.above and not self.below:
             return f"{self.low}..{self.high}"
         low = f"above {self.low}" if self.above else f"{self.low} or more"

@@ -73,6 +73,7 @@ def run_evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> dict[st
     split, every = records_of(source, config.split)
     records = spread_evenly(every, config.images)
     config = dataclasses.replace(config, split=split)
+    log.info("scoring on %d images of split %r of %s", len(records), split, source.spec)
     if not config.others:
         return _evaluate_target(config, source, records, progress)
     if config.output is not None:
