@@ -88,7 +88,7 @@ def test_numbers_that_decide_over_results_are_these() -> None:
     options = MethodOptions()
     assert (options.warm_up, options.p_hidden, options.ohem, options.dropout) == (0.5, 0.5, 0.2, 0.5)
     loop = TrainConfig(data="", output=Path())
-    assert (loop.weight_decay, loop.poly_power, loop.head_lr_factor, loop.batch_size) == (5e-4, 0.9, 10.0, 8)
+    assert loop.optimizer == OptimizerOptions(None, None, 5e-4, 0.9, 10.0) and loop.batch_size == 8
     found = {kind.__name__: RECIPES[kind]["mobilenet_v2"] for kind in (TrainConfig, SegmentConfig, AffinityConfig)}
     assert found == {
         "TrainConfig": Recipe(lr=0.003, momentum=0.9, epochs=16),
