@@ -83,8 +83,8 @@ def test_every_kind_of_network(refinement, map_norm, flip, scales, refine, side,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"beta": 1.5}, "--beta is 1.5"),
-        ({"threshold": -0.1}, "--threshold is -0.1"),
+        ({"beta": 1.5}, "--beta 1.5"),
+        ({"threshold": -0.1}, "--threshold -0.1"),
         ({"scales": ()}, "--scales is empty"),
         ({"scales": (1.0, 0.333)}, "--scales has 0.333"),
         ({"max_side": 0}, "--max-side is 0"),
