@@ -462,7 +462,7 @@ def test_a_process_is_measured(small_demo: Path, capfd: pytest.CaptureFixture[st
         good = run_process("check-data", CheckConfig(f"demo:{small_demo}"), lock.fileno())
         bad = run_process("report", ReportConfig(small_demo), lock.fileno())
     assert (good.status, bad.status) == (0, 2)
-    assert 0 < good.seconds < 60
+    assert 0 < good.seconds < 600
     assert 5 < good.peak_memory_mib < 2000
     shown = capfd.readouterr()
     assert "images" in shown.out + shown.err and "no run here" in shown.err
