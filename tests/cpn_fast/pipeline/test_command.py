@@ -458,11 +458,12 @@ def test_content_digest_sees_names_and_bytes(tmp_path: Path) -> None:
 
 
 def test_a_process_is_measured(small_demo: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    started = time.perf_counter()
     with open(os.devnull) as lock:
         good = run_process("check-data", CheckConfig(f"demo:{small_demo}"), lock.fileno())
         bad = run_process("report", ReportConfig(small_demo), lock.fileno())
     assert (good.status, bad.status) == (0, 2)
-    assert 0 < good.seconds < 600
+    assert 0.1 < good.seconds < time.perf_counter() - started
     assert 5 < good.peak_memory_mib < 2000
     shown = capfd.readouterr()
     assert "images" in shown.out + shown.err and "no run here" in shown.err
