@@ -76,7 +76,7 @@ def test_the_native_triplet_gives_the_losses_of_the_reference(
     monkeypatch.setattr(native, "cp_triplet", counted)
     default = train(small_demo, tmp_path / "native", steps=6)
     assert len(calls) == 6
-    monkeypatch.setattr(native, "suits", lambda *_: False)
+    monkeypatch.setattr(native, "is_supported", lambda *_: False)
     reference = train(small_demo, tmp_path / "reference", steps=6)
     assert len(calls) == 6
     assert losses(default).shape == (len(LOSSES), 6)

@@ -293,13 +293,14 @@ def what_is_missing() -> str:
 
 
 def print_report(report: CheckReport, console: Console) -> None:
-    """Print tables of splits, classes and costs, then notes and every problem, one a line."""
+    """Print tables of splits, classes and costs, then warnings, notes and every problem, one a line."""
     console.print(_split_table(report))
     if report.classes:
         console.print(_class_table(report))
     if report.rates:
         console.print(_cost_table(report, report.rates))
-    for title, lines in (("Notes", report.notes), ("Warnings", report.warnings), ("Problems", report.problems)):
+    notes = [*(f"warning: {line}" for line in report.warnings), *report.notes]
+    for title, lines in (("Notes", notes), ("Problems", report.problems)):
         if lines:
             console.print(f"{title} ({len(lines)}):")
             for line in lines:
