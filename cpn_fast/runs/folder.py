@@ -298,6 +298,8 @@ class RunFolder:
             weights = read_safetensors(source, "train the run to its end again with --resume, which writes it anew")
         else:
             source, weights = self.checkpoint_path, load_checkpoint(self.checkpoint_path)["model"]
+            if not isinstance(weights, dict) or not all(hasattr(value, "isfinite") for value in weights.values()):
+                raise DataError(f"{source}: does not fit the settings in {self.config_path}: its model is no weights")
         check_finite(weights, source)
         return source, weights
 

@@ -29,6 +29,7 @@ ARGUMENTS = {
     "report": ["runs/x", "--images", "3"],
     "demo": ["--seeds", "2"],
     "check-data": ["demo:"],
+    "compare": ["runs/a", "runs/b"],
     "weights check": ["backbone.pth"],
 }
 

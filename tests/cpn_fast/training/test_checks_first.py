@@ -18,7 +18,9 @@ from cpn_fast.cli.main import main
 from cpn_fast.config.training import (
     AffinityConfig,
     AugmentOptions,
+    DeviceOptions,
     LoopConfig,
+    OptimizerOptions,
     SegmentAugment,
     SegmentConfig,
     TrainConfig,
@@ -28,7 +30,8 @@ from cpn_fast.runs.folder import RunFolder
 from cpn_fast.segment.task import run_segment_train
 from tests.cpn_fast.segment.voc_squares import make
 
-LOOP = {"backbone": "resnet38_tiny", "epochs": 1, "batch_size": 2, "workers": 0, "lr": 1e-4, "accelerator": "cpu"}
+LOOP = {"backbone": "resnet38_tiny", "epochs": 1, "batch_size": 2, "workers": 0}
+LOOP |= {"optimizer": OptimizerOptions(lr=1e-4), "device": DeviceOptions(accelerator="cpu")}
 KINDS = ("cam", "affinity", "segment")
 Begin = Callable[..., RunFolder]
 
@@ -57,7 +60,7 @@ def begin(tmp_path: Path, make_labelling: Callable[..., Path]) -> Begin:
     [
         ({"weights": Path("mistyped.safetensors")}, r"mistyped\.safetensors"),
         ({"data": "folder:nowhere"}, "nowhere"),
-        ({"accelerator": "cpu", "batch_size": 0}, "--batch-size"),
+        ({"batch_size": 0}, "--batch-size"),
     ],
 )
 def test_mistake_leaves_no_folder(
@@ -148,10 +151,10 @@ def test_masks_of_void_alone_end_no_training(
 
 
 def test_batch_of_one_position_is_refused(begin: Begin, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"--batch-size 1 with --crop 8: .*stride 8"):
-        begin("segment", batch_size=1, augment=SegmentAugment(crop=8))
+    with pytest.raises(DataError, match=r"--batch-size 1 with --crop 16: .*stride 16"):
+        begin("segment", batch_size=1, backbone="mobilenet_v2", augment=SegmentAugment(crop=16))
     assert not (tmp_path / "run").exists()
-    assert begin("segment", batch_size=1, max_steps=1, augment=SegmentAugment(crop=9)).records("step")
+    assert begin("segment", batch_size=1, max_steps=1, augment=SegmentAugment(crop=17)).records("step")
 
 
 def test_no_weights_and_what_it_takes_are_said(begin: Begin, caplog: pytest.LogCaptureFixture) -> None:
