@@ -35,6 +35,7 @@ from cpn_fast.runs.checkpoint import load_checkpoint, state_sha256
 from cpn_fast.runs.folder import RunFolder
 from cpn_kernels.ops.cp_triplet import normalise_images
 from cpn_kernels.ops.dense_crf import dense_crf
+from tests.grouped import grouped
 
 STEPS = 6
 
@@ -62,7 +63,7 @@ def config(masks: Path, output: Path, **more) -> AffinityConfig:
         "accelerator": "cpu",
         "augment": AugmentOptions(crop=32, resize=(40, 70)),
     } | more
-    return AffinityConfig(masks=masks, output=output, **values)
+    return AffinityConfig(masks=masks, output=output, **grouped(values))
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from cpn_fast.config.training import AugmentOptions, PatchOptions, TrainConfig
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.mask_folder import MaskFolder
+from tests.grouped import grouped
 
 CLASSES = ("cat", "dog")
 SIZES = ((40, 30), (40, 24), (28, 40))
@@ -53,7 +54,7 @@ def config(root: Path, output: Path, **more) -> TrainConfig:
         "batch_size": 3, "workers": 0, "eval_every": 0, "accelerator": "cpu", "epochs": 1,
         "augment": AugmentOptions(crop=32, resize=(40, 40), jitter=(0, 0, 0, 0)), "patch": PatchOptions(kind="grid"),
     } | more  # fmt: skip
-    return TrainConfig(**values)
+    return TrainConfig(**grouped(values))
 
 
 def test_targets_lie_where_the_pixels_lie(coded, tmp_path, caplog) -> None:

@@ -24,6 +24,7 @@ from cpn_fast.models import create_model
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.training.tensorboard import MapStatistics, map_record
+from tests.grouped import grouped
 
 
 @pytest.mark.parametrize("levels", [3, 1000])
@@ -55,7 +56,7 @@ def config(demo: Path, output: Path, **changes: object) -> TrainConfig:
         "workers": 0, "log_every": 2, "val_images": 3, "accelerator": "cpu", "augment": AugmentOptions(crop=64),
         "patch": PatchOptions(kind="grid"), **changes,
     }  # fmt: skip
-    return TrainConfig(**values)
+    return TrainConfig(**grouped(values))
 
 
 def test_miou_by_hand_and_training_mode_kept(small_demo: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from cpn_fast.segment.options import parse
 from cpn_fast.segment.task import SegmentTask, run_segment_train
 from cpn_kernels.ops.cp_triplet import normalise_images
 from tests.cpn_fast.segment.voc_squares import COLOURS, make
+from tests.grouped import grouped
 
 PLAIN = SegmentAugment(crop=64, resize=(64, 64), flip=False, jitter=(0.0, 0.0, 0.0, 0.0))
 
@@ -58,7 +59,7 @@ def config(data: Path, output: Path, **changes: object) -> SegmentConfig:
         "augment": SegmentAugment(crop=48),
         **changes,
     }
-    return SegmentConfig(**values)
+    return SegmentConfig(**grouped(values))
 
 
 # --- the loss

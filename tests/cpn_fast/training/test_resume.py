@@ -22,6 +22,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.runs.checkpoint import load_checkpoint, state_sha256
 from cpn_fast.runs.folder import RunFolder, check_same_settings
 from cpn_fast.training.trainer import Trainer
+from tests.grouped import grouped
 
 STEPS, EVERY, KILLS = 12, 4, (2, 7, 11)
 
@@ -69,7 +70,7 @@ def config(demo: Path, output: Path, **changes: object) -> TrainConfig:
         "options": MethodOptions(warm_up=0.3),  # 4 of 12 steps: a run is killed within and after
         **changes,
     }
-    return TrainConfig(**values)
+    return TrainConfig(**grouped(values))
 
 
 def tensors_sha256(state: dict) -> str:

@@ -27,6 +27,7 @@ from cpn_fast.runs.folder import RunFolder
 from cpn_fast.training.stop import NOTICE, StopRequest
 from cpn_fast.training.trainer import Trainer
 from tests.cpn_fast.segment.voc_squares import make
+from tests.grouped import grouped
 
 LIMIT = 60
 """Seconds that a stopped toy training may take on a busy machine; on an idle one it takes less than one."""
@@ -178,7 +179,7 @@ def config(demo: Path, output: Path, **changes: object) -> TrainConfig:
         "augment": AugmentOptions(crop=64),
         **changes,
     }
-    return TrainConfig(**values)
+    return TrainConfig(**grouped(values))
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from cpn_fast.runs.folder import RunFolder
 from cpn_fast.train import main
 from cpn_kernels import native_library
 from cpn_kernels.ops.superpixels import native
+from tests.grouped import grouped
 
 needs_native = pytest.mark.skipif(not native_library.available(), reason=native_library.load()[1] or "there")
 BASE = ["--data", "voc:somewhere", "--output", "runs/x"]
@@ -40,7 +41,7 @@ def config(demo: Path, output: Path, backend: str, **changes: Any) -> TrainConfi
         "options": MethodOptions(warm_up=0.0),
         **changes,
     }
-    return TrainConfig(**values)
+    return TrainConfig(**grouped(values))
 
 
 def without_library(monkeypatch: pytest.MonkeyPatch) -> None:
