@@ -64,7 +64,10 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        gradient, dilation = gradients[0], ctx.dilation
+        gradient, dilation, dtype = gradients[0], ctx.dilation, x.dtype
+        if dtype == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported():
+            # Without instructions for it the sums over pixels would be rounded to bfloat16 on the way.
+            x, weight, gradient = x.float(), weight.float(), gradient.float()
         bias_gradient = gradient.sum(dim=(0, 2, 3)) if ctx.needs_input_grad[2] else None
         if ctx.stride == 1:
             inputs, outputs = _phases(x, dilation), _phases(gradient, dilation)
@@ -77,7 +80,8 @@ class _Depthwise(torch.autograd.Function):
         )
         if ctx.stride == 1 and input_gradient is not None:
             input_gradient = _merged(input_gradient, dilation, x.shape)
-        return input_gradient, weight_gradient, bias_gradient, None, None
+        found = (input_gradient, weight_gradient, bias_gradient)
+        return *(None if value is None else value.to(dtype) for value in found), None, None
 
 
 def _phases(x: Tensor, step: int) -> Tensor:

@@ -225,7 +225,7 @@ def test_curves_score_the_masks_before_and_after_the_walk(masks, with_truth, tmp
     folder, net = LabelledFolder.open(masks, with_truth), run.load_affinity_net()
     truths, before, after = [], [], []
     for name, value in (("0", 1), ("1", 2)):
-        soft = folder.read_maps(name)
+        soft = folder.masks.read_soft(name, len(folder.classes))
         image = np.asarray(Image.open(folder.images[name]))
         scores = torch.from_numpy(np.concatenate([1 - soft.maps, soft.maps]))[None]  # the power of beta 0.5 is 1
         truths.append(np.where(image[..., 2] < 100, value, 0))

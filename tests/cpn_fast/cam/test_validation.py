@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cpn_fast.cam.task import run_train
 from cpn_fast.cam.validation import create_validator
-from cpn_fast.config.training import AugmentOptions, DeviceOptions, MethodOptions, PatchOptions, TrainConfig
+from cpn_fast.config.training import AugmentOptions, MethodOptions, PatchOptions, TrainConfig
 from cpn_fast.console.progress import TrainProgress
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.files.errors import DataError
@@ -171,9 +171,7 @@ def test_hidden_colour_of_the_data_travels_with_the_weights(small_demo: Path, tm
 def test_bf16_is_near_float32(small_demo: Path, tmp_path: Path) -> None:
     losses = []
     for precision in ("32-true", "bf16-mixed"):
-        settings = config(
-            small_demo, tmp_path / precision, device=DeviceOptions(precision=precision), max_steps=1, eval_every=0
-        )
+        settings = config(small_demo, tmp_path / precision, precision=precision, max_steps=1, eval_every=0)
         run = run_train(settings)
         assert all(value.dtype == torch.float32 for value in run.load_model().state_dict().values() if value.ndim)
         losses.append(run.records("step")[0]["loss"])
