@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 from cpn_kernels.backend import exporting
 
+BFLOAT16_CPU = torch.cpu._is_avx512_bf16_supported()
+"""Whether this processor multiplies bfloat16; asked here, since torch.compile does not trace the question."""
+
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d) -> Tensor:
     """`conv` with this weight and bias instead of its own; the same function by the fastest backward pass.
@@ -65,7 +68,7 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         gradient, dilation, dtype = gradients[0], ctx.dilation, x.dtype
-        if dtype == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported():
+        if dtype == torch.bfloat16 and not BFLOAT16_CPU:
             # Without instructions for it the sums over pixels would be rounded to bfloat16 on the way.
             x, weight, gradient = x.float(), weight.float(), gradient.float()
         bias_gradient = gradient.sum(dim=(0, 2, 3)) if ctx.needs_input_grad[2] else None

@@ -342,7 +342,7 @@ def test_run_of_another_version(run: Path, squares: Path, tmp_path: Path) -> Non
     make_segment_run(other, squares)
     stored = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**stored, "config": {**stored["config"], "atrous": 3}}))
-    with pytest.raises(DataError, match=r"config\.json: unknown setting atrous"):
+    with pytest.raises(DataError, match=r"config\.json: key config\.atrous: unknown setting"):
         run_segment_predict(config(other, squares))
     (other / "config.json").write_text(json.dumps({**stored, "classes": ["one"]}))
     with pytest.raises(DataError, match=r"model\.safetensors: does not fit the settings"):
