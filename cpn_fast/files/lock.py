@@ -28,6 +28,10 @@ _ATTEMPTS, _PAUSE = 5, 0.02  # another process that only looks whether a lock is
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
+_held: set[int] = set()
+"""Descriptors of the locks that this process holds, or its parent held when it forked."""
+
+
 @contextmanager
 def locked(folder: Path, shard: str | None = None, wait: bool = False) -> Iterator[int]:
     """Hold a folder against other commands that would write to it, in other processes or in this one.
@@ -62,12 +66,20 @@ def locked(folder: Path, shard: str | None = None, wait: bool = False) -> Iterat
             _release(path, descriptor)
             raise
     try:
+        _held.add(descriptor)
         yield descriptor
     finally:
+        _held.discard(descriptor)
         _release(path, descriptor)
         if made:
             with suppress(OSError):  # something was written there, as is usual
                 folder.rmdir()
+
+
+def leave_to_parent() -> None:
+    """In a forked helper: let go of the parent's locks, which then end with the parent even if it is killed."""
+    while _held:
+        os.close(_held.pop())
 
 
 def check_unlocked(folder: Path) -> None:

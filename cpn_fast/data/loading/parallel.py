@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from cpn_fast.files.lock import leave_to_parent
+
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
 Item = TypeVar("Item")
@@ -50,6 +52,7 @@ def ignore_stops() -> None:
     for kind in STOPS:
         signal.signal(kind, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    leave_to_parent()
 
 
 def parallel_map(
