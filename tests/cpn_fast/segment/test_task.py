@@ -146,7 +146,7 @@ def test_learns_the_colours(squares: Path, tmp_path: Path) -> None:
             squares,
             tmp_path / "run",
             epochs=80,
-            optimizer=OptimizerOptions(lr=0.05),
+            lr=0.05,
             eval_every=40,
             augment=PLAIN,
             dropout=0.0,

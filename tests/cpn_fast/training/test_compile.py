@@ -84,7 +84,7 @@ class Mini(Backbone):
 
 def test_losses_equal_eager(small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five steps of a whole run with dropout on, through the default compiler, to 1e-4."""
-    monkeypatch.setattr(build, "create_backbone", lambda name, frozen: Mini())
+    monkeypatch.setattr(build, "create_backbone", lambda name, frozen, **_: Mini())
     eager = TrainConfig(
         data=f"demo:{small_demo}", output=tmp_path / "eager", backbone="resnet38_tiny", batch_size=2,
         optimizer=OptimizerOptions(lr=0.01),

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from cpn_fast.cam.task import run_train
 from cpn_fast.config.serialise import config_to_dict
-from cpn_fast.config.training import AugmentOptions, MethodOptions, OptimizerOptions, PatchOptions, TrainConfig
+from cpn_fast.config.training import AugmentOptions, MethodOptions, PatchOptions, TrainConfig
 from cpn_fast.data.types import Batch
 from cpn_fast.files.errors import DataError
 from cpn_fast.runs.checkpoint import load_checkpoint, state_sha256
@@ -189,7 +189,7 @@ def test_folder_with_a_run_is_refused(uninterrupted: RunFolder, small_demo: Path
 
 
 def test_resume_with_other_settings_names_them(uninterrupted: RunFolder, small_demo: Path) -> None:
-    given = config(small_demo, uninterrupted.path, resume=True, optimizer=OptimizerOptions(lr=0.5), workers=7)
+    given = config(small_demo, uninterrupted.path, resume=True, lr=0.5, workers=7)
     given = replace(given, options=replace(given.options, ohem=0.3))
     with pytest.raises(DataError) as error:
         run_train(given)
