@@ -41,6 +41,8 @@ class StopRequest:
         def request(number: int, _frame: object) -> None:
             self.signals.append(number)
             restore()
+            if previous[signal.SIGINT] == signal.SIG_IGN:  # as of a job in the background; the notice holds there too
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             if self.told:
                 _say(NOTICE)
 

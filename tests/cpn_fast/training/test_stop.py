@@ -153,6 +153,20 @@ def test_first_signal_to_the_group_ends_with_a_checkpoint(
             time.sleep(0.02)
 
 
+def test_second_ctrl_c_stops_also_where_it_was_ignored_before() -> None:
+    """A shell without job control starts background jobs with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest(told=False).listening() as request:
+            signal.raise_signal(signal.SIGINT)
+            assert request
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_second_signal_stops_at_once(server: Server, trainings: dict[str, list[str]], tmp_path: Path) -> None:
     """In a step that takes an hour."""
     said, begun = tmp_path / "said", tmp_path / "begun"
