@@ -16,6 +16,11 @@ import pytest
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
+def without_pytest() -> dict[str, str]:
+    """The environment that a user's shell has: pytest-benchmark measures nothing in what looks like an xdist worker."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+
+
 def make(target: str, repository: Path, *variables: str, options: tuple[str, ...] = ()) -> str:
     """Output of `make TARGET` with this Python's programs; `-o`: nothing is installed, however old the stamp is."""
     stamp = repository / ".venv" / ".installed"
@@ -23,7 +28,7 @@ def make(target: str, repository: Path, *variables: str, options: tuple[str, ...
     done = subprocess.run(
         ["make", "-o", str(stamp), f"STAMP={stamp}", programs, *options, target, *variables],
         cwd=repository,
-        env=os.environ | {"MAKEFLAGS": ""},
+        env=without_pytest() | {"MAKEFLAGS": ""},
         capture_output=True,
         text=True,
         timeout=600,

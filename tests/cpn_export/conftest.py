@@ -155,22 +155,31 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
             images.append(torch.from_numpy(image).permute(2, 0, 1) / 255 - 0.45)
         return torch.stack(images) / 0.225, labels
 
-    for _ in range(60):
+    def right() -> float:
+        """Share of the labels of fresh pictures that the network knows."""
+        views, labels = batch(64)
+        net.eval()
+        with torch.no_grad():
+            agree = (net(views).scores > 0) == (labels > 0)
+        net.train()
+        return float(agree.float().mean())
+
+    for step in range(1, 301):  # 60 steps are enough on most processors; their rounding decides which steps help
         views, labels = batch(8)
         loss = torch.nn.functional.multilabel_soft_margin_loss(net(views).scores, labels)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        if step % 30 == 0 and right() > 0.95:
+            break
+    else:
+        pytest.fail(f"only {right():.2f} of the labels are right: the network did not learn")
     net.eval()
-    views, labels = batch(32)
-    with torch.no_grad():
-        right = ((net(views).scores > 0) == (labels > 0)).float().mean()
-    assert right > 0.9, f"only {right:.2f} of the labels are right: the network did not learn"
     run = RunFolder(tmp_path_factory.mktemp("trained") / "run")
     run.path.mkdir()
     options = MethodOptions(prcm="softmax")
     run.create(TrainConfig(data="demo:", output=run.path, backbone="resnet38_tiny", options=options), TRAINED_CLASSES)
-    run.save_model(net, 60)
+    run.save_model(net, step)
     model = run_export(ExportConfig(run.path, run.path / "model.onnx", scales=SCALES, beta=0.3))
     return SimpleNamespace(run=run, model=model)
 
