@@ -15,7 +15,8 @@ from rich.console import Console
 
 from cpn_fast.config.demo import SCALES as DEMO_SCALES
 from cpn_fast.config.recipes import with_recipe
-from cpn_fast.config.scales import CAM_SCALES
+from cpn_fast.config.refine import ScalesOf
+from cpn_fast.config.scales import CAM_SCALES, TRAINING_SCALES
 from cpn_fast.config.training import TrainConfig, replace_dotted
 from cpn_fast.data.loading.parallel import folder_lock
 from cpn_fast.data.sources.open import open_source
@@ -27,6 +28,7 @@ from cpn_fast.files.output_folder import raise_io_errors_as
 from cpn_fast.inference.options import check_positive
 from cpn_fast.pipeline.command import run_pipeline
 from cpn_fast.reproduce import final, measure_time
+from cpn_fast.reproduce.differences import differences
 from cpn_fast.reproduce.options import ReproduceConfig
 from cpn_fast.reproduce.report import Report, check_settings, print_report, write_report
 from cpn_fast.reproduce.runs import RunStore, Scoring, need_masks
@@ -58,6 +60,10 @@ def run_reproduce(config: ReproduceConfig) -> Report:
     for measurement in found:
         report = dataclasses.replace(report, measurements=(*report.measurements, measurement))
         write_report(output, report)
+    if report.table.measured == "trained":
+        names = [row.name for row in report.rows]
+        report = dataclasses.replace(report, differences=tuple(differences(output, names, report.measurements)))
+        write_report(output, report)
     console = Console()
     print_report(console, report)
     console.print(f"{output / config.table}.csv, .json, .png", highlight=False, soft_wrap=True)
@@ -75,11 +81,13 @@ def begin_trained(config: ReproduceConfig, source: Source) -> Begun:
         DataError: for a split that cannot be scored, or a table of other settings in the folder.
     """
     of_demo = source.spec.startswith("demo:")
+    scales_of = config.scales_of or TABLES[config.table].scales_of
     scoring = Scoring(
         config.eval_split or ("val" if of_demo else None),
-        config.scales or (DEMO_SCALES if of_demo else CAM_SCALES),
+        config.scales or _scales(of_demo, scales_of),
         config.images,
         config.max_side,
+        scales_of,
     )
     need_masks(source, scoring)
     base, recipe_epochs = settled_base(config, source)
@@ -91,6 +99,8 @@ def begin_trained(config: ReproduceConfig, source: Source) -> Begun:
                 "images": len(records), "all_images": every, "recipe_epochs": recipe_epochs}  # fmt: skip
     if scoring.max_side is not None:
         settings["max_side"] = scoring.max_side
+    if scales_of != "image":
+        settings["scales_of"] = scales_of
     report = begin_report(
         config,
         base,
@@ -100,6 +110,12 @@ def begin_trained(config: ReproduceConfig, source: Source) -> Begun:
         where=f"{source.spec} ({split}, {len(records)} images), {base.backbone}",
     )
     return report, store.measurements(report.rows, base, config.seeds, report.columns)
+
+
+def _scales(of_demo: bool, scales_of: ScalesOf) -> tuple[float, ...]:
+    if scales_of == "training":
+        return TRAINING_SCALES
+    return DEMO_SCALES if of_demo else CAM_SCALES
 
 
 def begin_time(config: ReproduceConfig, source: Source) -> Begun:
@@ -194,6 +210,8 @@ def _check(config: ReproduceConfig) -> None:
             raise DataError(f"--max-side {config.max_side}: the stages of table5 have their own; leave it out")
     given = {"images": config.images, "max_side": config.max_side}
     check_positive(**{name: value for name, value in given.items() if value is not None})
+    if TABLES[config.table].measured != "trained" and config.scales_of is not None:
+        raise DataError(f"--scales-of {config.scales_of}: {config.table} scores no single maps; leave it out")
     processes = int(os.environ.get("WORLD_SIZE", config.base.device.devices))
     if processes > 1:
         raise DataError(

@@ -12,6 +12,7 @@ import tyro
 
 from cpn_fast.cam.options import parse as train_parse
 from cpn_fast.config.demo import cam_recipe
+from cpn_fast.config.refine import ScalesOf
 from cpn_fast.config.training import TrainConfig
 from cpn_fast.files.errors import DataError
 from cpn_fast.reproduce.tables import TABLES, TableName
@@ -34,14 +35,18 @@ class ReproduceConfig:
     """One of the paper's tables on any source.
 
     Attributes:
-        table: which; `readings` changes one open reading of the method at a time, `time` measures patch generation.
+        table: which; `readings` changes one open reading of the method at a time, `methods` sets all methods side by
+            side, with their own refinement and with raw refinement, `time` measures patch generation.
         base: the training that every row begins with, and the source (`data`) and folder (`output`) of all.
         seeds: each row is trained once with each, e.g. `--seeds 1 2 3`.
         budget: share of the recipe's epochs, in (0, 1]: 0.25 trains each row for a quarter of them.
         images: at most so many images are scored (or timed), spread evenly over the split; None = all (timed: 50).
         split: split to train on; None = `train_aug` where the source has it, else `train`.
         eval_split: split with masks to score on; None = train, as in the paper (for `demo:` val).
-        scales: each is scored alone, and all together; None = 0.5 1 1.5 2 (for `demo:` 0.5 1 1.5).
+        scales: each is scored alone, and all together; None = 0.5 1 1.5 2 (for `demo:` 0.5 1 1.5), of the training
+            size 1 1.5 2.
+        scales_of: whether scales are factors of the "image", or of the mean long side of the "training" images; None =
+            of the training for `methods`, else of the image.
         max_side: longer images are reduced to this long side in pixels before they are scored, e.g. to the size that
             small crops have seen of them; None = as `cpn evaluate` does.
     """
@@ -54,6 +59,7 @@ class ReproduceConfig:
     split: str | None = None
     eval_split: str | None = None
     scales: tuple[float, ...] | None = None
+    scales_of: ScalesOf | None = None
     max_side: int | None = None
 
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cpn_fast.cam.map_options import training_side
 from cpn_fast.cam.task import run_train
 from cpn_fast.config.recipes import with_recipe
+from cpn_fast.config.refine import Refine, ScalesOf
 from cpn_fast.config.serialise import config_to_dict, flat
 from cpn_fast.config.training import TrainConfig, replace_dotted
 from cpn_fast.console.terminal import TerminalProgress
@@ -24,10 +26,12 @@ from cpn_fast.files.digest import weights_sha256
 from cpn_fast.files.errors import DataError, NonFiniteError
 from cpn_fast.files.json_file import read_json
 from cpn_fast.files.output_folder import raise_io_errors_as
+from cpn_fast.metrics.image_counts import COUNTS_NAME
 from cpn_fast.metrics.maps import MULTI
+from cpn_fast.metrics.report import METRICS_NAME
 from cpn_fast.models.build import refinement_of
 from cpn_fast.reproduce.summary import Measurement
-from cpn_fast.reproduce.tables import ALL, Row
+from cpn_fast.reproduce.tables import ALL, Refined, Row
 from cpn_fast.runs.digest import weights_digest
 from cpn_fast.runs.folder import FREE_ON_RESUME, RunFolder, check_same_settings
 from cpn_fast.scoring.command import EvaluateConfig, run_evaluate
@@ -49,12 +53,14 @@ class Scoring:
         scales: scored alone and all together.
         images: at most so many, spread evenly over the split; None = all.
         max_side: longer images are reduced to this long side in pixels first; None = as `cpn evaluate` does.
+        scales_of: whether scales are factors of the "image", or of the mean long side of the run's "training".
     """
 
     split: str | None
     scales: tuple[float, ...]
     images: int | None = None
     max_side: int | None = None
+    scales_of: ScalesOf = "image"
 
     def records(self, source: Source) -> tuple[str, Sequence[Record], int]:
         """The split, the images that are scored, and how many it has. Raises DataError for an unknown split."""
@@ -123,31 +129,36 @@ class RunStore:
         log.info("training goes on: %s", run.path)
         return run_train(dataclasses.replace(config, resume=True), TerminalProgress())
 
-    def scored(self, run: RunFolder, config: TrainConfig) -> dict[str, Any]:
-        """The run's metrics.json: as it is where these weights were scored so, else scored now.
+    def scored(self, run: RunFolder, config: TrainConfig, refined: Refined = "trained") -> dict[str, Any]:
+        """The metrics.json of a run's maps: as it is where these weights were scored so, else scored now.
 
         Raises:
             DataError: as `run_evaluate` does.
         """
         split, records, _ = self.scoring.records(self.source)
+        folder = scores_folder(run.path, refined)
+        trained: Refine = "none" if refinement_of(config) == "none" else "learnt"
         evaluation = EvaluateConfig(
             target=run.path,
+            output=folder,
             data=config.data,
             split=split,
             scales=self.scoring.scales,
-            refine="none" if refinement_of(config) == "none" else "learnt",
-            refine_at="scale",
+            scales_of=self.scoring.scales_of,
+            refine="raw" if refined == "raw" else trained,
+            refine_at="fused" if refined == "raw" else "scale",
             images=self.scoring.images,
             workers=max(1, config.workers),
             device=config.device.accelerator,
         )
         if self.scoring.max_side is not None:
             evaluation = dataclasses.replace(evaluation, max_side=self.scoring.max_side)
-        stored = _stored_scores(run)
+        stored = _stored_scores(folder)
         expected = {
             "data": self.source.spec,
             "split": split,
             "scales": list(self.scoring.scales),
+            "scale_side": training_side(run) if self.scoring.scales_of == "training" else None,
             "flip": evaluation.flip,
             "refine": evaluation.refine,
             "refine_at": evaluation.refine_at,
@@ -155,9 +166,12 @@ class RunStore:
             "weights_sha256": weights_digest(run),
         }
         same = all(stored.get(name) == value for name, value in expected.items())
-        if same and stored["images"] + stored["without_mask"] == len(records):
+        counted = (folder / COUNTS_NAME).is_file()
+        if same and counted and stored["images"] + stored["without_mask"] == len(records):
             log.info("%s is scored already", run.path)
             return stored
+        with raise_io_errors_as(folder, "the scores"):
+            folder.mkdir(exist_ok=True)
         return run_evaluate(evaluation, TerminalProgress())
 
     def measured(self, row: Row, config: TrainConfig, columns: Sequence[str]) -> Measurement:
@@ -175,14 +189,18 @@ class RunStore:
         """
         with raise_io_errors_as(config.output, "the run"):
             config.output.mkdir(parents=True, exist_ok=True)
-        about = {"run": str(config.output.relative_to(self.root)), "options": options_of(config)}
+        about = {
+            "run": str(config.output.relative_to(self.root)),
+            "refined": row.refined,
+            "options": options_of(config),
+        }
         with folder_lock(config.output):
             try:
                 run = self.trained(config)
             except NonFiniteError as error:
                 log.warning("%s: %s", row.name, error)
                 return Measurement(row.name, config.seed, {}, "", {**about, "failure": str(error)})
-            metrics = self.scored(run, config)
+            metrics = self.scored(run, config, row.refined)
         maps = {
             name: {column: figure(scales, column) for column in columns} for name, scales in metrics["results"].items()
         }
@@ -218,8 +236,10 @@ def need_masks(source: Source, scoring: Scoring) -> None:
 
 def figure(scales: Mapping[str, Mapping[str, Any]], column: str) -> float | None:
     """A column's figure in % from the results of one map in metrics.json; None where it is not defined."""
-    name = "miou" if column == ALL or column in scales else column
-    value = scales[column if column in scales else MULTI][name]
+    if column == ALL or column in scales:
+        value = scales[MULTI if column == ALL else column]["miou"]
+    else:  # maps that are refined after fusion have no single scale
+        value = scales[MULTI].get(column)
     return None if value is None else 100 * value
 
 
@@ -243,10 +263,15 @@ def training_cost(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def _stored_scores(run: RunFolder) -> dict[str, Any]:
-    if not run.scores_path.is_file():
+def scores_folder(run: Path, refined: Refined) -> Path:
+    """Where the scores of a run's maps lie: its own folder, or `raw` in it."""
+    return run if refined == "trained" else run / refined
+
+
+def _stored_scores(folder: Path) -> dict[str, Any]:
+    if not (folder / METRICS_NAME).is_file():
         return {}
-    return read_json(run.scores_path, "what `cpn evaluate` wrote", "delete it, it is then made again")
+    return read_json(folder / METRICS_NAME, "what `cpn evaluate` wrote", "delete it, it is then made again")
 
 
 def records_digest(source: Source, split: str) -> str:

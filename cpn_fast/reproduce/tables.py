@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from cpn_fast.config.presets import PRESETS
+from cpn_fast.config.refine import ScalesOf
 from cpn_fast.config.training import MethodOptions, TrainConfig, setting
 from cpn_fast.metrics.maps import scale_name
 
 if TYPE_CHECKING:
     from cpn_kernels.ops.superpixels import Backend
 
-TableName = Literal["table1", "table2", "table3", "table4", "table5", "fig6", "fig7", "readings", "time"]
+TableName = Literal["table1", "table2", "table3", "table4", "table5", "fig6", "fig7", "readings", "methods", "time"]
+Refined = Literal["trained", "raw"]
+"""Maps of every scale as the trained heads make them, CAM where there are none; or refined raw, once, after fusion."""
 ALL = "all"
 """The column of the maps summed over all scales."""
 PAPER_SEGMENTS = 200
@@ -50,13 +53,18 @@ class Row:
         train: dotted options of `TrainConfig` that this row sets on top of the base.
         paper: column -> the paper's figure in the table's unit; columns that it does not give are left out.
         position: place on the x axis of a figure.
+        refined: which maps of the run are scored.
     """
 
     name: str
     train: Mapping[str, Any] = field(default_factory=dict)
     paper: Mapping[str, float] = field(default_factory=dict)
     position: float | None = None
+    refined: Refined = "trained"
 
+
+CAM_PCM = Row("CAM + PCM, untrained", {"method": "cam"}, refined="raw")
+"""Plain CAM whose maps PCM refines by the backbone's own features: the gain that needs no training."""
 
 Rows = Callable[[TrainConfig], tuple[Row, ...]]
 
@@ -75,6 +83,7 @@ class Table:
         axis: name of the x axis of a figure; "" for a table, which is drawn as bars.
         log_axis: the x axis is logarithmic.
         preset: of the base where the command line names none.
+        scales_of: what the scales of scoring are factors of where the command line does not say.
         notes: what a reader has to know beside the figures.
     """
 
@@ -86,6 +95,7 @@ class Table:
     axis: str = ""
     log_axis: bool = False
     preset: Literal["default", "paper"] = "paper"
+    scales_of: ScalesOf = "image"
     notes: tuple[str, ...] = ()
 
     def columns_at(self, scales: Sequence[float]) -> tuple[str, ...]:
@@ -108,6 +118,7 @@ def _table1(base: TrainConfig) -> tuple[Row, ...]:
 
     return (
         row("baseline", {"method": "cam"}, 41.15, 48.29, 49.51, 47.44, 47.84),
+        CAM_PCM,
         row("SEAM", {"method": "seam"}, 49.35, 51.57, 52.25, 49.79, 55.41),
         row("SEAM*", {"method": "seam_prcm"}, 49.64, 52.15, 53.14, 50.55, 55.71),
         row("CPN", cpn(base), 48.91, 54.51, 55.44, 54.01, 57.43),
@@ -120,6 +131,7 @@ def _table2(base: TrainConfig) -> tuple[Row, ...]:
     with_tcp = with_cpcr | {"options.cpcr": False}
     return (
         Row("baseline", {"method": "cam"}, {ALL: 47.84}),
+        CAM_PCM,
         Row("+ tcp + PCM", with_tcp, {ALL: 51.08}),
         Row("+ cpcr", with_cpcr, {ALL: 55.71}),
         Row("+ OHEM", with_ohem, {ALL: 56.58}),
@@ -130,6 +142,7 @@ def _table2(base: TrainConfig) -> tuple[Row, ...]:
 def _table3(base: TrainConfig) -> tuple[Row, ...]:
     return (
         Row("baseline", {"method": "cam"}, {"background": 77.19, "foreground": 46.38}),
+        CAM_PCM,
         Row("SEAM", {"method": "seam"}, {"background": 82.33, "foreground": 54.06}),
         Row("CPN", cpn(base), {"background": 83.44, "foreground": 56.13}),
     )
@@ -173,7 +186,7 @@ def _fig7(base: TrainConfig) -> tuple[Row, ...]:
 
 
 def _readings(base: TrainConfig) -> tuple[Row, ...]:
-    rows = [Row("plain CAM", {"method": "cam"}), Row("base", {"method": "cpn"})]
+    rows = [Row("plain CAM", {"method": "cam"}), CAM_PCM, Row("base", {"method": "cpn"})]
     hints = get_type_hints(MethodOptions)
     for dotted in READINGS:
         name = dotted.removeprefix("options.")
@@ -186,6 +199,19 @@ def _readings(base: TrainConfig) -> tuple[Row, ...]:
         now = setting(base, dotted)
         rows += [Row(f"{name} = {value:g}", {"method": "cpn", dotted: value}) for value in values if value != now][:1]
     return (*rows, *(Row(f"preset {preset}", preset_row(base, preset)) for preset in PRESETS))
+
+
+def _methods(base: TrainConfig) -> tuple[Row, ...]:
+    released, default = preset_row(base, "released"), preset_row(base, "default")
+    return (
+        Row("CAM", {"method": "cam"}),
+        CAM_PCM,
+        Row("SEAM", {"method": "seam"}),
+        Row("CPN, released", released),
+        Row("CPN, released, raw refinement", released, refined="raw"),
+        Row("CPN, learnt refinement", default),
+        Row("CPN", default, refined="raw"),
+    )
 
 
 def preset_row(base: TrainConfig, preset: str) -> dict[str, Any]:
@@ -246,6 +272,9 @@ TABLES: dict[TableName, Table] = {
         notes=("of the paper's curve the text gives three points",),
     ),
     "readings": Table("Open readings, each changed alone", _readings, preset="default"),
+    "methods": Table(
+        "Methods, with their own and with raw refinement", _methods, preset="default", scales_of="training"
+    ),
     "time": Table("Patch generation", _time, ("seconds",), measured="time", unit="seconds per image"),
 }
 """Each command-line name with its table; one more table is one more entry."""

@@ -37,6 +37,9 @@ from cpn_fast.reproduce.runs import RunStore, Scoring, options_of
 from cpn_fast.reproduce.summary import Measurement, cell_of, order_of
 from cpn_fast.reproduce.tables import TABLES, Row, TableName
 from cpn_fast.runs.folder import RunFolder
+from cpn_fast.scoring.command import EvaluateConfig, run_evaluate
+from cpn_fast.scoring.compare import run_compare
+from cpn_fast.scoring.compare_options import CompareConfig
 
 TINY = ("--crop", "64", "--augment.resize", "64", "96", "--batch-size", "4", "--workers", "0", "--eval-every", "0")
 QUICK = ("--max-steps", "2", "--images", "3", "--scales", "1")
@@ -116,13 +119,14 @@ def test_the_papers_figures_are_there(name: TableName) -> None:
     assert printed == PAPER[name]
 
 
-def test_the_readings_are_the_only_table_without_the_papers_figures() -> None:
-    assert {name for name in TABLES if name not in PAPER} == {"readings"}
+def test_two_tables_are_without_the_papers_figures() -> None:
+    assert {name for name in TABLES if name not in PAPER} == {"readings", "methods"}
 
 
 def test_rows_of_the_ablation_switch_what_they_name() -> None:
     base = base_of()
-    configs = [replace_dotted(base, dict(row.train)) for row in TABLES["table2"].rows(base)]
+    rows = [row for row in TABLES["table2"].rows(base) if row.refined == "trained"]
+    configs = [replace_dotted(base, dict(row.train)) for row in rows]
     switches = [(c.method, refinement_of(c), c.options.tcp, c.options.cpcr, c.options.ohem) for c in configs[1:]]
     assert (configs[0].method, refinement_of(configs[0])) == ("cam", "none")
     assert switches == [
@@ -154,7 +158,7 @@ def test_a_reading_differs_from_the_base_in_one_option(preset: str) -> None:
     base = base_of(preset, momentum=0.9)
     plain = flat(config_to_dict(base))
     seen = []
-    for row in TABLES["readings"].rows(base)[2:-3]:
+    for row in TABLES["readings"].rows(base)[3:-3]:
         given = flat(config_to_dict(replace_dotted(base, dict(row.train))))
         (changed,) = [name for name in given if given[name] != plain[name]]
         seen.append((changed, given[changed]))
@@ -182,7 +186,8 @@ def test_the_same_training_has_one_folder_in_every_table(store: RunStore) -> Non
             ("fig6", "S_N = 200 (40 here)"),
         )
     }  # fmt: skip
-    baseline = {digest(store, table, "baseline", base) for table in ("table1", "table2", "table3")}
+    tables: tuple[TableName, ...] = ("table1", "table2", "table3")
+    baseline = {digest(store, table, name, base) for table in tables for name in ("baseline", "CAM + PCM, untrained")}
     assert len(full) == len(baseline) == 1
     every = [digest(store, "table2", row.name, base) for row in TABLES["table2"].rows(base)]
     assert len(set(every)) == 5
@@ -434,6 +439,34 @@ def test_a_loss_that_is_not_finite_fails_its_row_alone(
     assert math.isnan(report.cells["SEAM"]["background"].mean)
     notes = {line["note"] for line in csv.DictReader(io.StringIO(csv_text(report))) if line["row"] == "SEAM"}
     assert notes == {"step 3: loss is NaN", "0 seeds"}
+
+
+def test_untrained_refinement_is_another_scoring_of_the_same_run(
+    configured: Callable[..., ReproduceConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One training for both rows; the figures and the difference are those of `cpn evaluate` and `cpn compare`."""
+    rows = tuple(row for row in TABLES["methods"].rows(base_of("default")) if row.train == {"method": "cam"})
+    monkeypatch.setitem(TABLES, "methods", dataclasses.replace(TABLES["methods"], rows=lambda base: rows))
+    trained: list[str] = []
+    train = runs.run_train
+    monkeypatch.setattr(runs, "run_train", lambda config, progress: trained.append(config.method) or train(config))
+    config = configured("methods", "--images", "6")
+    report = reproduce(config)
+    assert trained == ["cam"] and [row.name for row in rows] == ["CAM", "CAM + PCM, untrained"]
+    run = config.base.output / report.measurements[0].about["run"]
+    by_hand = EvaluateConfig(
+        target=run, data=config.base.data, split="val", output=tmp_path / "by_hand", scales=(1.0,),
+        scales_of="training", refine="raw", refine_at="fused",
+    )  # fmt: skip
+    by_hand.output.mkdir()
+    metrics = run_evaluate(by_hand)
+    assert report.measurements[1].value("all") == pytest.approx(100 * metrics["results"]["rcam"]["multi"]["miou"])
+    assert report.measurements[0].value("all") == pytest.approx(100 * metrics["results"]["cam"]["multi"]["miou"])
+    (found,) = run_compare(CompareConfig(str(run), (str(by_hand.output),)))["comparisons"]
+    (difference,) = report.differences
+    assert dataclasses.asdict(difference.found) == found["halves"]
+    assert str(difference).startswith("CAM + PCM, untrained against CAM: ")
+    assert json_content(report)["differences"][0]["images"] == 3
 
 
 @pytest.mark.slow
