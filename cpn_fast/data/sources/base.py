@@ -71,6 +71,11 @@ class FileSource(ABC):
         return self._spec
 
     @property
+    def description(self) -> str:
+        """What kind of data it is, for `cpn check-data`."""
+        return ""
+
+    @property
     @abstractmethod
     def classes(self) -> tuple[str, ...]:
         """The K foreground class names, background excluded."""

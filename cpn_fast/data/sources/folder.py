@@ -1,4 +1,4 @@
-"""A folder of images with a CSV of image labels, or without any labels."""
+"""A folder of images with a table of image labels, or without any labels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cpn_fast.files.images import DEFAULT_MAX_PIXELS, list_images
 from cpn_fast.files.labels_csv import LabelRow, read_label_table
 from cpn_fast.files.masks import read_classes
 from cpn_fast.files.regular import is_regular
+from cpn_fast.files.table import CSV_SUFFIXES, TABLE_SUFFIXES
 
 ALL = "all"
 """The split of all images, labelled or not. Every folder has it."""
@@ -21,10 +22,10 @@ VAL_SHARE = 0.2
 
 
 class FolderSource(FileSource):
-    """Images anywhere under a root and a CSV `image,labels[,split][,mask]` (labels separated by `;`).
+    """Images anywhere under a root and a table of labels (CSV or spreadsheet; see `files.labels_csv`).
 
     Ids are paths relative to the image root, without suffix. The image root is `ROOT/images` if every image is in it,
-    else ROOT. The CSV is `labels.csv` or the only CSV in ROOT; its names are relative to ROOT or to the image root,
+    else ROOT. The table is `labels.csv`, the only CSV, or the only spreadsheet in ROOT; its names are relative to ROOT or to the image root,
     with or without suffix. Classes are those of `ROOT/classes.txt`, else all names in the CSV, sorted. A mask is the
     path in the CSV's mask column (relative to ROOT), else `ROOT/masks/ID.png` where it exists.
 
@@ -33,7 +34,7 @@ class FolderSource(FileSource):
     labels cell is empty, have labels None: they are in `all`, and not in the hash splits.
 
     Args:
-        path: the root, or the CSV in it.
+        path: the root, or the table in it.
         spec: what `open_source` was given; None = `folder:PATH`.
         max_pixels: largest image that is read.
 
@@ -44,7 +45,7 @@ class FolderSource(FileSource):
     def __init__(self, path: str | Path, spec: str | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
         path = Path(path)
         super().__init__(spec or f"folder:{path}", path.parent if path.is_file() else path, max_pixels)
-        table_path = path if path.is_file() else _find_csv(path)
+        table_path = path if path.is_file() else find_table(path)
         named = self.root / "classes.txt"
         classes = read_classes(named) if named.exists() else None
         self._table = read_label_table(table_path, classes) if table_path else None
@@ -63,6 +64,13 @@ class FolderSource(FileSource):
         self._problems: list[Problem] = []
 
     @property
+    def description(self) -> str:
+        """The kind of source, and what was understood of its table."""
+        if self._table is None:
+            return "a folder of images without labels"
+        return f"a folder of images with {self._table.path.name} ({self._table.form})"
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The foreground classes; empty for a folder without CSV and without `classes.txt`."""
         return self._classes
@@ -75,9 +83,9 @@ class FolderSource(FileSource):
         # A row that matches no image may belong to any split, so every split has the whole folder's problems.
         by_split = self._sorted_out()
         unlabelled = [record.id for record in by_split[ALL] if record.labels is None]
-        notes: tuple[str, ...] = ()
+        notes = self._table.notes if self._table else ()
         if self._table is not None and unlabelled:
-            notes = (f"images without labels in {self._table.path}: {len(unlabelled)}, e.g. {unlabelled[0]}",)
+            notes += (f"images without labels in {self._table.path}: {len(unlabelled)}, e.g. {unlabelled[0]}",)
         return Scan(tuple(by_split[split]), tuple(self._problems), notes)
 
     def _sorted_out(self) -> dict[str, list[Record]]:
@@ -171,15 +179,27 @@ def hash_split(name: str) -> str:
     return "val" if int.from_bytes(digest, "little") < VAL_SHARE * 2**64 else "train"
 
 
-def _find_csv(root: Path) -> Path | None:
-    """`labels.csv`, else the only CSV. Raises DataError where there are several."""
-    if (root / "labels.csv").is_file():
-        return root / "labels.csv"
-    found = sorted(path for path in root.glob("*.csv") if not path.name.startswith("."))
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
-        raise DataError(f"{root}: several CSV files ({names}); name one, e.g. folder:{found[0]}, or call it labels.csv")
-    return found[0] if found else None
+def find_table(root: Path) -> Path | None:
+    """`labels.csv` (or another suffix), else the only CSV, else the only spreadsheet in a folder; None without any.
+
+    Raises:
+        DataError: where there are several.
+    """
+    tables = sorted(
+        path
+        for path in root.iterdir()
+        if path.suffix.lower() in TABLE_SUFFIXES and not path.name.startswith((".", "~$")) and path.is_file()
+    )
+    csvs = [path for path in tables if path.suffix.lower() in CSV_SUFFIXES]
+    for few in ([path for path in csvs if path.stem == "labels"], csvs, tables):
+        if few[1:]:
+            names = ", ".join(path.name for path in few)
+            raise DataError(
+                f"{root}: several CSV files ({names}); name one, e.g. folder:{few[0]}, or call it labels.csv"
+            )
+        if few:
+            return few[0]
+    return None
 
 
 def _without_suffix(name: str) -> str:

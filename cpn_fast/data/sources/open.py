@@ -9,6 +9,7 @@ from pathlib import Path
 from cpn_fast.data.types import Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS
+from cpn_fast.files.table import TABLE_SUFFIXES
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def _recognise(text: str) -> str:
             f"{text}: no such file or folder; expected a path or one of {', '.join(f'{k}:PATH' for k in KINDS)}"
         )
     if path.is_file():
-        if path.suffix.lower() == ".csv":
+        if path.suffix.lower() in TABLE_SUFFIXES:
             return "folder"
         raise DataError(f"{text}: a file that is no CSV; expected a folder or a CSV of image labels (image,labels)")
     roots = (path, path / "VOC2012", path / "VOCdevkit" / "VOC2012")
@@ -93,11 +94,12 @@ def _recognise(text: str) -> str:
         return "voc"
     if any(path.glob("annotations/instances_*.json")):
         return "coco"
-    if any(path.glob("*.csv")):
-        return "folder"
     from cpn_fast.data.sources.classes import class_folders
+    from cpn_fast.data.sources.folder import find_table
     from cpn_fast.files.images import list_images
 
+    if find_table(path):
+        return "folder"
     if class_folders(path):
         return "classes"
     if list_images(path):

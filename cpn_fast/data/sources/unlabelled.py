@@ -10,6 +10,7 @@ from cpn_fast.data.sources.base import FileSource
 from cpn_fast.data.sources.classes import class_folders
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.images import IMAGE_SUFFIXES
+from cpn_fast.files.table import TABLE_SUFFIXES
 
 _MAX_FOLDERS = 200
 _MAX_DEPTH = 3
@@ -55,7 +56,7 @@ def _files(root: Path) -> list[Path]:
 
 def _tables(root: Path, files: Sequence[Path]) -> list[str]:
     seen = []
-    tables = [path for path in files if path.suffix.lower() == ".csv"]
+    tables = [path for path in files if path.suffix.lower() in TABLE_SUFFIXES]
     roboflow = [path for path in tables if path.name == "_classes.csv"]
     if roboflow:
         seen.append(f"{roboflow[0]} (Roboflow, a column per class): turn it into labels.csv with image,labels")
@@ -64,9 +65,6 @@ def _tables(root: Path, files: Sequence[Path]) -> list[str]:
         seen.append(f"{deeper[0]}: move it to {root}, or give folder:{deeper[0].parent}")
     if here := [path for path in tables if path not in roboflow and path.parent == root]:
         seen.append(f"{here[0]}, whose labels are empty or of other images")
-    sheets = [path for path in files if path.suffix.lower() in (".xlsx", ".xls", ".ods")]
-    if sheets:
-        seen.append(f"{sheets[0]} (a spreadsheet): save it as labels.csv with image,labels")
     return seen
 
 

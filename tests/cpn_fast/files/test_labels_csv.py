@@ -69,7 +69,11 @@ def test_254_classes_fit_and_thousands_are_an_error(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("image,labels\na,cat\nb,dgo\n", r"line 3: unknown class 'dgo'; known are cat, dog; did you mean 'dog'\?"),
-        ("image,labels\na,cat\nb,dog\na,dog\n", "line 4: image 'a' is already on line 2"),
+        (
+            "image,labels,split\na,cat,train\nb,dog,val\na,dog,val\n",
+            "line 4: image 'a' is already on line 2, there with",
+        ),
+        ("image,labels\na,cat\nb,dog\na,background\n", "line 4: image 'a' is already on line 2, one of both says back"),
         ("image,labels\na,dgo\nb,xxx\nc,yyy\n", "line 2: .*2 more lines like this"),
         ('image,labels\n"a\nb",cat\nc,nope\n', "line 4: unknown class 'nope'"),  # the quoted name spans two lines
         ('image,labels\n"a\nb",nope\n', "line 2: unknown class 'nope'"),
@@ -93,7 +97,10 @@ def test_254_classes_fit_and_thousands_are_an_error(tmp_path: Path) -> None:
         ("image,labels\na,c\x1bat\n", r"line 2: label 'c\\x1bat' holds the control character '\\x1b'"),
         ("image,labels\na,cat,dog\n", "line 2: 3 cells, expected 2 .*separate labels by `;`"),
         ("image,labels,split\na,cat,\n", "line 2: the split cell is empty"),
-        ("image;labels\na;cat\n", "line 1: no column image and labels in the header 'image;labels'"),
+        ("picture;labels\na;cat\n", "line 1: no column image in the header 'picture,labels'"),
+        ("filename,path,labels\na,b,cat\n", "line 1: the columns filename and path could each be the image; call one"),
+        ("image,cat,dog\na,1,0\nb,2,1\nc,0,0\nd,1,1\n", "line 3: column 'cat' holds '2'; expected 0 or 1"),
+        ("image,size,dog\na,200,big\n", "line 1: no column labels in the header"),
         ("image,labels,image\n", "line 1: column image twice"),
         ("", "line 1: no column image and labels"),
         ('image,labels\n"a,cat\n', r"line 2: not a CSV line"),
@@ -106,11 +113,92 @@ def test_errors_name_file_and_line(tmp_path: Path, text: str, message: str) -> N
 
 
 def test_not_utf8_and_missing(tmp_path: Path) -> None:
-    path = write(tmp_path, "image,labels\na,cat\nä,dog\n", "latin-1")
-    with pytest.raises(DataError, match=r"labels\.csv, line 3: not UTF-8 \(byte 0xe4\); save it as UTF-8"):
+    path = write(tmp_path, "image,labels\na,cat\nä\x81,dog\n", "latin-1")
+    with pytest.raises(
+        DataError, match=r"labels\.csv, line 3: not UTF-8 \(byte 0xe4\), nor UTF-16 or Windows-1252; save"
+    ):
         read_labels_csv(path)
     with pytest.raises(DataError, match=r"nothing\.csv: no such file; expected a CSV"):
         read_labels_csv(tmp_path / "nothing.csv")
+
+
+CAT, DOG, BOTH = ("cat",), ("dog",), ("cat", "dog")
+
+FORMS: dict[str, tuple[bytes, dict[str, tuple[str, ...] | None]]] = {
+    "commas": (b"image,labels\na.jpg,cat\nb.jpg,cat;dog\n", {"a.jpg": CAT, "b.jpg": BOTH}),
+    "semicolons": (b"Filename;Class\r\na.jpg;dog\r\nb.jpg;cat\r\n", {"a.jpg": DOG, "b.jpg": CAT}),
+    "tabs": (b"path\ttags\na, 1.jpg\tdog\nb.jpg\tcat\n", {"a, 1.jpg": DOG, "b.jpg": CAT}),
+    "what Excel names its separator": (b"sep=;\r\nfile;label\r\na.jpg;dog\r\n", {"a.jpg": DOG}),
+    "UTF-8 with its mark": ("\ufefflabel,IMAGE\nhündin,ü.jpg\n".encode(), {"ü.jpg": ("hündin",)}),
+    "UTF-16 with its mark": ("image;label\nü.jpg;hündin\n".encode("utf-16"), {"ü.jpg": ("hündin",)}),
+    "UTF-16 big endian": ("\ufeffimage\tlabel\nü.jpg\thündin\n".encode("utf-16-be"), {"ü.jpg": ("hündin",)}),
+    "UTF-16 without mark": ("image\tlabel\nü.jpg\thündin\n".encode("utf-16-le"), {"ü.jpg": ("hündin",)}),
+    "Windows-1252": ("image;label\nü.jpg;hündin – groß\n".encode("cp1252"), {"ü.jpg": ("hündin – groß",)}),
+    "a line per label": (b"image,label\na.jpg,dog\nb.jpg,cat\na.jpg,cat\na.jpg,dog\n", {"a.jpg": BOTH, "b.jpg": CAT}),
+    "a column per class": (
+        b"filename, cat, dog, background\na.jpg, 1, 0, 0\nb.jpg,1,1,0\nc.jpg,0,0,1\nd.jpg,0,0,0\ne.jpg,,,\n",
+        {"a.jpg": CAT, "b.jpg": BOTH, "c.jpg": (), "d.jpg": (), "e.jpg": None},
+    ),
+    "true and false": (b"image;cat;dog\na.jpg;True;False\nb.jpg;1.0;x\n", {"a.jpg": CAT, "b.jpg": BOTH}),
+    "several in a cell": (b'image,labels\na.jpg,"cat, dog"\nb.jpg,cat\n', {"a.jpg": BOTH, "b.jpg": CAT}),
+    "several with bars": (b"image,labels\na.jpg,cat|dog\nb.jpg,dog|cow\n", {"a.jpg": BOTH, "b.jpg": ("cow", "dog")}),
+    "a list as pandas writes it": (b"image,labels\na.jpg,\"['cat', 'dog']\"\n", {"a.jpg": BOTH}),
+    "one name with a comma": (b'image,labels\na.jpg,"Paris, Texas"\n', {"a.jpg": ("Paris, Texas",)}),
+    "trailing separators": (b"image,label,,\na.jpg,dog,,\nb.jpg,cat,,,,\n,,,\n", {"a.jpg": DOG, "b.jpg": CAT}),
+    "boxes": (b"filename,width,height,class,xmin\na.jpg,9,9,dog,1\na.jpg,9,9,dog,4\n", {"a.jpg": DOG}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_csv(tmp_path: Path, form: str) -> None:
+    data, expected = FORMS[form]
+    (tmp_path / "labels.csv").write_bytes(data)
+    classes, labels, _ = read_labels_csv(tmp_path / "labels.csv")
+    named = {
+        image: None if numbers is None else tuple(classes[number] for number in numbers)
+        for image, numbers in labels.items()
+    }
+    assert named == expected
+
+
+def test_absolute_paths_within_the_folder(tmp_path: Path) -> None:
+    path = write(tmp_path, f"image,labels\n{tmp_path}/sub/a.jpg,cat\n{tmp_path.parent}/b.jpg,cat\n")
+    table = read_label_table(path)
+    assert [row.image for row in table.rows] == ["sub/a.jpg"]
+    assert len(table.errors) == 1 and "b.jpg' is outside the folder" in table.errors[0][1]
+
+
+@pytest.mark.parametrize(
+    ("form", "note"),
+    [
+        (
+            "Windows-1252",
+            "line 2: not UTF-8 (byte 0xfc), read as Windows-1252, a guess: is 'ü.jpg;hündin – groß' right",
+        ),
+        ("UTF-16 without mark", "no byte order mark; read as utf-16-le"),
+        ("a line per label", "images with several lines, whose labels are joined: 1, e.g. 'a.jpg' (line 2)"),
+        ("several in a cell", "1 cells such as 'cat, dog' are read as several labels (cat, dog); if that is one class"),
+        ("boxes", "columns that are not read: 'width', 'height', 'xmin'"),
+    ],
+)
+def test_what_is_guessed_is_noted(tmp_path: Path, form: str, note: str) -> None:
+    (tmp_path / "labels.csv").write_bytes(FORMS[form][0])
+    notes = read_label_table(tmp_path / "labels.csv").notes
+    assert sum(note in text for text in notes) == 1, notes
+
+
+def test_nothing_is_noted_of_a_plain_file(tmp_path: Path) -> None:
+    table = read_label_table(write(tmp_path, "image,labels,split\na,cat;dog,train\n"))
+    assert table.notes == ()
+    assert table.form == "separated by commas, UTF-8; image in 'image', labels in 'labels', split in 'split'"
+
+
+def test_given_classes_decide_what_a_comma_means(tmp_path: Path) -> None:
+    path = write(tmp_path, 'image,labels\na.jpg,"cat, dog"\nb.jpg,cat\n')
+    assert read_labels_csv(path, ["cat", "cat, dog"])[1] == {"a.jpg": (1,), "b.jpg": (0,)}
+    assert read_labels_csv(path, ["cat", "dog"])[1] == {"a.jpg": (0, 1), "b.jpg": (0,)}
+    with pytest.raises(DataError, match=r"line 2: unknown class 'cat, dog'; known are cat, cow"):
+        read_labels_csv(path, ["cat", "cow"])
 
 
 def test_table_keeps_good_rows_beside_bad_lines(tmp_path: Path) -> None:

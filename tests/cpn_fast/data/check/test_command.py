@@ -64,7 +64,7 @@ def test_every_problem_is_found_at_once(folder: Path) -> None:
     write_mask(folder / "masks" / "1.png", np.zeros((5, 5), dtype=np.uint8))
     (folder / "2.png").write_bytes(b"")
     with (folder / "labels.csv").open("a") as file:
-        file.write("gone.png,cat,train\n3.png,cat,val\n")
+        file.write("gone.png,cat,train\n3.png,cat,train\n")
     report = check_source(open_source(folder), measure=False)
     expected = [
         r"labels\.csv, line 7: image '3\.png' is already on line 5",

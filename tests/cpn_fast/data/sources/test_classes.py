@@ -115,7 +115,7 @@ def test_what_is_no_class_folder_is_said(tmp_path: Path) -> None:
         ({"1.jpg": None, "sub/_classes.csv": "filename, a\n1.jpg, 1\n"}, r"_classes\.csv \(Roboflow, a column per"),
         ({"1.jpg": None, "annotations.xml": "<annotations/>"}, r"annotations\.xml \(CVAT\)"),
         ({"1.jpg": None, "labels.json": "{}"}, r"labels\.json \(JSON\)"),
-        ({"1.jpg": None, "labels.xlsx": "PK"}, r"labels\.xlsx \(a spreadsheet\): save it as labels\.csv"),
+        ({"1.jpg": None, "sub/labels.xlsx": "PK"}, r"labels\.xlsx: move it to {root}, or give folder:{root}/sub"),
         ({"1.jpg": None, "labels.csv": "image,labels\n1.jpg,\n"}, r"labels\.csv, whose labels are empty"),
     ],
 )  # fmt: skip
