@@ -1,7 +1,7 @@
 """The picture on README's first screen: `python docs/make_picture.py RUN`, with a run that knows cat and person.
 
 Two photographs that scikit-image ships (Chelsea the cat by S. van der Walt, CC0; Eileen Collins, NASA, public domain),
-neither of them trained on; side by side the photograph, the map that the run draws for the class, and its mask.
+neither of them trained on; side by side the photograph, the run's CAM of the class, the refined map (RCAM), the mask.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cpn_fast.report.pictures import heat, page_palette
 
 OUTPUT = Path(__file__).parent / "images" / "overview.png"
 HEIGHT, GAP, COLOURS = 150, 6, 192
-SCALES, BETA = (0.5, 1.0, 1.5, 2.0), 0.55
+BETA = 0.44
 
 
 def photographs() -> list[tuple[NDArray[np.uint8], str]]:
@@ -28,15 +28,15 @@ def photographs() -> list[tuple[NDArray[np.uint8], str]]:
 
 
 def tiles(model: cpn_fast.Model) -> list[list[Image.Image]]:
-    """For each photograph: itself, the class's map over its grey values, and the mask."""
-    labeller = model.labeller(scales=SCALES, beta=BETA)
+    """For each photograph: itself, CAM and RCAM of its class over its grey values, and the mask."""
+    plain, refined = (model.labeller(refine=how, beta=BETA) for how in ("none", "raw"))
     rows = []
     for pixels, name in photographs():
         image = np.ascontiguousarray(pixels)
-        found = labeller(image, labels=[name])
-        classes = np.array([found.classes.index(name)])
-        mask = page_palette()[found.mask]
-        rows.append([_tile(part) for part in (image, heat(image, classes, found.maps), mask)])
+        cam, rcam = (labeller(image, labels=[name]) for labeller in (plain, refined))
+        classes = np.array([rcam.classes.index(name)])
+        maps = [heat(image, classes, found.maps) for found in (cam, rcam)]
+        rows.append([_tile(part) for part in (image, *maps, page_palette()[rcam.mask])])
     return rows
 
 
