@@ -90,8 +90,8 @@ COMMANDS: dict[str, Command] = {
         "cpn_fast.pipeline.options:parse",
     ),
     "convert": Command(
-        "write masks as COCO JSON or a CVAT zip",
-        "cpn_fast.convert.command:ConvertConfig",
+        "write masks for another tool, or bring them back from it",
+        "cpn_fast.convert.options:ConvertConfig",
         "cpn_fast.convert.command:run_convert",
     ),
     "export": Command(

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from numpy.typing import NDArray
 
+from cpn_fast.convert.names import NameRules, Renamed, changed, written_names
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import IMAGE_SUFFIXES, list_images
-from cpn_fast.files.labelmap import Labelmap, labelmap_of
+from cpn_fast.files.labelmap import BACKGROUND, VOID, VOID_COLOUR, Labelmap, labelmap_of
 from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder, read_fitting_mask
-from cpn_fast.files.masks import read_classes, read_labelmap
+from cpn_fast.files.masks import check_class_count, read_classes, read_labelmap, voc_palette
 from cpn_fast.files.text import read_lines
+
+VOID_CLASS = "void"
+"""The class that void becomes with `--void label`, and comes back from."""
 
 
 @dataclass(frozen=True)
@@ -25,24 +29,36 @@ class MaskItem:
     Attributes:
         id: the mask's path below its folder, with slashes, without suffix.
         mask_path: the palette PNG.
-        image_name: the image's file name; its folders are those of the id.
+        suffix: of the image's file name.
+        name: what the id is called in the output.
+        num_classes: number K of foreground classes.
         image_path: the image, to compare sizes with; None where no folder of images was given.
         labelmap: the folder's own, by which masks may also be in colours; None where it has none.
+        void_value: what void is read as.
     """
 
     id: str
     mask_path: Path
-    image_name: str
+    suffix: str
+    name: str
+    num_classes: int
     image_path: Path | None = None
     labelmap: Labelmap | None = None
+    void_value: int = VOID
 
-    def read(self, num_classes: int) -> np.ndarray:
-        """The mask, uint8 [H, W]: 0 background, 1..num_classes, 255 void.
+    @property
+    def image_name(self) -> str:
+        """The image's file name in the output, with the folders of the name."""
+        return self.name + self.suffix
+
+    def read(self) -> NDArray[np.uint8]:
+        """The mask, uint8 [H, W]: 0 background, 1..num_classes, `void_value` void.
 
         Raises:
             DataError: for a mask that cannot be read, has other values, or another size than its image.
         """
-        return read_fitting_mask(self.mask_path, num_classes, self.image_path, self.labelmap)
+        mask = read_fitting_mask(self.mask_path, self.num_classes, self.image_path, self.labelmap)
+        return mask if self.void_value == VOID else np.where(mask == VOID, np.uint8(self.void_value), mask)
 
 
 @dataclass(frozen=True)
@@ -52,12 +68,42 @@ class MaskSelection:
     Attributes:
         items: one per mask.
         classes: the K foreground classes; mask value k + 1 is classes[k].
+        palette: uint8 [256, 3], the colour of each mask value: the labelmap's, all different.
         left_out: masks and images that are there, but not done by the manifest or not in the split.
+        renamed: names that had to be changed.
     """
 
     items: tuple[MaskItem, ...]
     classes: tuple[str, ...]
+    palette: NDArray[np.uint8]
     left_out: int
+    renamed: tuple[Renamed, ...] = ()
+
+    def with_void_class(self) -> MaskSelection:
+        """The same with void as one more class, called void.
+
+        Raises:
+            DataError: where a class has that name already, or there is no room for one more.
+        """
+        if VOID_CLASS in self.classes:
+            raise DataError(f"--void label: there is a class called {VOID_CLASS!r} already; rename it")
+        check_class_count((*self.classes, VOID_CLASS), "--void label")
+        value = len(self.classes) + 1
+        palette = self.palette.copy()
+        palette[value] = VOID_COLOUR
+        items = tuple(replace(item, void_value=value) for item in self.items)
+        return replace(self, items=items, classes=(*self.classes, VOID_CLASS), palette=palette)
+
+    def named(self, rules: NameRules) -> MaskSelection:
+        """The same with names that a format can hold; see `written_names`."""
+        images = written_names([item.id for item in self.items], rules.image, rules.apart)
+        classes = written_names(self.classes, rules.label, False)
+        return replace(
+            self,
+            items=tuple(replace(item, name=images[item.id]) for item in self.items),
+            classes=tuple(classes[name] for name in self.classes),
+            renamed=(*changed("image", images), *changed("class", classes)),
+        )
 
 
 def select_masks(
@@ -76,8 +122,7 @@ def select_masks(
         the masks and their classes.
 
     Raises:
-        DataError: if there is no mask or no list of classes, if a mask or image that is named is missing, or two names
-            clash.
+        DataError: if there is no mask or no list of classes, or if a mask or image that is named is missing.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; expected one with {MASK_FOLDER}/ID.png, as `cpn label` writes it")
@@ -85,32 +130,49 @@ def select_masks(
     if folder is None:
         where = root / MASK_FOLDER if (root / MASK_FOLDER).is_dir() else root
         raise DataError(f"{where}: no masks; expected {MASK_FOLDER}/ID.png, as `cpn label` writes them")
-    names = _class_names(folder.root, classes)
+    names = class_names(folder.root, classes)
     paths = folder.paths()
     entries = folder.manifest().entries()
     done = {name for name, entry in entries.items() if entry.get("status") == "ok"}
     available = done if entries else paths.keys()
     if entries and not available:
         raise DataError(f"{folder.manifest().path}: none of its {len(entries)} images is done; label them first")
-    wanted = _split_ids(split, available, entries.keys() | paths.keys()) if split else sorted(available)
+    wanted = split_ids(split, available, entries.keys() | paths.keys()) if split else sorted(available)
     missing = [name for name in wanted if name not in paths]
     if missing:
         raise DataError(
             f"{folder.masks}: no mask for {len(missing)} of {len(wanted)} images, the first {missing[0]}.png; label "
             "them again, or leave them out with --split"
         )
-    _check_clashes(wanted)
     found = _images_by_id(images) if images else None
     labelmap = labelmap_of(folder.root / "labelmap.txt") if classes is None else None
     items = []
     for name in wanted:
         image = _image_of(name, found, images) if found is not None and images is not None else None
         known = str(image or entries.get(name, {}).get("image") or f"{name}.jpg")
-        items.append(MaskItem(name, paths[name], name + PurePosixPath(known).suffix, image, labelmap))
-    return MaskSelection(tuple(items), names, len(entries.keys() | paths.keys()) - len(items))
+        items.append(MaskItem(name, paths[name], PurePosixPath(known).suffix, name, len(names), image, labelmap))
+    palette = palette_of(names, labelmap_of(folder.root / "labelmap.txt"))
+    return MaskSelection(tuple(items), names, palette, len(entries.keys() | paths.keys()) - len(items))
 
 
-def _class_names(root: Path, given: Path | None) -> tuple[str, ...]:
+def palette_of(classes: Sequence[str], labelmap: Labelmap | None) -> NDArray[np.uint8]:
+    """The labelmap's colours for these classes, uint8 [256, 3]; VOC's where it has none or two would be equal."""
+    palette = voc_palette().copy()
+    if labelmap is not None:
+        for colour, value in labelmap.colour_values.items():
+            names = (BACKGROUND, *labelmap.classes)
+            if names[value] in (BACKGROUND, *classes):
+                palette[(BACKGROUND, *classes).index(names[value])] = colour
+    used = {tuple(colour) for colour in palette[: len(classes) + 1].tolist()}
+    return palette if len(used | {VOID_COLOUR}) == len(classes) + 2 else voc_palette()
+
+
+def class_names(root: Path, given: Path | None) -> tuple[str, ...]:
+    """The foreground classes of a folder: those of a given list, else of its `labelmap.txt`.
+
+    Raises:
+        DataError: where there is no list, or a name comes twice.
+    """
     path = given or root / "labelmap.txt"
     if given is None and not path.is_file():
         raise DataError(f"{path}: no such file; give the class names, one a line, with --classes FILE")
@@ -123,7 +185,7 @@ def _class_names(root: Path, given: Path | None) -> tuple[str, ...]:
     return names
 
 
-def _split_ids(split: Path, available: Iterable[str], known: Iterable[str]) -> list[str]:
+def split_ids(split: Path, available: Iterable[str], known: Iterable[str]) -> list[str]:
     """The ids of a list, sorted; a name with an image's suffix is the id without it, unless it is an id itself."""
     available, known = set(available), set(known)
     line_of: dict[str, int] = {}
@@ -140,19 +202,6 @@ def _split_ids(split: Path, available: Iterable[str], known: Iterable[str]) -> l
     if not line_of:
         raise DataError(f"{split}: no ids; expected one a line")
     return sorted(line_of)
-
-
-def _check_clashes(names: Sequence[str]) -> None:
-    """Refuse ids that become one file where a tool flattens folders, or a file system ignores case."""
-    seen: dict[str, str] = {}
-    for name in names:
-        key = unicodedata.normalize("NFC", name).casefold().replace("/", "_")
-        if key in seen:
-            raise DataError(
-                f"{name}.png and {seen[key]}.png: one name where folders are flattened or upper and lower case are the "
-                "same, as in many tools; rename one, or convert them apart with --split"
-            )
-        seen[key] = name
 
 
 def _images_by_id(images: Path) -> dict[str, list[Path]]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import io
 import json
 import zipfile
@@ -14,7 +15,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from cpn_fast.cli import main as cli
-from cpn_fast.convert.command import ConvertConfig, run_convert
+from cpn_fast.convert.command import ConvertConfig, ConvertSummary, run_convert
 from cpn_fast.convert.instances import regions
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.files.errors import DataError
@@ -213,14 +214,6 @@ def break_classes(masks: Path) -> None:
     write_labelmap(masks / "labelmap.txt", CLASSES[:2])
 
 
-def break_names(masks: Path) -> None:
-    write_mask(masks / "SegmentationClass" / "sub folder_blocks.png", np.zeros((2, 2), np.uint8))
-
-
-def break_case(masks: Path) -> None:
-    write_mask(masks / "SegmentationClass" / "PIXEL.png", np.zeros((2, 2), np.uint8))
-
-
 def break_labelmap(masks: Path) -> None:
     write_labelmap(masks / "labelmap.txt", ("cat", "dog", "cat"))
 
@@ -237,8 +230,6 @@ def break_folder(masks: Path) -> None:
         (break_rgb, r"pixel\.png: the colour \(.*\) is no class's alone in labelmap\.txt"),
         (break_png, r"blocks\.png: cannot decode"),
         (break_classes, r"pixel\.png: mask values \[3\] are no class; expected 0 \(background\), 1\.\.2"),
-        (break_names, r"sub folder_blocks\.png and sub folder/blocks\.png: one name"),
-        (break_case, r"pixel\.png and PIXEL\.png: one name"),
         (break_labelmap, r"labelmap\.txt, line \d: 'cat' comes twice"),
         (break_folder, r"SegmentationClass: no masks"),
     ],
@@ -300,16 +291,26 @@ def test_disk_full_and_a_file_in_the_way(masks: Path, monkeypatch: pytest.Monkey
     assert [path.name for path in masks.parent.iterdir()] == ["masks"]
 
 
-def test_what_cvats_lists_cannot_hold(masks: Path) -> None:
-    output = masks.parent / "a.zip"
+def test_names_that_a_format_cannot_hold_are_mapped_and_the_mapping_is_written(masks: Path) -> None:
     write_labelmap(masks / "labelmap.txt", ("cat", "a:b", "z"))
-    with pytest.raises(DataError, match=r"class 'a:b': CVAT's labelmap\.txt"):
-        run_convert(ConvertConfig(masks, "cvat", output))
-    write_labelmap(masks / "labelmap.txt", CLASSES)
-    write_mask(masks / "SegmentationClass" / "#1.png", np.zeros((2, 2), np.uint8))
-    with pytest.raises(DataError, match=r"#1\.png: CVAT's list"):
-        run_convert(ConvertConfig(masks, "cvat", output))
-    to_coco(masks)
+    for name in ("#1", "PIXEL", "sub folder_blocks", "what?"):
+        write_mask(masks / "SegmentationClass" / f"{name}.png", np.full((2, 2), 2, np.uint8))
+    output = masks.parent / "a.zip"
+    summary = run_convert(ConvertConfig(masks, "cvat", output))
+    assert isinstance(summary, ConvertSummary) and summary.images == len(example_masks()) + 4
+    with zipfile.ZipFile(output) as archive:
+        listed = archive.read("ImageSets/Segmentation/default.txt").decode("utf-8").splitlines()
+        assert "a_b:0,128,0::" in archive.read("labelmap.txt").decode("utf-8").splitlines()
+        assert {f"SegmentationClass/{name}.png" for name in listed} < set(archive.namelist())
+    assert len({name.casefold().replace("/", "_") for name in listed}) == len(listed) == summary.images
+    rows = list(csv.reader((masks.parent / "a.zip.names.csv").read_text(encoding="utf-8").splitlines()))
+    assert rows[0] == ["kind", "name", "written"] and ["class", "a:b", "a_b"] in rows
+    written = {name: new for kind, name, new in rows if kind == "image"}
+    assert written["#1"] == "_1" and written["what?"] == "what_" and len(written) == 4 == summary.renamed - 1
+    assert set(written.values()) <= set(listed)
+    coco = to_coco(masks)  # names are text alone there
+    assert {"#1.jpg", "PIXEL.jpg", "pixel.jpg"} < {image["file_name"] for image in coco.dataset["images"]}
+    assert not (masks.parent / "out" / "masks.json.names.csv").exists()
 
 
 def test_255_objects_fit_and_256_do_not(tmp_path: Path) -> None:
