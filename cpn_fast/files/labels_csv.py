@@ -158,8 +158,8 @@ def _joined(first: LabelRow, second: LabelRow) -> tuple[str, LabelRow | None]:
         values = [value for row in (first, second) if (value := getattr(row, column)) is not None]
         if len(set(values)) > 1:
             return (
-                f"image {first.image!r} is already on line {first.line}, there with the {column} {values[0]!r} and here "
-                f"{values[1]!r}; make them equal or remove one"
+                f"image {first.image!r} is already on line {first.line}, there with the {column} {values[0]!r} and "
+                f"here {values[1]!r}; make them equal or remove one"
             ), None
     both = [row.labels for row in (first, second) if row.labels is not None]
     if () in both and any(both):

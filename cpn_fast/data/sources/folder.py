@@ -25,9 +25,9 @@ class FolderSource(FileSource):
     """Images anywhere under a root and a table of labels (CSV or spreadsheet; see `files.labels_csv`).
 
     Ids are paths relative to the image root, without suffix. The image root is `ROOT/images` if every image is in it,
-    else ROOT. The table is `labels.csv`, the only CSV, or the only spreadsheet in ROOT; its names are relative to ROOT or to the image root,
-    with or without suffix. Classes are those of `ROOT/classes.txt`, else all names in the CSV, sorted. A mask is the
-    path in the CSV's mask column (relative to ROOT), else `ROOT/masks/ID.png` where it exists.
+    else ROOT. The table is `labels.csv`, the only CSV, or the only spreadsheet in ROOT; its names are relative to ROOT
+    or to the image root, with or without suffix. Classes are those of `ROOT/classes.txt`, else all names in the table,
+    sorted. A mask is the path in the mask column (relative to ROOT), else `ROOT/masks/ID.png` where it exists.
 
     Splits: `all`, and those of the split column; without that column `train` and `val` by a hash of the id (an image
     never changes its split when others come or go); without a CSV only `all`. Images that the CSV leaves out, or whose

@@ -4,32 +4,45 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from cpn_fast.data.types import Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS
-from cpn_fast.files.table import TABLE_SUFFIXES
 
 log = logging.getLogger(__name__)
 
-KINDS = ("voc", "folder", "classes", "coco", "demo")
+SOURCES = {
+    "voc": "voc:VocSource", "folder": "folder:FolderSource", "classes": "classes:ClassFolderSource",
+    "coco": "coco:CocoSource",
+}  # fmt: skip
+"""Kind -> module and class of the source."""
+
+EXPORTS = {
+    "yolo": "yolo", "roboflow": "roboflow", "cvat": "cvat", "label-studio": "label_studio", "datumaro": "datumaro",
+    "json": "json_map", "hf": "imagefolder",
+}  # fmt: skip
+"""Kind -> module whose `read` makes the export of a path."""
+
+KINDS = (*SOURCES, *EXPORTS, "demo")
 
 
 def open_source(spec: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Source:
-    """Open `voc:PATH`, `folder:PATH`, `classes:PATH`, `coco:PATH`, `demo:[PATH]`, or a bare path by what is in it.
+    """Open `KIND:PATH` for one of `KINDS`, or a bare path by what is in it.
 
     Args:
         spec: the source.
         max_pixels: largest image that is read.
 
     Raises:
-        DataError: if there is nothing there, or nothing that is recognised; it says what was looked for.
+        DataError: if there is nothing there, nothing that is recognised, or several kinds fit; it says what was looked
+            for.
     """
     text = str(spec)
     kind, colon, rest = text.partition(":")
     if not colon or kind not in KINDS:
-        kind, rest = _recognise(text), text
+        kind, rest = _recognised(text), text
     if kind != "demo" and not rest:
         raise DataError(f"{text}: no path behind `{kind}:`; expected `{kind}:PATH`")
     if kind == "demo":
@@ -39,22 +52,48 @@ def open_source(spec: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Sourc
     path = Path(rest).expanduser()
     if not path.exists():
         raise DataError(f"{text}: no such file or folder: {path}")
-    full = f"{kind}:{rest}"
-    if kind == "voc":
-        from cpn_fast.data.sources.voc import VocSource
+    return _open(kind, path, f"{kind}:{rest}", max_pixels)
 
-        return VocSource(path, full, max_pixels)
-    if kind == "coco":
-        from cpn_fast.data.sources.coco import CocoSource
 
-        return CocoSource(path, full, max_pixels)
-    if kind == "classes":
-        from cpn_fast.data.sources.classes import ClassFolderSource
+def _open(kind: str, path: Path, spec: str, max_pixels: int) -> Source:
+    if kind in EXPORTS or (kind == "coco" and not (path / "annotations").is_dir()):
+        from cpn_fast.data.sources.export import ExportSource
+        from cpn_fast.data.sources.recognise import export_path, module_of
 
-        return ClassFolderSource(path, full, max_pixels)
-    from cpn_fast.data.sources.folder import FolderSource
+        module = import_module(f"cpn_fast.data.sources.{EXPORTS.get(kind) or module_of(path)}")
+        return ExportSource(export_path(kind, path), module.read, spec, max_pixels)
+    module_name, _, name = SOURCES[kind].partition(":")
+    source: Source = getattr(import_module(f"cpn_fast.data.sources.{module_name}"), name)(path, spec, max_pixels)
+    return source
 
-    return FolderSource(path, full, max_pixels)
+
+def _recognised(text: str) -> str:
+    """The only kind that fits a bare path.
+
+    Raises:
+        DataError: if there is nothing there, or none or several fit.
+    """
+    path = Path(text).expanduser()
+    if not path.exists():
+        known = ", ".join(f"{kind}:PATH" for kind in KINDS)
+        raise DataError(f"{text}: no such file or folder; expected a path or one of {known}")
+    from cpn_fast.data.sources.recognise import LOOKED_FOR, kinds_of
+
+    found = kinds_of(path)
+    if len(found) > 1:
+        named = " or ".join(f"{kind}:{text} ({why})" for kind, why in found.items())
+        raise DataError(f"{text}: could be of several kinds; name the one that is meant: {named}")
+    if not found and path.is_file():
+        raise DataError(
+            f"{text}: a file that is no CSV, spreadsheet, or export of a known tool; expected a folder, a CSV of image "
+            "labels (image,labels), or KIND:PATH"
+        )
+    if not found:
+        raise DataError(
+            f"{text}: not recognised as a data set: looked for {LOOKED_FOR}, and found none; name the kind, e.g. "
+            "voc:PATH, or give another path"
+        )
+    return next(iter(found))
 
 
 def open_source_for(spec: str | Path, classes: Sequence[str], max_pixels: int = DEFAULT_MAX_PIXELS) -> Source:
@@ -77,36 +116,3 @@ def open_source_for(spec: str | Path, classes: Sequence[str], max_pixels: int = 
         return source
     log.info("%s: its folders' names are no classes of the network; taken as images without labels", spec)
     return open_source(f"folder:{spec}", max_pixels)
-
-
-def _recognise(text: str) -> str:
-    path = Path(text).expanduser()
-    if not path.exists():
-        raise DataError(
-            f"{text}: no such file or folder; expected a path or one of {', '.join(f'{k}:PATH' for k in KINDS)}"
-        )
-    if path.is_file():
-        if path.suffix.lower() in TABLE_SUFFIXES:
-            return "folder"
-        raise DataError(f"{text}: a file that is no CSV; expected a folder or a CSV of image labels (image,labels)")
-    roots = (path, path / "VOC2012", path / "VOCdevkit" / "VOC2012")
-    if any((root / "JPEGImages").is_dir() and (root / "ImageSets").is_dir() for root in roots):
-        return "voc"
-    if any(path.glob("annotations/instances_*.json")):
-        return "coco"
-    from cpn_fast.data.sources.classes import class_folders
-    from cpn_fast.data.sources.folder import find_table
-    from cpn_fast.files.images import list_images
-
-    if find_table(path):
-        return "folder"
-    if class_folders(path):
-        return "classes"
-    if list_images(path):
-        return "folder"
-    raise DataError(
-        f"{text}: not recognised as a data set: looked for JPEGImages and ImageSets (voc), "
-        "annotations/instances_*.json (coco), a CSV with image,labels, folders of images (classes), or any image file "
-        "(folder), and found none; "
-        "name the kind, e.g. voc:PATH, or give another path"
-    )

@@ -59,7 +59,7 @@ def _tables(root: Path, files: Sequence[Path]) -> list[str]:
     tables = [path for path in files if path.suffix.lower() in TABLE_SUFFIXES]
     roboflow = [path for path in tables if path.name == "_classes.csv"]
     if roboflow:
-        seen.append(f"{roboflow[0]} (Roboflow, a column per class): turn it into labels.csv with image,labels")
+        seen.append(f"{roboflow[0]} (Roboflow, a column per class), read by roboflow:PATH")
     deeper = [path for path in tables if path not in roboflow and path.parent != root]
     if deeper:
         seen.append(f"{deeper[0]}: move it to {root}, or give folder:{deeper[0].parent}")
@@ -72,21 +72,20 @@ def _exports(files: Sequence[Path]) -> list[str]:
     """Files that annotation tools write."""
     seen = []
     if yolo := next((path for path in files if path.name in ("data.yaml", "data.yml")), None):
-        seen.append(f"{yolo} (YOLO)")
+        seen.append(f"{yolo} (YOLO), read by yolo:{yolo.parent}")
     if texts := [path for path in files if path.suffix == ".txt" and path.parent.name == "labels"]:
-        seen.append(f"{len(texts)} files like {texts[0]} (YOLO): turn the class numbers into labels.csv")
+        seen.append(f"{len(texts)} files like {texts[0]} (YOLO)")
     annotations = [path for path in files if path.suffix.lower() == ".xml"]
     if annotations:
         kind = "CVAT" if annotations[0].name == "annotations.xml" else "VOC or CVAT"
         seen.append(
-            f"{len(annotations)} XML files like {annotations[0]} ({kind}): voc:PATH reads JPEGImages, Annotations and "
-            "ImageSets"
+            f"{len(annotations)} XML files like {annotations[0]} ({kind}): cvat:PATH reads annotations.xml, voc:PATH "
+            "JPEGImages, Annotations and ImageSets"
         )
     texts = [path for path in files if path.suffix.lower() in (".json", ".jsonl")]
     if texts:
         seen.append(
-            f"{texts[0]} (JSON): coco:PATH reads annotations/instances_SPLIT.json; of another kind, turn it into "
-            "labels.csv"
+            f"{texts[0]} (JSON): coco:, label-studio:, datumaro:, hf: and json: read such files, e.g. coco:{texts[0]}"
         )
     return seen
 

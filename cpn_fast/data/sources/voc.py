@@ -8,11 +8,14 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from cpn_fast.data.sources.base import FileSource, Problem, Scan, canonical, unknown_class
 from cpn_fast.data.types import Record
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES
-from cpn_fast.files.masks import read_classes
+from cpn_fast.files.labelmap import read_labelmap_file
+from cpn_fast.files.masks import read_classes, read_mask
 from cpn_fast.files.regular import read_regular
 from cpn_fast.files.text import read_lines
 
@@ -50,8 +53,9 @@ class VocSource(FileSource):
     """`JPEGImages`, `Annotations`, `SegmentationClass` and `ImageSets/Segmentation/SPLIT.txt` under one root.
 
     Image labels are the distinct `<name>` of the top-level `<object>`s; an image without an annotation has labels None.
-    An optional `classes.txt` in the root names other classes than VOC's 20. The split `train_aug` is its list file, or
-    SBD's train and val lists plus VOC's train without VOC's val (SBD is looked for in and beside the root).
+    An optional `classes.txt` in the root, or CVAT's `labelmap.txt` with the colours of the masks, names other classes
+    than VOC's 20. The split `train_aug` is its list file, or SBD's train and val lists plus VOC's train without VOC's
+    val (SBD is looked for in and beside the root).
 
     Args:
         root: the folder, or one that holds `VOCdevkit/VOC2012` or `VOC2012`.
@@ -65,14 +69,17 @@ class VocSource(FileSource):
     def __init__(self, root: str | Path, spec: str | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
         super().__init__(spec or f"voc:{root}", find_voc_root(Path(root)), max_pixels)
         named = self.root / "classes.txt"
-        self._classes = read_classes(named) if named.exists() else VOC_CLASSES
+        labelmap = self.root / "labelmap.txt"
+        self._labelmap = read_labelmap_file(labelmap) if labelmap.exists() and not named.exists() else None
+        listed = self._labelmap.classes if self._labelmap else VOC_CLASSES
+        self._classes = read_classes(named) if named.exists() else listed
         self._lists = self._find_lists()
         if not self._lists:
             raise DataError(f"{self.root / 'ImageSets/Segmentation'}: no lists; expected train.txt, val.txt, ...")
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The foreground classes: those of `classes.txt`, else VOC's 20."""
+        """The foreground classes: those of `classes.txt`, of `labelmap.txt`, else VOC's 20."""
         return self._classes
 
     def splits(self) -> tuple[str, ...]:
@@ -132,6 +139,12 @@ class VocSource(FileSource):
             records.append(Record(name, images[key], labels, masks.get(key)))
         return Scan(tuple(records), tuple(problems))
 
+    def read_mask(self, record: Record) -> np.ndarray | None:
+        """The ground truth, uint8 [H, W], or None where there is none. Raises DataError if it cannot be read."""
+        if record.mask_path is None or self._labelmap is None:
+            return super().read_mask(record)
+        return read_mask(record.mask_path, len(self._classes), self.max_pixels, self._labelmap)
+
     def _labels(self, path: Path, problems: list[Problem]) -> tuple[int, ...]:
         try:
             tree = ElementTree.fromstring(read_regular(path))
@@ -150,8 +163,8 @@ class VocSource(FileSource):
             problems.append(Problem(path, f"cannot read it ({error.strerror})"))
             return ()
         labels = set()
-        for position, item in enumerate(tree.findall("object"), start=1):
-            name = (item.findtext("name") or "").strip()
+        for position, item in enumerate(tree.findall("{*}object"), start=1):  # of any namespace or none
+            name = (item.findtext("{*}name") or "").strip()
             if name in self._classes:
                 labels.add(self._classes.index(name))
             else:
