@@ -74,7 +74,10 @@ def _add(export: Export, item: Any, where: str, path: Path, files: ImageFiles, n
     subset = path.stem
     media = item.get("image") if isinstance(item.get("image"), dict) else {}
     bases = (f"images/{subset}", "images", "")
-    image = files.find(media["path"], bases) if media.get("path") else files.stem(item["id"], bases)
+    image = files.find(media["path"], bases) if media.get("path") else ""
+    if isinstance(image, str):  # a path of the machine that wrote it, or none: the item's id says the name, too
+        by_id = files.stem(item["id"], bases)
+        image = by_id if isinstance(by_id, Path) or not image else image
     if isinstance(image, str):
         export.problems.append(Problem(path, f"{where}: {image}"))
         return

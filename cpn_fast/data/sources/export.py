@@ -218,7 +218,11 @@ def _classes(export: Export) -> tuple[tuple[str, ...], list[Problem]]:
                 if normal(shape.name) not in known | {BACKGROUND}:
                     fault = class_fault(shape.name)
                     message = f"label {quoted(shape.name)} {fault}" if fault else unknown_class(shape.name, classes)
-                    problems.append(Problem(entry.file, f"{shape.where}: {message}"))
+                    line = shape.where.removeprefix("line ")
+                    if line.isdecimal():
+                        problems.append(Problem(entry.file, message, int(line)))
+                    else:
+                        problems.append(Problem(entry.file, f"{shape.where}: {message}"))
     return classes, problems
 
 

@@ -35,7 +35,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "absolute": ({"/etc/a.png": ["cat"]}, "image '/etc/a.png' is outside the folder"),
     "numbers": ({"a.png": ["cat"], "c.png": [3]}, r"entry 'c\.png': labels \[3\]; expected a list of names"),
     "an object": ({"a.png": {"cat": 1}}, r"labels \{'cat': 1\}; expected a list of names"),
-    "twice": ([{"image": "a.png", "labels": ["cat"]}, {"image": "./a.png", "labels": ["dog"]}], "image 'a' comes twice"),
+    "twice": ([{"image": "a.png", "labels": ["cat"]}, {"image": "./a.png", "labels": ["dog"]}], "'a' comes twice"),
     "a key missing": ([{"image": "a.png", "labels": ["cat"]}, {"image": "c.png"}], r"\[1\]: no image and labels in it"),
     "an empty name": ({"a.png": ["cat", " "]}, r"entry 'a\.png': label ' ' is empty"),
     "a long name": ({"a.png": ["x" * 200]}, "is of 200 characters"),
