@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from cpn_fast.convert.export import checked_classes
@@ -45,8 +46,9 @@ def _closed(first: str, following: list[str]) -> bool:
 def _in_brackets(text: str, path: Path) -> list[str] | dict[int, str]:
     if text[:1] + text[-1:] not in ("[]", "{}"):
         raise DataError(f"{path}: names {text[:60]!r}; expected a list of names, or {_ADVICE}")
-    entries = re.findall(r"""(?:[^,'"]|'(?:[^']|'')*'|"(?:[^"\\]|\\.)*")+""", text[1:-1])
-    entries = [entry.strip() for entry in entries if entry.strip()]
+    commas = [place for place, letter in _outside_quotes(text) if letter == ","]
+    bounds = zip([0, *commas], [*commas, len(text) - 1], strict=True)
+    entries = [entry for entry in (text[begin + 1 : end].strip() for begin, end in bounds) if entry]
     return entries if text.startswith("[") else _keyed(entries, path)
 
 
@@ -83,5 +85,21 @@ def _unquoted(text: str, path: Path) -> str:
 
 def _without_comment(text: str) -> str:
     """A line up to a `#` that begins a comment, which is one outside of quotes after a blank."""
-    match = re.match(r"""(?:[^'"#]|'(?:[^']|'')*'|"(?:[^"\\]|\\.)*"|(?<=\S)#|['"])*""", text)
-    return match[0] if match else text
+    for place, letter in _outside_quotes(text):
+        if letter == "#" and text[:place].strip() != text[:place].lstrip():
+            return text[:place]
+    return text
+
+
+def _outside_quotes(text: str) -> Iterator[tuple[int, str]]:
+    """Place and letter of what is in no quotes; quotes begin at the start of an entry alone (`it's` has none)."""
+    quote, before = "", ""
+    for place, letter in enumerate(text):
+        if quote:
+            escaped = quote == '"' and (place - len(text[:place].rstrip("\\"))) % 2
+            quote, before = ("", letter) if letter == quote and not escaped else (quote, before)
+        elif letter in "'\"" and (before in ("", ",", "[", "{", ":", "-") or text[place - 1] == letter == "'"):
+            quote = letter
+        else:
+            before = letter if letter.strip() else before
+            yield place, letter

@@ -134,9 +134,7 @@ def _item(entry: Any, values: list[int], options: ReadOptions, file: Path) -> Ex
     def read() -> NDArray[np.uint8]:
         size = image.get("size")
         shape = (
-            checked_size(size, where)
-            if isinstance(size, list)
-            else size_of_image(options.image_paths.get(item_id), where)
+            checked_size(size, where) if isinstance(size, list) else size_of_image(options.image_path(item_id), where)
         )
         mask = np.zeros(shape, dtype=np.uint8)
         for each in sorted(entry["annotations"], key=_z_order):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,10 +26,12 @@ class ReadOptions:
     Attributes:
         images: folder of the images.
         classes: class names, one a line, or a `labelmap.txt`; None = the export's own.
+        names: (kind, name in the export) -> name, where the way out changed names.
     """
 
     images: Path | None = None
     classes: Path | None = None
+    names: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     @cached_property
     def image_paths(self) -> dict[str, Path]:
@@ -37,6 +39,10 @@ class ReadOptions:
         if self.images is None:
             return {}
         return images_by_name(self.images)
+
+    def image_path(self, name: str) -> Path | None:
+        """The image of a name in the export, without suffix; None where it is not known."""
+        return self.image_paths.get(self.names.get(("image", name), name))
 
 
 @dataclass(frozen=True)

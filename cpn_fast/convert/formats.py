@@ -95,7 +95,7 @@ def _of_folder(path: Path) -> FormatName:
 def _of_file(path: Path) -> FormatName:
     content = read_json(path, "an export in JSON, or a zip")
     if isinstance(content, list):
-        return "label-studio" if content and isinstance(content[0], dict) and "data" in content[0] else "geojson"
+        return "geojson" if content and isinstance(content[0], dict) and "geometry" in content[0] else "label-studio"
     keys: set[str] = set(content) if isinstance(content, dict) else set()
     if {"images", "annotations", "categories"} <= keys:
         return "coco"

@@ -87,7 +87,7 @@ def open_geojson(path: Path, options: ReadOptions) -> Export:
             if "height" in image:
                 size = checked_size((image["height"], image.get("width")), str(files[name]))
             else:
-                size = size_of_image(options.image_paths.get(name), str(files[name]))
+                size = size_of_image(options.image_path(name), str(files[name]))
             return _draw(content["features"], classes, size, files[name])
 
         return ExportItem(name, image_name if isinstance(image_name, str) else f"{name}.jpg", read)

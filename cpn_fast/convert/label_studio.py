@@ -139,7 +139,7 @@ def open_label_studio(path: Path, options: ReadOptions) -> Export:
         def read() -> NDArray[np.uint8]:
             where = f"{path}: {name}"
             size = _size([each for each in results if _labels(each)], data, where)
-            return _draw(results, value_of, size or size_of_image(options.image_paths.get(image_id), where), where)
+            return _draw(results, value_of, size or size_of_image(options.image_path(image_id), where), where)
 
         return ExportItem(image_id, name, read)
 

@@ -112,16 +112,16 @@ def run_to_masks(config: ConvertConfig, progress: Progress) -> JobSummary:
     Raises:
         DataError: for an export that cannot be read, or an output that holds masks of another one.
     """
-    path, output, options = config.masks, config.output, ReadOptions(config.images, config.classes)
+    path, output = config.masks, config.output
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; expected what a tool exported")
     if output.resolve() == path.resolve():
         raise DataError(f"--output {output}: the export itself; give another folder")
     with unpacked(path) as content:
-        export = open_export(content, config.format, options)
         names = config.names or content / NAMES_FILE
-        if config.names is not None or names.is_file():
-            export = _renamed(export, read_mapping(names))
+        mapping = read_mapping(names) if config.names is not None or names.is_file() else {}
+        options = ReadOptions(config.images, config.classes, mapping)
+        export = _renamed(open_export(content, config.format, options), mapping)
         items = _selected(export.items, config.split, path)
         classes, void_value = _classes(export.classes, config.void == "label")
         jobs = ToMasksJobs(

@@ -83,7 +83,7 @@ def open_yolo(path: Path, options: ReadOptions) -> Export:
     def item(name: str, file: Path) -> ExportItem:
         first, _, rest = name.partition("/")
         short = rest if first in splits else name
-        image = images.get(name) or options.image_paths.get(short) or options.image_paths.get(name)
+        image = images.get(name) or options.image_path(short) or options.image_path(name)
 
         def read() -> NDArray[np.uint8]:
             return _draw(file, len(classes), size_of_image(image, str(file)))

@@ -28,7 +28,8 @@ class Labelmap:
 
     Attributes:
         classes: the K foreground class names, in the order of the lines.
-        line_values: the mask value of each line: 0 for background, wherever it stands, and 1..K for the others.
+        line_values: the mask value of each line: 0 for background, wherever it stands, 255 for a line of VOC's colour
+            for void, and 1..K for the others.
         colour_values: colour -> mask value; colours of several lines are missing.
     """
 
@@ -101,6 +102,8 @@ class Labelmap:
 def read_labelmap_file(path: str | Path) -> Labelmap:
     """Read a `labelmap.txt`: `name:r,g,b::` a line, in any order, background among them.
 
+    A line in VOC's colour for void, (224, 224, 192), is void and no class.
+
     Raises:
         DataError: if the file is missing, a line is not of that form, a name comes twice or cannot be a class, or there
             is no background.
@@ -125,9 +128,13 @@ def read_labelmap_file(path: str | Path) -> Labelmap:
         raise DataError(f"{path}: none of its {len(names)} labels is called background (mask value 0); add one")
     if len(names) > 255:
         raise DataError(f"{path}: {len(names)} labels, at most 255 fit in an 8-bit mask")
-    classes = [name for name in names if name != BACKGROUND]
-    values = [0 if name == BACKGROUND else classes.index(name) + 1 for name in names]
-    alone = {colour: value for colour, value in zip(colours, values, strict=True) if colour}
+    void = {name for name, colour in zip(names, colours, strict=True) if colour == VOID_COLOUR} - {BACKGROUND}
+    classes = [name for name in names if name != BACKGROUND and name not in void]
+    value_of = (
+        {name: value for value, name in enumerate(classes, start=1)} | dict.fromkeys(void, VOID) | {BACKGROUND: 0}
+    )
+    values = [value_of[name] for name in names]
+    alone = {colour: value for colour, value in zip(colours, values, strict=True) if colour and value != VOID}
     known = {colour: value for colour, value in alone.items() if colours.count(colour) == 1}
     return Labelmap(tuple(classes), tuple(values), known)
 

@@ -57,6 +57,15 @@ def test_numbers_are_those_of_the_lines(folder: MaskFolder) -> None:
     np.testing.assert_array_equal(folder.read("b", 2), [[1, 0, 2, 255]])
 
 
+def test_a_line_in_the_colour_of_void_is_void_and_no_class(folder: MaskFolder) -> None:
+    (folder.root / "labelmap.txt").write_text(EXPORT.replace("red", "ignored:224,224,192::\nred"))
+    assert folder.classes() == ("green", "red")
+    Image.fromarray(rgb()).save(folder.mask_path("a"))
+    np.testing.assert_array_equal(folder.read("a", 2), VALUES)
+    Image.fromarray(np.array([[0, 1, 2, 3, 255]], np.uint8)).save(folder.mask_path("b"))  # numbers of the lines
+    np.testing.assert_array_equal(folder.read("b", 2), [[1, 0, 255, 2, 255]])
+
+
 def test_our_own_folders_are_read_as_before(tmp_path: Path) -> None:
     palette = np.random.default_rng(2).integers(0, 256, (256, 3)).astype(np.uint8)
     for colours in (None, palette):
