@@ -23,7 +23,15 @@ from torch.utils.data import DataLoader, Subset
 from benchmarks.peers.training_step import AncestorCrops, separate_norms, total_loss
 from benchmarks.untrained import calibrate, without_dropout
 from cpn_fast.cam.batches import BatchStream
-from cpn_fast.config.training import AugmentOptions, MethodOptions, OptimizerOptions, PatchOptions, TrainConfig
+from cpn_fast.config.training import (
+    AugmentOptions,
+    DeviceOptions,
+    LoopOptions,
+    MethodOptions,
+    OptimizerOptions,
+    PatchOptions,
+    TrainConfig,
+)
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.superpixels.cache import SuperpixelCache
 from cpn_fast.data.types import Batch, Record, Source
@@ -106,10 +114,10 @@ def settings(data: str, weights: Path | None, work: Path, cuda: bool) -> TrainCo
         method="cpn",
         backbone=backbone,
         weights=weights,
-        batch_size=BATCH,
+        loop=LoopOptions(batch_size=BATCH),
         # Untrained, a step of the usual size sends rounding through the minima and maxima of the maps far apart.
         optimizer=OptimizerOptions(lr=0.001 if weights else 1e-5, momentum=0.9),
-        workers=8 if cuda else 0,
+        device=DeviceOptions(workers=8 if cuda else 0),
         options=MethodOptions(warm_up=0, dropout=0),
         patch=PatchOptions(backend="auto", cache_dir=work / "superpixels"),
         augment=AugmentOptions(crop=CROP),
@@ -169,7 +177,7 @@ class Runner:
         if self.row.loader == "cached":
             return iter(self.cached_batches(first, last))
         crops = AncestorCrops(self.source, self.records, self.config, None if own_patches else self.cache)
-        return ancestor_batches(crops, first, last, self.config.workers)
+        return ancestor_batches(crops, first, last, self.config.device.workers)
 
     def loss(self, batch: Batch) -> Tensor:
         """The row's total loss of a batch."""

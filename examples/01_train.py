@@ -22,11 +22,9 @@ def main(folder: Path) -> None:
         output=folder / "run",
         method="cpn",
         backbone="resnet38_tiny",
-        max_steps=6,
+        loop=cpn_fast.LoopOptions(max_steps=6, batch_size=4, val_images=2),
         optimizer=cpn_fast.OptimizerOptions(lr=0.002),
-        batch_size=4,
-        workers=0,
-        val_images=2,
+        device=cpn_fast.DeviceOptions(workers=0),
         augment=cpn_fast.AugmentOptions(crop=64),
         patch=cpn_fast.PatchOptions(kind="grid", grid_sides=(8, 16)),
     )

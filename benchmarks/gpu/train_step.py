@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import matmul_tflops, peak_tflops, seconds
 from cpn_fast.config.recipes import with_recipe
-from cpn_fast.config.training import TrainConfig
+from cpn_fast.config.training import LoopOptions, TrainConfig
 from cpn_fast.device import set_tf32
 from cpn_fast.methods import create_method
 from cpn_fast.models import create_model
@@ -43,7 +43,9 @@ class TrainStep:
     """
 
     def __init__(self, device: str, backbone: str = "resnet38", crop: int = CROP, compiled: bool = False) -> None:
-        config = with_recipe(TrainConfig("", Path(), method="cpn", backbone=backbone, batch_size=BATCH))
+        config = with_recipe(
+            TrainConfig("", Path(), method="cpn", backbone=backbone, loop=LoopOptions(batch_size=BATCH))
+        )
         torch.manual_seed(0)
         self.device = device
         net = create_model(config, CLASSES)

@@ -71,13 +71,13 @@ class AncestorCrops(Dataset[Sample]):
 
     def __getitem__(self, place: int) -> Sample:
         config = self.config
-        step, slot = divmod(place, config.batch_size)
-        epoch, within = divmod(step, len(self.records) // config.batch_size)
-        record = self.records[order(config.seed, epoch, len(self.records))[within * config.batch_size + slot]]
+        step, slot = divmod(place, config.loop.batch_size)
+        epoch, within = divmod(step, len(self.records) // config.loop.batch_size)
+        record = self.records[order(config.loop.seed, epoch, len(self.records))[within * config.loop.batch_size + slot]]
         sample = self.source.read(record)
-        crop, geometry = augment(sample.image, config.augment, generator(config.seed, epoch, record.id, "augment"))
+        crop, geometry = augment(sample.image, config.augment, generator(config.loop.seed, epoch, record.id, "augment"))
         patches = self.patches(record, crop, geometry)
-        key = key64(config.seed, epoch, record.id, "hide")
+        key = key64(config.loop.seed, epoch, record.id, "hide")
         shown, rest = hidden_masks(patches, key, config.options.p_hidden)
         image = ((crop / np.float32(255) - MEAN) / SPREAD).astype(np.float32).transpose(2, 0, 1)
         views = [torch.from_numpy(np.ascontiguousarray(image * mask)) for mask in (shown + rest, shown, rest)]

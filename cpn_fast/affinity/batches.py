@@ -90,7 +90,7 @@ class AffinityStream:
         span: Span,
     ) -> None:
         self._crops = _Crops([(e["id"], paths.get(e["id"], Path(e["image"]))) for e in images], store, config, stride)
-        self._span, self._batch_size, self._workers = span, config.batch_size, config.workers
+        self._span, self._batch_size, self._workers = span, config.loop.batch_size, config.device.workers
 
     def __len__(self) -> int:
         """Steps that are left."""
@@ -116,9 +116,9 @@ class _Crops(Dataset[Crop]):
     def __getitem__(self, index: tuple[int, int]) -> Crop:
         step, slot = index
         config = self._config
-        place = place_of(step, slot, config.seed, len(self._images), config.batch_size)
+        place = place_of(step, slot, config.loop.seed, len(self._images), config.loop.batch_size)
         image_id, path = self._images[place.number]
-        rng = generator(config.seed, place.epoch, image_id, "augment" + place.suffix)
+        rng = generator(config.loop.seed, place.epoch, image_id, "augment" + place.suffix)
         crop, geometry = augment(read_image(path), config.augment, rng)
         low, high = (read_soft_maps(stored) for stored in self._store.scores(image_id))
         channels = crop_labels(_as_stored(low.maps), _as_stored(high.maps), geometry, self._stride)

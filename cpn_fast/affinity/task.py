@@ -64,13 +64,13 @@ class AffinityTask(TrainingTask[AffinityConfig]):
         run = RunFolder(config.output)
         self.store = LabelStore(run.path / LABELS)
         self.paths = images_of(config.data)
-        if config.resume:
+        if config.loop.resume:
             self.store.check_unchanged(config.masks)
             self._learn_from(run.classes)
 
     def prepare(self) -> None:
         """Make the labels of a new run."""
-        if self.config.resume:
+        if self.config.loop.resume:
             return
         made = make_affinity_labels(self.config, self.store.path, self.progress)
         if self.fabric.is_global_zero:

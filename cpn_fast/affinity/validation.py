@@ -114,7 +114,7 @@ def create_walk_validator(config: AffinityConfig, image_ids: Sequence[str]) -> W
     Raises:
         DataError: for maps that are damaged, or classes of `data` that the labelling does not know.
     """
-    if config.eval_every <= 0 or config.val_images <= 0 or not config.data:
+    if config.loop.eval_every <= 0 or config.loop.val_images <= 0 or not config.data:
         return None
     source, known = open_source(config.data), set(image_ids)
     records = {record.id: record for split in source.splits() for record in source.records(split)}
@@ -130,7 +130,7 @@ def create_walk_validator(config: AffinityConfig, image_ids: Sequence[str]) -> W
     mapping = ClassMapping.between(source.classes, folder.classes)
     background = Background("power", alpha_of_beta(folder.beta(config.beta)))
     long_side, cases = round(sum(config.augment.resize_range()) / 2), []
-    for record in spread_evenly(masked, config.val_images):
+    for record in spread_evenly(masked, config.loop.val_images):
         sample = resized(source.read(record, with_mask=True), long_side)
         if sample.mask is None:
             continue

@@ -14,11 +14,11 @@ from cpn_fast.api.run import Run
 from cpn_fast.config.backbones import BACKBONE_NAMES, trust_backbone
 from cpn_fast.config.training import (
     AffinityConfig,
-    LoopConfig,
     MethodName,
     MethodOptions,
     SegmentConfig,
     TrainConfig,
+    TrainingConfig,
 )
 from cpn_fast.data.sources.open import open_source, open_source_for
 from cpn_fast.data.types import Source
@@ -80,7 +80,7 @@ def create_model(
     return cam_net(body, config, num_classes)
 
 
-def train(config: LoopConfig, progress: Progress | bool = False) -> Run:
+def train(config: TrainingConfig, progress: Progress | bool = False) -> Run:
     """Train a network.
 
     Args:
@@ -105,7 +105,7 @@ def train(config: LoopConfig, progress: Progress | bool = False) -> Run:
     return Run(trainer(config, shown(progress)).path)
 
 
-def _trainer(config: LoopConfig) -> Callable[[Any, Progress], Any]:
+def _trainer(config: TrainingConfig) -> Callable[[Any, Progress], Any]:
     if isinstance(config, TrainConfig):
         from cpn_fast.cam.task import run_train
 

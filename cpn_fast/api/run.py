@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cpn_fast.api.images import ImageLabeller
 from cpn_fast.api.model import ModelKind
 from cpn_fast.config.refine import Refine
-from cpn_fast.config.training import STAGES, LoopConfig
+from cpn_fast.config.training import STAGES, TrainingConfig
 from cpn_fast.data.types import Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.jobs import JobSummary
@@ -57,7 +57,7 @@ class Run:
         return self.folder.classes
 
     @property
-    def config(self) -> LoopConfig:
+    def config(self) -> TrainingConfig:
         """The settings of the training."""
         return self.folder.config_of(STAGES[self._stage])
 

@@ -97,7 +97,7 @@ class BatchStream:
         geometries = self._maps is not None or self._online is not None
         self._crops = _Crops(source, list(records), config, cache, fill, geometries, masks)
         self._span = Span(start_step, total_steps, rank, world_size)
-        self._batch_size, self._workers = config.batch_size, config.workers
+        self._batch_size, self._workers = config.loop.batch_size, config.device.workers
 
     def __len__(self) -> int:
         """Steps that are left."""
@@ -123,9 +123,9 @@ def needs_superpixels(config: TrainConfig) -> bool:
 def _check(source: Source, records: Sequence[Record], config: TrainConfig, world_size: int) -> None:
     if not records:
         raise DataError(f"{source.spec}: no images to train on")
-    if config.batch_size < 1 or config.batch_size % world_size:
+    if config.loop.batch_size < 1 or config.loop.batch_size % world_size:
         raise DataError(
-            f"batch size {config.batch_size} cannot be shared by {world_size} processes; "
+            f"batch size {config.loop.batch_size} cannot be shared by {world_size} processes; "
             f"choose a multiple of {world_size}"
         )
     if hides_superpixels(config):
@@ -167,15 +167,15 @@ class _Crops(Dataset[Crop]):
 
     def __getitem__(self, index: tuple[int, int]) -> Crop:
         config, count = self._config, len(self._records)
-        place = place_of(*index, config.seed, count, config.batch_size)
+        place = place_of(*index, config.loop.seed, count, config.loop.batch_size)
         epoch, number, suffix = place.epoch, place.number, place.suffix
         record = self._records[number]
         sample = self._source.read(record)
-        rng = generator(config.seed, epoch, record.id, f"augment{suffix}")
+        rng = generator(config.loop.seed, epoch, record.id, f"augment{suffix}")
         crop, geometry = augment(sample.image, config.augment, rng, self._fill)
         tensors = {
             "images": torch.from_numpy(crop),
-            "keys": torch.tensor(key64(config.seed, epoch, record.id, f"hide{suffix}")),
+            "keys": torch.tensor(key64(config.loop.seed, epoch, record.id, f"hide{suffix}")),
             "labels": torch.from_numpy(_labels(record, sample)),
         }
         if self._masks is not None:
@@ -196,7 +196,7 @@ class _Crops(Dataset[Crop]):
         if hides_superpixels(config):
             return online_patches(crop, geometry, config.patch)
         if config.method == "cpn":
-            rng = generator(config.seed, epoch, record.id, purpose)
+            rng = generator(config.loop.seed, epoch, record.id, purpose)
             return grid_patches(geometry, config.patch.grid_sides, rng)
         return geometry.apply_map(np.zeros((1, 1), np.int32))
 

@@ -70,8 +70,8 @@ class CamTask(TrainingTask[TrainConfig]):
         masks = config.pixel_masks
         self.masks = None if masks is None else open_pixel_masks(masks, self.classes, self.records)
         self.statistics = MapStatistics(len(self.classes), fabric.device)
-        per_epoch = steps_per_epoch(self.num_records, config.batch_size)
-        warm_up_steps = self.warm_up_steps(per_epoch * (config.epochs or 1))
+        per_epoch = steps_per_epoch(self.num_records, config.loop.batch_size)
+        warm_up_steps = self.warm_up_steps(per_epoch * (config.loop.epochs or 1))
         self.area_watch = AreaWatch(warm_up_steps, paired=config.method == "cpn")
 
     @classmethod
@@ -86,7 +86,7 @@ class CamTask(TrainingTask[TrainConfig]):
         """One of `cam` and in the warm-up, three of CPN, one and a smaller one of SEAM."""
         options = self.config.options
         most = {"cam": 1.0, "cpn": 3.0}.get(self.config.method, 1 + options.seam_scale**2)
-        total = steps_per_epoch(self.num_records, self.config.batch_size) * (self.config.epochs or 1)
+        total = steps_per_epoch(self.num_records, self.config.loop.batch_size) * (self.config.loop.epochs or 1)
         warm_up = self.warm_up_steps(total) / total if most > 1 else 1.0
         return warm_up + (1 - warm_up) * most, most
 
@@ -94,7 +94,7 @@ class CamTask(TrainingTask[TrainConfig]):
         """The untrained CamNet, or that of the run that `init` names."""
         init = self.config.init
         net = create_model(self.config, len(self.classes), load_weights=init is None)
-        if init is not None and not self.config.resume:  # a checkpoint brings its own
+        if init is not None and not self.config.loop.resume:  # a checkpoint brings its own
             RunFolder(init).load_into(net, self.config.backbone, self.classes)
         return net
 
@@ -102,7 +102,7 @@ class CamTask(TrainingTask[TrainConfig]):
         """The method around the network."""
         assert isinstance(net, CamNet)
         colour = None
-        if self.config.hidden_colour == "dataset" and not self.config.resume:  # a checkpoint brings its own
+        if self.config.hidden_colour == "dataset" and not self.config.loop.resume:  # a checkpoint brings its own
             first = self.fabric.is_global_zero
             colour = self.fabric.broadcast(mean_colour(self.source, self.records) if first else None)
         return create_method(self.config, net, colour)
@@ -136,7 +136,7 @@ class CamTask(TrainingTask[TrainConfig]):
             return 0
         if options.warm_up_epochs is None:
             return round(options.warm_up * total_steps)
-        return round(options.warm_up_epochs * steps_per_epoch(self.num_records, self.config.batch_size))
+        return round(options.warm_up_epochs * steps_per_epoch(self.num_records, self.config.loop.batch_size))
 
     def restart_step(self, total_steps: int) -> int:
         """The end of a warm-up that is counted in epochs; one that is a share lies within one fall of the rate."""
@@ -163,6 +163,6 @@ def _check_options(config: TrainConfig) -> None:
         raise DataError("--init and --weights both say what the training begins with; give one of them")
     if config.pixel_masks is not None and config.method not in ("cam", "cpn"):
         raise DataError(f"--pixel-masks is for the methods cam and cpn, found --method {config.method}; leave it out")
-    warm_up, epochs = config.options.warm_up_epochs, config.epochs or 1
+    warm_up, epochs = config.options.warm_up_epochs, config.loop.epochs or 1
     if warm_up is not None and warm_up >= epochs:
         raise out_of_range("options.warm_up_epochs", warm_up, f"0 or more, below the run's {epochs} epochs")

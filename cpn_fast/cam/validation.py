@@ -106,7 +106,7 @@ def create_validator(source: Source, config: TrainConfig, train_records: Sequenc
     Raises:
         DataError: if `config.val_split` is no split.
     """
-    if config.eval_every <= 0 or config.val_images <= 0:
+    if config.loop.eval_every <= 0 or config.loop.val_images <= 0:
         return None
     split = config.val_split or ("val" if "val" in source.splits() else None)
     records = [r for r in (source.records(split) if split else train_records) if r.labels is not None]
@@ -115,7 +115,7 @@ def create_validator(source: Source, config: TrainConfig, train_records: Sequenc
         return None
     if not split:
         log.warning("no validation split: the curves are of training images")
-    return CamValidator(source, spread_evenly(records, config.val_images), config)
+    return CamValidator(source, spread_evenly(records, config.loop.val_images), config)
 
 
 def picture(sample: Sample, *maps: NDArray[np.floating]) -> NDArray[np.uint8]:

@@ -24,9 +24,7 @@ def cam_recipe(config: TrainConfig) -> TrainConfig:
     return replace(
         config,
         backbone="resnet38_tiny",
-        epochs=14,
-        batch_size=8,
-        eval_every=4,
+        loop=replace(config.loop, epochs=14, batch_size=8, eval_every=4),
         optimizer=replace(config.optimizer, lr=0.04, momentum=0.9),
         augment=AugmentOptions(crop=CROP, resize=(104, 136), jitter=(0.3, 0.3, 0.3, 0.02)),
         patch=replace(config.patch, **patch),
@@ -36,10 +34,12 @@ def cam_recipe(config: TrainConfig) -> TrainConfig:
 def affinity_recipe(config: AffinityConfig) -> AffinityConfig:
     """AffinityNet on the demo's images; nothing was tried out but that it ends in time."""
     augment = AugmentOptions(crop=CROP, resize=(104, 136))
-    return replace(config, backbone="resnet38_tiny", epochs=6, batch_size=8, augment=augment)
+    loop = replace(config.loop, epochs=6, batch_size=8)
+    return replace(config, backbone="resnet38_tiny", loop=loop, augment=augment)
 
 
 def segment_recipe(config: SegmentConfig) -> SegmentConfig:
     """DeepLab on the demo's images; nothing was tried out but that it ends in time."""
     augment = SegmentAugment(crop=CROP, resize=(80, 160))
-    return replace(config, backbone="resnet38_tiny", epochs=12, batch_size=8, eval_every=4, augment=augment)
+    loop = replace(config.loop, epochs=12, batch_size=8, eval_every=4)
+    return replace(config, backbone="resnet38_tiny", loop=loop, augment=augment)

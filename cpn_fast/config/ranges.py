@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cpn_fast.config.serialise import config_to_dict, flat
-from cpn_fast.config.training import LoopConfig
+from cpn_fast.config.training import TrainingConfig
 from cpn_fast.files.errors import DataError
 
 
@@ -93,7 +93,7 @@ RANGES: Mapping[str, Range] = {
 HIGHEST_HUE = 0.5
 
 
-def check_ranges(config: LoopConfig) -> None:
+def check_ranges(config: TrainingConfig) -> None:
     """Refuse numbers that are not finite or out of range.
 
     Args:

@@ -10,9 +10,9 @@ from cpn_fast.config.backbones import BACKBONE_NAMES, check_backbone_name
 from cpn_fast.config.training import (
     AffinityConfig,
     C,
-    LoopConfig,
     SegmentConfig,
     TrainConfig,
+    TrainingConfig,
 )
 
 
@@ -63,14 +63,14 @@ the best of 0.0004, 0.001, 0.003 and 0.01 on coco_mini's true masks (9.4, 10.7, 
 AFFINITY_RECIPES: Mapping[str, Recipe] = {backbone: Recipe(0.01, 0.9, 8) for backbone in (*BACKBONE_NAMES, OTHERS)}
 """Of AffinityNet, on every backbone the paper's."""
 
-RECIPES: Mapping[type[LoopConfig], Mapping[str, Recipe]] = {
+RECIPES: Mapping[type[TrainingConfig], Mapping[str, Recipe]] = {
     TrainConfig: CAM_RECIPES,
     SegmentConfig: SEGMENT_RECIPES,
     AffinityConfig: AFFINITY_RECIPES,
 }
 
 
-def recipe_of(config: LoopConfig) -> Recipe:
+def recipe_of(config: TrainingConfig) -> Recipe:
     """The recipe of a training by what is trained and its backbone."""
     return for_backbone(RECIPES[type(config)], config.backbone)
 
@@ -87,7 +87,7 @@ def for_backbone(recipes: Mapping[str, Recipe], name: str) -> Recipe:
 
 def with_recipe(config: C) -> C:
     """Fill what is None (lr, momentum, epochs) from the recipe."""
-    recipe, given = recipe_of(config), config.optimizer
+    recipe, given, loop = recipe_of(config), config.optimizer, config.loop
     return dataclasses.replace(
         config,
         optimizer=dataclasses.replace(
@@ -95,5 +95,5 @@ def with_recipe(config: C) -> C:
             lr=recipe.lr if given.lr is None else given.lr,
             momentum=recipe.momentum if given.momentum is None else given.momentum,
         ),
-        epochs=recipe.epochs if config.epochs is None else config.epochs,
+        loop=dataclasses.replace(loop, epochs=recipe.epochs if loop.epochs is None else loop.epochs),
     )

@@ -168,12 +168,52 @@ class OptimizerOptions:
 
 
 @dataclass(frozen=True)
+class LoopOptions:
+    """How long a training runs, and what it does on the way.
+
+    Attributes:
+        epochs: passes over the data; None = the backbone's recipe.
+        max_steps: stop after this many steps (the schedule still spans the epochs).
+        batch_size: images per step over all devices.
+        seed: of everything random.
+        checkpoint_every: steps between checkpoints.
+        log_every: steps between progress lines and TensorBoard scalars (metrics.jsonl has every step).
+        eval_every: epochs between mIoU points on val_images; 0 = never.
+        val_images: images of the fixed validation subset for these points; AffinityNet's are of those trained on that
+            have masks in `data`.
+        resume: continue from the run folder's last checkpoint.
+    """
+
+    epochs: int | None = None
+    max_steps: int | None = None
+    batch_size: int = 8
+    seed: int = 0
+    checkpoint_every: int = 500
+    log_every: int = 10
+    eval_every: int = 1
+    val_images: int = 64
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class SegmentLoop(LoopOptions):
+    """The loop of a segmentation network's training.
+
+    Attributes:
+        batch_size: images per step over all devices.
+    """
+
+    batch_size: int = 10
+
+
+@dataclass(frozen=True)
 class DeviceOptions:
     """Where a training runs, and with which numbers.
 
     Attributes:
         accelerator: Fabric accelerator.
         devices: processes (CPU) or GPUs.
+        workers: data-loading processes of each.
         precision: Lightning Fabric precision.
         compile: torch.compile network and loss.
         channels_last: memory format (faster in trials on a CPU; not tried on a GPU).
@@ -182,6 +222,7 @@ class DeviceOptions:
 
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
+    workers: int = 2
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     compile: bool = False
     channels_last: bool = True
@@ -189,7 +230,7 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True)
-class LoopConfig:
+class TrainingConfig:
     """What every kind of training has in common. Everything here is written to the run folder's config.json.
 
     Attributes:
@@ -202,16 +243,7 @@ class LoopConfig:
             which returns a network of one's own.
         weights: backbone weights (.params, .pth, .safetensors); None trains from scratch, a network of timm from the
             weights that timm fetches.
-        epochs: passes over the data; None = the backbone's recipe.
-        max_steps: stop after this many steps (the schedule still spans the epochs).
-        batch_size: images per step over all devices.
-        seed: of everything random.
-        workers: data-loading processes.
-        checkpoint_every: steps between checkpoints.
-        log_every: steps between progress lines and TensorBoard scalars (metrics.jsonl has every step).
-        eval_every: epochs between mIoU points on val_images; 0 = never.
-        val_images: images of the fixed validation subset for curves.
-        resume: continue from the run folder's last checkpoint.
+        loop: how long the training runs, and what it does on the way.
         augment: augmentation of the training crops.
         optimizer: how the weights follow the gradients.
         device: where the training runs.
@@ -223,16 +255,7 @@ class LoopConfig:
     val_split: str | None = None
     backbone: str = "resnet38"
     weights: Path | None = None
-    epochs: int | None = None
-    max_steps: int | None = None
-    batch_size: int = 8
-    seed: int = 0
-    workers: int = 2
-    checkpoint_every: int = 500
-    log_every: int = 10
-    eval_every: int = 1
-    val_images: int = 64
-    resume: bool = False
+    loop: Annotated[LoopOptions, FLAT] = field(default_factory=LoopOptions)
     augment: AugmentOptions = field(default_factory=AugmentOptions)
     optimizer: Annotated[OptimizerOptions, FLAT] = field(default_factory=OptimizerOptions)
     device: Annotated[DeviceOptions, FLAT] = field(default_factory=DeviceOptions)
@@ -244,7 +267,7 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig(LoopConfig):
+class TrainConfig(TrainingConfig):
     """One training of a CAM network.
 
     Attributes:
@@ -280,7 +303,7 @@ class TrainConfig(LoopConfig):
 
 
 @dataclass(frozen=True)
-class SegmentConfig(LoopConfig):
+class SegmentConfig(TrainingConfig):
     """One training of a segmentation network (method section 9; paper section 4.3).
 
     Attributes:
@@ -290,6 +313,7 @@ class SegmentConfig(LoopConfig):
         dropout: share of the head's activations that a step drops.
         norms: whether the backbone's batch norms "train" or stay "frozen" as the weights have them; "auto" = they
             train, unless the weights have none (folded into the convolutions), for these cannot.
+        loop: how long the training runs, and what it does on the way.
         augment: augmentation of the training crops.
     """
 
@@ -297,12 +321,12 @@ class SegmentConfig(LoopConfig):
     allow_missing: bool = False
     dropout: float = 0.5
     norms: Literal["auto", "train", "frozen"] = "auto"
-    batch_size: int = 10
+    loop: Annotated[SegmentLoop, FLAT] = field(default_factory=SegmentLoop)
     augment: SegmentAugment = field(default_factory=SegmentAugment)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AffinityConfig(LoopConfig):
+class AffinityConfig(TrainingConfig):
     """One training of AffinityNet, on what a labelling is sure of.
 
     Attributes:
@@ -311,8 +335,6 @@ class AffinityConfig(LoopConfig):
             they were when they were labelled, and no curves.
         split: not used.
         val_split: not used.
-        val_images: images whose walk is scored while training, of those trained on that have masks in `data`.
-        eval_every: epochs between such points; 0 = never.
         beta: best background score of the labelled maps, between 0 and 1, which the two background powers of the
             labels bracket; None = the labelling's.
         low_share: low background power, as a share of the one that decides as beta does, below 1: what foreground it
@@ -329,10 +351,10 @@ class AffinityConfig(LoopConfig):
     high_share: float = 4.0
 
 
-STAGES: dict[str, type[LoopConfig]] = {"train": TrainConfig, "affinity": AffinityConfig, "segment": SegmentConfig}
+STAGES: dict[str, type[TrainingConfig]] = {"train": TrainConfig, "affinity": AffinityConfig, "segment": SegmentConfig}
 """Kind of training -> its settings; a run's config.json says which."""
 
-C = TypeVar("C", bound=LoopConfig)
+C = TypeVar("C", bound=TrainingConfig)
 
 
 def replace_dotted(config: C, values: Mapping[str, Any]) -> C:
@@ -350,7 +372,7 @@ def replace_dotted(config: C, values: Mapping[str, Any]) -> C:
     return config
 
 
-def setting(config: LoopConfig, dotted: str) -> Any:
+def setting(config: TrainingConfig, dotted: str) -> Any:
     """The value of a setting by its name on the command line. Raises ValueError for one that does not exist."""
     value: Any = config
     for name in place_of(type(config), dotted).split("."):

@@ -20,7 +20,7 @@ from cpn_fast.cam.options import LabelConfig
 from cpn_fast.config.demo import SCALES, SEGMENT_SCALES, affinity_recipe, cam_recipe, segment_recipe
 from cpn_fast.config.display import command_text
 from cpn_fast.config.export import ExportConfig
-from cpn_fast.config.training import AffinityConfig, MethodName, SegmentConfig, TrainConfig
+from cpn_fast.config.training import AffinityConfig, MethodName, SegmentConfig, TrainConfig, replace_dotted
 from cpn_fast.console.commands import RunCommand
 from cpn_fast.demo.options import DemoConfig
 from cpn_fast.demo.pretrain import PretrainSettings, pretrain_backbone
@@ -123,13 +123,14 @@ def full_pipeline(config: DemoConfig, weights: Path) -> PipelineConfig:
     affinity = affinity_recipe(AffinityConfig(masks=NOWHERE, output=NOWHERE))
     segment = segment_recipe(SegmentConfig(config.data, NOWHERE, masks=""))
     train = cam_recipe(TrainConfig(config.data, NOWHERE, method="cpn"))
+    given = {"weights": weights, "max_steps": config.max_steps}
     return PipelineConfig(
         output=config.folder,
-        train=replace(train, weights=weights, max_steps=config.max_steps),
+        train=replace_dotted(train, given),
         label=LabelConfig(NOWHERE, "", NOWHERE, scales=SCALES),
-        affinity=replace(affinity, weights=weights, max_steps=config.max_steps),
+        affinity=replace_dotted(affinity, given),
         refine=PostprocessConfig(NOWHERE, NOWHERE, crf=True),
-        segment=replace(segment, weights=weights, max_steps=config.max_steps),
+        segment=replace_dotted(segment, given),
         evaluate=SegmentEvaluateConfig(NOWHERE, "", scales=SEGMENT_SCALES, crf=True),
     )
 
@@ -161,7 +162,8 @@ def _train_and_score(demo: _Demo, method: MethodName, seed: int, weights: Path) 
     run = config.folder / f"{method}-seed{seed}"
     training = cam_recipe(TrainConfig(config.data, run, method=method))
     with demo.stage(f"train {method}"):
-        demo.call("train", replace(training, weights=weights, seed=seed, max_steps=config.max_steps))
+        given = {"weights": weights, "seed": seed, "max_steps": config.max_steps}
+        demo.call("train", replace_dotted(training, given))
     with demo.stage(f"evaluate {method}"):
         demo.call("evaluate", EvaluateConfig(run, config.data, split="val", scales=SCALES))
     scores = json.loads((run / "metrics.json").read_text(encoding="utf-8"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from cpn_fast.config.training import AffinityConfig, LoopConfig, SegmentConfig, TrainConfig
+from cpn_fast.config.training import AffinityConfig, SegmentConfig, TrainConfig, TrainingConfig
 from cpn_fast.models.affinity_net import AffinityNet
 from cpn_fast.models.backbones import Backbone, create_backbone
 from cpn_fast.models.cam import CamNet, Refinement
@@ -79,8 +79,8 @@ def create_affinity_net(config: AffinityConfig, load_weights: bool = True) -> Af
     return AffinityNet(_backbone(config, load_weights, frozen=True))
 
 
-def _backbone(config: LoopConfig, load_weights: bool, frozen: bool) -> Backbone:
-    pretrained = load_weights and config.weights is None and not config.resume
+def _backbone(config: TrainingConfig, load_weights: bool, frozen: bool) -> Backbone:
+    pretrained = load_weights and config.weights is None and not config.loop.resume
     backbone = create_backbone(config.backbone, frozen=frozen, pretrained=pretrained)
     if load_weights and config.weights is not None:
         load_backbone_weights(backbone, config.weights)

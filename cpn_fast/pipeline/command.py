@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cpn_fast.config.display import default_settings
+from cpn_fast.config.training import replace_dotted
 from cpn_fast.console.exit_status import EXIT_FAILED_IMAGES
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import default_split
@@ -158,7 +159,7 @@ class _Pipeline:
 
     def _config(self, stage: Stage) -> Any:
         begun = stage.resumes and stage.owns is not None and (stage.owns / "config.json").is_file()
-        return dataclasses.replace(stage.config, resume=True) if begun else stage.config
+        return replace_dotted(stage.config, {"resume": True}) if begun else stage.config
 
     def _keep(self, stage: Stage, state: StageState, skipped: bool) -> None:
         assert state.outputs is not None

@@ -14,7 +14,7 @@ from cpn_fast.affinity import options as affinity_options
 from cpn_fast.cam import options as cam_options
 from cpn_fast.cam.options import LabelConfig
 from cpn_fast.config.export import ExportConfig
-from cpn_fast.config.training import AffinityConfig, MethodName, SegmentConfig, TrainConfig
+from cpn_fast.config.training import AffinityConfig, MethodName, SegmentConfig, TrainConfig, replace_dotted
 from cpn_fast.files.errors import DataError
 from cpn_fast.pipeline.plan import DEFAULT_SPLIT, NOWHERE, PipelineConfig
 from cpn_fast.refine.options import PostprocessConfig
@@ -113,8 +113,8 @@ def pipeline_of(options: PipelineOptions) -> PipelineConfig:
 
     def train(config: TrainConfig) -> TrainConfig:
         split = options.split or DEFAULT_SPLIT
-        config = replace(config, data=options.data, split=split, output=NOWHERE, seed=options.seed)
-        return replace(config, method=options.method)
+        config = replace(config, data=options.data, split=split, output=NOWHERE, method=options.method)
+        return replace_dotted(config, {"seed": options.seed})
 
     label = LabelConfig(NOWHERE, "", NOWHERE, scales=options.scales)
     evaluate, export = SegmentEvaluateConfig(NOWHERE, ""), ExportConfig(NOWHERE, NOWHERE)
@@ -133,7 +133,7 @@ def pipeline_of(options: PipelineOptions) -> PipelineConfig:
 
 def _affinity(options: PipelineOptions) -> AffinityConfig:
     def recipe(config: AffinityConfig) -> AffinityConfig:
-        return replace(config, masks=NOWHERE, output=NOWHERE, seed=options.seed)
+        return replace_dotted(replace(config, masks=NOWHERE, output=NOWHERE), {"seed": options.seed})
 
     return affinity_options.parse(_training_words(options, options.affinity, "--affinity"), recipe)
 
@@ -145,7 +145,7 @@ def _refine(options: PipelineOptions) -> PostprocessConfig:
 
 def _segment(options: PipelineOptions) -> SegmentConfig:
     def recipe(config: SegmentConfig) -> SegmentConfig:
-        return replace(config, data="", masks="", output=NOWHERE, seed=options.seed)
+        return replace_dotted(replace(config, data="", masks="", output=NOWHERE), {"seed": options.seed})
 
     return segment_options.parse(_training_words(options, options.segmentation, "--segmentation"), recipe)
 

@@ -47,7 +47,7 @@ def write_page(config: PipelineConfig, source: Source, results: Sequence[StageRe
     sections = [page.tiles(figures), _stages(results), _pictures(config, source, results), _classes(source, scored)]
     sections += [page.settings(f"Settings of {result.stage.name}", result.state.settings) for result in results]
     path, train = config.output / "report.html", config.train
-    subtitle = f"{train.method} on {source.spec}, backbone {train.backbone}, seed {train.seed}"
+    subtitle = f"{train.method} on {source.spec}, backbone {train.backbone}, seed {train.loop.seed}"
     with raise_io_errors_as(config.output, path.name):
         atomic_write_text(path, page.page(f"Pipeline {config.output.resolve().name}", subtitle, sections))
     return path

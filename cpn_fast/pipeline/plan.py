@@ -10,7 +10,7 @@ from cpn_fast.cam.options import LabelConfig
 from cpn_fast.config.display import command_text
 from cpn_fast.config.export import ExportConfig
 from cpn_fast.config.serialise import config_to_dict, flat
-from cpn_fast.config.training import AffinityConfig, SegmentConfig, TrainConfig
+from cpn_fast.config.training import AffinityConfig, SegmentConfig, TrainConfig, replace_dotted
 from cpn_fast.refine.options import PostprocessConfig
 from cpn_fast.runs.folder import FREE_ON_RESUME
 from cpn_fast.scoring.options import EvaluateConfig
@@ -138,7 +138,7 @@ def _cam_stages(config: PipelineConfig, truth: bool) -> list[Stage]:
     train = Stage(
         "train",
         "train",
-        replace(config.train, output=run, resume=False),
+        replace(replace_dotted(config.train, {"resume": False}), output=run),
         (run / "model.safetensors",),
         owns=run,
         reads=(split,),
@@ -188,7 +188,9 @@ def _refining_stages(config: PipelineConfig, refine: PostprocessConfig, truth: b
         affinity = Stage(
             "affinity",
             "train-affinity",
-            replace(config.affinity, masks=masks, output=walk, data=config.train.data, resume=False),
+            replace(
+                replace_dotted(config.affinity, {"resume": False}), masks=masks, output=walk, data=config.train.data
+            ),
             (walk / "model.safetensors",),
             owns=walk,
             needs=("label",),
@@ -219,7 +221,7 @@ def _segmentation_stages(
     train = Stage(
         "segment",
         "segment train",
-        replace(segment, data=data, split=split, masks=str(folder), output=run, resume=False),
+        replace(replace_dotted(segment, {"resume": False}), data=data, split=split, masks=str(folder), output=run),
         (run / "model.safetensors",),
         owns=run,
         needs=(masks,),

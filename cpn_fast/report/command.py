@@ -58,7 +58,7 @@ def run_report(config: ReportConfig) -> Path:
         _training(steps, run.records("maps")),
         page.settings("Settings", settings),
     ]
-    subtitle = f"{run.config.method} on {run.config.data}, backbone {run.config.backbone}, seed {run.config.seed}"
+    subtitle = f"{run.config.method} on {run.config.data}, backbone {run.config.backbone}, seed {run.config.loop.seed}"
     output = config.output or run.path / "report.html"
     output.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(output, page.page(f"Run {run.path.resolve().name}", subtitle, sections))

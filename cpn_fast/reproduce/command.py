@@ -227,11 +227,11 @@ def shortened_epochs(epochs: int, budget: float) -> int:
 
 def shortened(base: TrainConfig, recipe_epochs: int, images: int, every: int) -> str:
     """What was cut off the recipe in words, "" where nothing was."""
-    if base.epochs == recipe_epochs and images == every and base.max_steps is None:
+    if base.loop.epochs == recipe_epochs and images == every and base.loop.max_steps is None:
         return ""
-    steps = "" if base.max_steps is None else f", stopped after {base.max_steps} steps"
+    steps = "" if base.loop.max_steps is None else f", stopped after {base.loop.max_steps} steps"
     scored = f", {images} of {every} images scored" if every else ", the other trainings by the same share"
-    return f"shortened: {base.epochs} of {recipe_epochs} epochs{steps}{scored}"
+    return f"shortened: {base.loop.epochs} of {recipe_epochs} epochs{steps}{scored}"
 
 
 def settled_base(config: ReproduceConfig, source: Source) -> tuple[TrainConfig, int]:
@@ -239,8 +239,8 @@ def settled_base(config: ReproduceConfig, source: Source) -> tuple[TrainConfig, 
     splits = source.splits()
     split = config.split or ("train_aug" if "train_aug" in splits else "train" if "train" in splits else splits[0])
     base = with_recipe(dataclasses.replace(config.base, split=split))
-    epochs = base.epochs or 1
-    return dataclasses.replace(base, epochs=shortened_epochs(epochs, config.budget)), epochs
+    epochs = base.loop.epochs or 1
+    return replace_dotted(base, {"epochs": shortened_epochs(epochs, config.budget)}), epochs
 
 
 def backbone_weights(base: TrainConfig, source: Source) -> Path | None:

@@ -12,7 +12,7 @@ from cpn_fast.config.demo import SEGMENT_SCALES as DEMO_SCALES
 from cpn_fast.config.demo import affinity_recipe, segment_recipe
 from cpn_fast.config.display import changed_settings
 from cpn_fast.config.recipes import recipe_of
-from cpn_fast.config.training import AffinityConfig, C, SegmentConfig, TrainConfig
+from cpn_fast.config.training import AffinityConfig, C, SegmentConfig, TrainConfig, replace_dotted
 from cpn_fast.data.types import Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.pipeline.plan import NOWHERE, PipelineConfig
@@ -72,7 +72,8 @@ def pipeline_of(
         refine = replace(refine, steps=PAPER_STEPS, power=PAPER_POWER)
     return PipelineConfig(
         output=base.output / f"pipeline-seed{seed}",
-        train=replace(base, method="cpn", preset="default", seed=seed),  # its options are given one by one
+        # The preset's options are in the base already, one by one.
+        train=replace_dotted(base, {"method": "cpn", "preset": "default", "seed": seed}),
         label=LabelConfig(NOWHERE, "", NOWHERE, scales=tuple(scales)),
         affinity=_shortened(affinity, base, seed, shorten),
         refine=refine,
@@ -85,8 +86,9 @@ def pipeline_of(
 def _shortened(config: C, base: TrainConfig, seed: int, shorten: Callable[[int], int]) -> C:
     """A training with the base's network, crops of its size, and a share of its recipe's epochs."""
     augment = replace(config.augment, crop=base.augment.crop)
-    config = replace(config, backbone=base.backbone, weights=base.weights, seed=seed, augment=augment)
-    return replace(config, epochs=shorten(config.epochs or recipe_of(config).epochs))
+    config = replace(config, backbone=base.backbone, weights=base.weights, augment=augment)
+    epochs = shorten(config.loop.epochs or recipe_of(config).epochs)
+    return replace_dotted(config, {"seed": seed, "epochs": epochs})
 
 
 def settings_of_stages(config: PipelineConfig) -> dict[str, dict[str, Any]]:

@@ -90,7 +90,8 @@ def parse(argv: Sequence[str]) -> ReproduceConfig:
     base = train_parse(rest)
 
     def recipe(config: TrainConfig) -> TrainConfig:
-        batch = PAPER_BATCH if base.backbone == "resnet38" else config.batch_size
-        return dataclasses.replace(config, backbone=base.backbone, augment=base.augment, batch_size=batch)
+        batch = PAPER_BATCH if base.backbone == "resnet38" else config.loop.batch_size
+        loop = dataclasses.replace(config.loop, batch_size=batch)
+        return dataclasses.replace(config, backbone=base.backbone, augment=base.augment, loop=loop)
 
     return dataclasses.replace(config, base=train_parse(rest, recipe, TABLES[config.table].preset))

@@ -86,11 +86,11 @@ class RunStore:
         Raises:
             DataError: for weights that cannot be read, a split without labels, or a backend that is not there.
         """
-        config = dataclasses.replace(with_recipe(config), preset="default", resume=False)
+        config = replace_dotted(with_recipe(config), {"preset": "default", "resume": False})
         if hides_superpixels(config):
             backend = resolve_backend(config.patch.backend)
             config = replace_dotted(config, {"patch.backend": backend})
-        name = f"{config.method}-seed{config.seed}-{self.digest(config)}"
+        name = f"{config.method}-seed{config.loop.seed}-{self.digest(config)}"
         return dataclasses.replace(config, output=self.root / "runs" / name)
 
     def identity(self, config: TrainConfig) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class RunStore:
             log.info("%s is trained already", run.path)
             return run
         log.info("training goes on: %s", run.path)
-        return run_train(dataclasses.replace(config, resume=True), TerminalProgress())
+        return run_train(replace_dotted(config, {"resume": True}), TerminalProgress())
 
     def scored(self, run: RunFolder, config: TrainConfig, refined: Refined = "trained") -> dict[str, Any]:
         """The metrics.json of a run's maps: as it is where these weights were scored so, else scored now.
@@ -148,7 +148,7 @@ class RunStore:
             refine="raw" if refined == "raw" else trained,
             refine_at="fused" if refined == "raw" else "scale",
             images=self.scoring.images,
-            workers=max(1, config.workers),
+            workers=max(1, config.device.workers),
             device=config.device.accelerator,
         )
         if self.scoring.max_side is not None:
@@ -199,12 +199,12 @@ class RunStore:
                 run = self.trained(config)
             except NonFiniteError as error:
                 log.warning("%s: %s", row.name, error)
-                return Measurement(row.name, config.seed, {}, "", {**about, "failure": str(error)})
+                return Measurement(row.name, config.loop.seed, {}, "", {**about, "failure": str(error)})
             metrics = self.scored(run, config, row.refined)
         maps = {
             name: {column: figure(scales, column) for column in columns} for name, scales in metrics["results"].items()
         }
-        return Measurement(row.name, config.seed, maps, metrics["map"], {**about, **training_cost(run)})
+        return Measurement(row.name, config.loop.seed, maps, metrics["map"], {**about, **training_cost(run)})
 
     def measurements(
         self, rows: Sequence[Row], base: TrainConfig, seeds: Sequence[int], columns: Sequence[str]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cpn_fast.config.backbones import check_trusted
 from cpn_fast.config.recipes import with_recipe
 from cpn_fast.config.serialise import config_from_dict, config_to_dict, flat
-from cpn_fast.config.training import STAGES, AffinityConfig, C, LoopConfig, SegmentConfig, TrainConfig
+from cpn_fast.config.training import STAGES, AffinityConfig, C, SegmentConfig, TrainConfig, TrainingConfig
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.background_score import DEFAULT_BETA, background_score
 from cpn_fast.files.errors import DataError
@@ -48,7 +48,7 @@ FREE_ON_RESUME = frozenset(
 """Settings that may change on resume: none of them touches what a step computes."""
 
 
-def check_same_settings(stored: LoopConfig, given: LoopConfig, where: Path) -> None:
+def check_same_settings(stored: TrainingConfig, given: TrainingConfig, where: Path) -> None:
     """Refuse to resume with settings that would change the computation.
 
     Raises:
@@ -100,7 +100,7 @@ class StoredRun:
     versions: dict[str, Any] = field(default_factory=dict)
 
 
-def stage_name(kind: type[LoopConfig]) -> str:
+def stage_name(kind: type[TrainingConfig]) -> str:
     """The key of `config.STAGES` under which a settings class stands."""
     return next(name for name, config in STAGES.items() if config is kind)
 
@@ -125,7 +125,7 @@ class RunFolder:
         """Whether a run was started here."""
         return self.config_path.is_file()
 
-    def create(self, config: LoopConfig, classes: Sequence[str], backend_version: str | None = None) -> None:
+    def create(self, config: TrainingConfig, classes: Sequence[str], backend_version: str | None = None) -> None:
         """Write config.json (kind of training, settings, classes, superpixel backend, versions), making its folder."""
         content = {
             "format": 1,

@@ -69,7 +69,7 @@ class SegmentStream:
     def __iter__(self) -> Iterator[SegmentBatch]:
         """One pass from the span's first step on."""
         config = self._config
-        for ids, tensors in step_loader(self._crops, self._span, config.batch_size, config.workers):
+        for ids, tensors in step_loader(self._crops, self._span, config.loop.batch_size, config.device.workers):
             yield SegmentBatch(tuple(ids), **tensors)
 
 
@@ -86,10 +86,10 @@ class _Crops(Dataset[Crop]):
 
     def __getitem__(self, index: tuple[int, int]) -> Crop:
         config = self._config
-        place = place_of(*index, config.seed, len(self._records), config.batch_size)
+        place = place_of(*index, config.loop.seed, len(self._records), config.loop.batch_size)
         record = self._records[place.number]
         sample = self._masks.read(record)
-        rng = generator(config.seed, place.epoch, record.id, f"augment{place.suffix}")
+        rng = generator(config.loop.seed, place.epoch, record.id, f"augment{place.suffix}")
         crop, geometry = augment(sample.image, config.augment, rng, self._fill)
         assert sample.mask is not None
         target = geometry.apply_map(sample.mask, fill=VOID).astype(np.uint8)

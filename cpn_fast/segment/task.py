@@ -72,7 +72,7 @@ class SegmentTask(TrainingTask[SegmentConfig]):
     def create_net(self) -> DeepLab:
         """The untrained DeepLab, its batch norms as slow as the length of the training allows."""
         net = create_deeplab(self.config, len(self.classes))
-        steps = steps_per_epoch(self.num_records, self.config.batch_size) * (self.config.epochs or 1)
+        steps = steps_per_epoch(self.num_records, self.config.loop.batch_size) * (self.config.loop.epochs or 1)
         set_norm_momentum(net, norm_momentum(steps))
         self._check_norms(net)
         return net
@@ -80,12 +80,12 @@ class SegmentTask(TrainingTask[SegmentConfig]):
     def _check_norms(self, net: DeepLab) -> None:
         """Refuse crops of one position in batches of one: a batch norm that trains has nothing to compare it with."""
         stride, crop = net.backbone.strides[2], self.config.augment.crop
-        if self.config.batch_size // self.fabric.world_size > 1 or crop > stride:
+        if self.config.loop.batch_size // self.fabric.world_size > 1 or crop > stride:
             return
         raise DataError(
-            f"--batch-size {self.config.batch_size} with --crop {crop}: each process sees one image a step, and the "
-            f"network's last maps have one position (stride {stride}), of which batch norms cannot learn; expected a "
-            f"larger --batch-size or a --crop above {stride}"
+            f"--batch-size {self.config.loop.batch_size} with --crop {crop}: each process sees one image a step, and "
+            f"the network's last maps have one position (stride {stride}), of which batch norms cannot learn; expected "
+            f"a larger --batch-size or a --crop above {stride}"
         )
 
     def create_module(self, net: nn.Module) -> nn.Module:

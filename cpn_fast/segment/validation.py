@@ -105,14 +105,14 @@ def create_segment_validator(
     Raises:
         DataError: if `config.val_split` is no split.
     """
-    if config.eval_every <= 0 or config.val_images <= 0:
+    if config.loop.eval_every <= 0 or config.loop.val_images <= 0:
         return None
     split = config.val_split or ("val" if "val" in source.splits() else None)
     if not split:
         log.warning("no validation split: the curves are of training images")
     records = list(source.records(split) if split else train_records)
     records = [record for record in records if record.mask_path is not None] or records
-    samples = [source.read(record, with_mask=True) for record in spread_evenly(records, config.val_images)]
+    samples = [source.read(record, with_mask=True) for record in spread_evenly(records, config.loop.val_images)]
     samples = [sample for sample in samples if sample.mask is not None]
     if not samples:
         log.warning("no validation curves: no image of %s has a mask; name another split with --val-split", split)

@@ -51,7 +51,7 @@ def estimate_cost(stage: TrainingTask[Any], net: nn.Module, device: torch.device
         world_size: processes that share a step's images.
     """
     config = stage.config
-    share = config.batch_size // world_size
+    share = config.loop.batch_size // world_size
     pixels = config.augment.crop**2 * share
     saved, seconds = _probes(net, config.augment.crop, device)
     trained = sum(p.numel() * p.element_size() for p in net.parameters() if p.requires_grad)

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cpn_fast.config.training import LoopConfig
+from cpn_fast.config.training import TrainingConfig
 
 REFINEMENT_HEADS = frozenset({"f_mid", "f_high", "f9", "phi"})
 
 
-def parameter_groups(net: nn.Module, config: LoopConfig) -> list[dict[str, Any]]:
+def parameter_groups(net: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
     """Split the trainable parameters by learning-rate factor and weight decay; frozen ones are left out.
 
     Backbone weights learn at the base rate, new layers at `config.lr_factors` times it ("head" for the classifier and
@@ -43,7 +43,7 @@ def parameter_groups(net: nn.Module, config: LoopConfig) -> list[dict[str, Any]]
     ]
 
 
-def create_optimizer(net: nn.Module, config: LoopConfig) -> torch.optim.SGD:
+def create_optimizer(net: nn.Module, config: TrainingConfig) -> torch.optim.SGD:
     """SGD over `parameter_groups`, fused, so that its `found_inf` flag can skip an update on the device.
 
     Momentum buffers start at zero rather than at the first gradient's copy: the same numbers, and a first step that is

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from cpn_fast.config.ranges import check_ranges
-from cpn_fast.config.training import C
+from cpn_fast.config.training import C, replace_dotted
 from cpn_fast.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def parse_training(argv: Sequence[str], default: C, recipe: Callable[[C], C] | N
 
     kind, output = type(default), value_of(argv, "--output")
     if "--resume" in argv and output is not None:
-        default = dataclasses.replace(RunFolder(output).config_of(kind), resume=False)
+        default = replace_dotted(RunFolder(output).config_of(kind), {"resume": False})
     else:
         default = default if recipe is None else recipe(default)
         if default.backbone == kind.backbone and takes_cpu_network(argv):

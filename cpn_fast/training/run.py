@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from lightning.fabric.strategies import DDPStrategy
 
 from cpn_fast.config.backbones import BACKBONE_NAMES, check_trusted, trust_backbone
 from cpn_fast.config.ranges import check_ranges
-from cpn_fast.config.training import LoopConfig, TrainConfig
+from cpn_fast.config.training import TrainConfig, TrainingConfig, replace_dotted
 from cpn_fast.console.progress import TrainProgress
 from cpn_fast.data.check.labels import label_warnings
 from cpn_fast.data.loading.random import key64
@@ -59,7 +58,7 @@ def run_training(config: ConfigT, kind: type[TrainingTask[ConfigT]], progress: P
     set_tf32(config.device.tf32)
     check_ranges(config)
     folder = RunFolder(config.output)
-    if not config.resume:
+    if not config.loop.resume:
         trust_backbone(config.backbone)
     _check_folder(folder, config)
     fabric = create_fabric(config, kind.partial_gradients(config))
@@ -70,7 +69,7 @@ def run_training(config: ConfigT, kind: type[TrainingTask[ConfigT]], progress: P
 
 
 @contextmanager
-def _held(fabric: Fabric, folder: RunFolder, config: LoopConfig) -> Iterator[None]:
+def _held(fabric: Fabric, folder: RunFolder, config: TrainingConfig) -> Iterator[None]:
     """Hold the run folder, in the first process. Raises DataError in all of them where another command writes to it."""
     with ExitStack() as stack:
         refusal = None
@@ -92,13 +91,13 @@ def _train(
     task = kind(config, fabric, progress)
     network = create_network(task)  # reads the weights; up to here nothing is written
     task.prepare()
-    per_epoch = steps_per_epoch(task.num_records, config.batch_size)
-    total = per_epoch * (config.epochs or 1)
-    schedule = Schedule(per_epoch, total, min(total, config.max_steps or total), task.restart_step(total))
+    per_epoch = steps_per_epoch(task.num_records, config.loop.batch_size)
+    total = per_epoch * (config.loop.epochs or 1)
+    schedule = Schedule(per_epoch, total, min(total, config.loop.max_steps or total), task.restart_step(total))
     evaluator = task.evaluator() if fabric.is_global_zero else None
-    start_step = _restore(folder, fabric, network) if config.resume else 0
+    start_step = _restore(folder, fabric, network) if config.loop.resume else 0
     _check_resumed(folder, task, schedule, start_step)
-    if config.resume and start_step < schedule.last_step:
+    if config.loop.resume and start_step < schedule.last_step:
         log.info("%s: resuming at step %d of %d", folder.path, start_step, schedule.last_step)
     if fabric.is_global_zero and start_step < schedule.last_step:
         _say_before(task, network, schedule.last_step - start_step)
@@ -118,9 +117,9 @@ def _train(
     return folder
 
 
-def _check_folder(folder: RunFolder, config: LoopConfig, ours: bool = False) -> None:
+def _check_folder(folder: RunFolder, config: TrainingConfig, ours: bool = False) -> None:
     """Raise DataError for a run that is there already or differs; `ours`: this process holds the folder's lock."""
-    if config.resume:
+    if config.loop.resume:
         check_trusted(config.backbone, str(folder.config_path))
         check_same_settings(folder.config_of(type(config)), config, folder.path)
     elif folder.exists():
@@ -131,7 +130,7 @@ def _check_folder(folder: RunFolder, config: LoopConfig, ours: bool = False) -> 
         )
 
 
-def create_fabric(config: LoopConfig, partial_gradients: bool = False) -> Fabric:
+def create_fabric(config: TrainingConfig, partial_gradients: bool = False) -> Fabric:
     """Fabric for the settings; under torchrun the launcher's number of processes counts, not `config.device.devices`.
 
     Args:
@@ -158,10 +157,10 @@ def create_fabric(config: LoopConfig, partial_gradients: bool = False) -> Fabric
     )
 
 
-def _check_devices(fabric: Fabric, config: LoopConfig) -> None:
-    if config.batch_size % fabric.world_size:
+def _check_devices(fabric: Fabric, config: TrainingConfig) -> None:
+    if config.loop.batch_size % fabric.world_size:
         raise DataError(
-            f"--batch-size {config.batch_size} counts images over all {fabric.world_size} processes; expected a "
+            f"--batch-size {config.loop.batch_size} counts images over all {fabric.world_size} processes; expected a "
             f"multiple of {fabric.world_size}"
         )
 
@@ -190,8 +189,8 @@ def labelled_records(source: Source, split: str) -> list[Record]:
 
 def _check_resumed(folder: RunFolder, task: TrainingTask[Any], schedule: Schedule, start_step: int) -> None:
     """Refuse to resume with other classes or behind the end; say where there is nothing left to train, and why."""
-    config: LoopConfig = task.config
-    if not config.resume:
+    config: TrainingConfig = task.config
+    if not config.loop.resume:
         return
     if tuple(folder.classes) != tuple(task.classes):
         raise DataError(
@@ -204,8 +203,8 @@ def _check_resumed(folder: RunFolder, task: TrainingTask[Any], schedule: Schedul
         more = ""
         if schedule.last_step < schedule.total_steps:
             more = (
-                f": it was started with --max-steps {config.max_steps}, which a resumed run keeps; give a larger "
-                f"number, or `--max-steps None` for all {schedule.total_steps} steps of its {config.epochs} epochs"
+                f": it was started with --max-steps {config.loop.max_steps}, which a resumed run keeps; give a larger "
+                f"number, or `--max-steps None` for all {schedule.total_steps} steps of its {config.loop.epochs} epochs"
             )
         log.warning("%s: all %d steps are done, nothing is left to train%s", folder.path, start_step, more)
 
@@ -214,7 +213,7 @@ def _say_before(task: TrainingTask[Any], network: Network, steps: int) -> None:
     """What a person should know before time and memory are spent."""
     config, fabric = task.config, task.fabric
     begins_with = config.weights or (isinstance(config, TrainConfig) and config.init)
-    if not begins_with and not config.resume and config.backbone in BACKBONE_NAMES:  # others bring their own
+    if not begins_with and not config.loop.resume and config.backbone in BACKBONE_NAMES:  # others bring their own
         log.warning(
             "no --weights: the backbone %s begins with random numbers, and image labels alone teach it little; expect "
             "poor masks, and give weights that were trained on ImageNet for good ones", config.backbone,
@@ -227,7 +226,7 @@ def _start_folder(fabric: Fabric, folder: RunFolder, task: TrainingTask[Any], st
     fabric.barrier()
     if fabric.is_global_zero:
         folder.remove_unfinished()
-        folder.create(dataclasses.replace(task.config, resume=False), task.classes, task.backend)
+        folder.create(replace_dotted(task.config, {"resume": False}), task.classes, task.backend)
         folder.truncate_records(start_step)
     fabric.barrier()
 
@@ -235,7 +234,7 @@ def _start_folder(fabric: Fabric, folder: RunFolder, task: TrainingTask[Any], st
 def create_network(task: TrainingTask[Any]) -> Network:
     """Network, losses and optimizer, initialised from the seed, compiled if asked, wrapped by Fabric."""
     config, fabric = task.config, task.fabric
-    torch.manual_seed(key64(config.seed, 0, "", "initial weights") & (2**63 - 1))
+    torch.manual_seed(key64(config.loop.seed, 0, "", "initial weights") & (2**63 - 1))
     net = task.create_net()
     module: Any = task.create_module(net)
     if config.device.channels_last:
@@ -270,8 +269,8 @@ def _open_outputs(
     progress = TrainProgress(
         schedule.last_step,
         start_step,
-        config.batch_size,
-        config.log_every,
+        config.loop.batch_size,
+        config.loop.log_every,
         enabled=task.progress is not SILENT,
         losses=task.losses,
     )

@@ -13,12 +13,12 @@ from lightning.fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cpn_fast.config.training import LoopConfig
+from cpn_fast.config.training import TrainingConfig
 from cpn_fast.data.loading.steps import Span
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.training.tensorboard import MapStatistics
 
-ConfigT = TypeVar("ConfigT", bound=LoopConfig)
+ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ class Trainer:
         config, network = self.config, self.network
         rate = (config.optimizer.lr or 0.0) * self.schedule.rate_factor(step, config.optimizer.poly_power)
         set_learning_rate(network.bare_optimizer, rate)
-        seed_step(config.seed, step, self.fabric.global_rank)
+        seed_step(config.loop.seed, step, self.fabric.global_rank)
         batch = batch.to(self.fabric.device)
         outputs = network.module(*self.task.inputs(batch, step, self.schedule.total_steps))
         self.fabric.backward(outputs["loss"])
@@ -185,7 +185,7 @@ class Trainer:
         """Count the maps; every `log_every` steps give the sums to be read along."""
         self.task.count(outputs, batch)
         statistics = self.task.statistics
-        return statistics.take() if statistics is not None and step % self.config.log_every == 0 else {}
+        return statistics.take() if statistics is not None and step % self.config.loop.log_every == 0 else {}
 
     def _record(self, values: StepValues) -> None:
         """Write what a step measured."""
@@ -200,13 +200,13 @@ class Trainer:
             **values.losses,
             "lr": rate,
             "seconds": seconds,
-            "images_per_second": self.config.batch_size / seconds,
+            "images_per_second": self.config.loop.batch_size / seconds,
             "peak_memory_mib": round(peak_memory_mib(self.fabric.device), 1),
         }
         outputs = self.outputs
         if outputs.metrics is not None:
             outputs.metrics.append(record)
-        if outputs.board is not None and step % self.config.log_every == 0:
+        if outputs.board is not None and step % self.config.loop.log_every == 0:
             outputs.board.step(record)
         outputs.progress.step(record)
         if values.extra:
@@ -226,7 +226,7 @@ class Trainer:
             self._report(pending)
 
     def _evaluation_is_due(self, step: int) -> bool:
-        every = self.config.eval_every * self.schedule.steps_per_epoch
+        every = self.config.loop.eval_every * self.schedule.steps_per_epoch
         return every > 0 and (step % every == 0 or step == self.schedule.last_step)
 
     def _evaluation_is_missing(self, step: int) -> bool:
@@ -239,7 +239,7 @@ class Trainer:
     def _after_step(self, step: int) -> None:
         if self._evaluation_is_due(step):
             self._evaluate(step)
-        if step % self.config.checkpoint_every == 0 and step != self.schedule.last_step:
+        if step % self.config.loop.checkpoint_every == 0 and step != self.schedule.last_step:
             self.save(step)
 
     def _evaluate(self, step: int) -> None:

@@ -28,7 +28,7 @@ def resolve_run_backend(config: TrainConfig, folder: RunFolder) -> TrainConfig:
     if not hides_superpixels(config):
         return config
     backend = config.patch.backend
-    if config.resume:
+    if config.loop.resume:
         backend = _resumed(backend, folder)
     elif backend == "auto":
         backend = resolve_backend("auto")

@@ -20,7 +20,7 @@ from cpn_fast.affinity.command import run_affinity
 from cpn_fast.affinity.labels import LabelStore
 from cpn_fast.affinity.options import parse
 from cpn_fast.affinity.task import AffinityTask
-from cpn_fast.config.training import AffinityConfig, AugmentOptions
+from cpn_fast.config.training import AffinityConfig, AugmentOptions, replace_dotted
 from cpn_fast.data.loading.augment import Geometry
 from cpn_fast.data.loading.steps import Span
 from cpn_fast.files import disk_space
@@ -251,8 +251,8 @@ def test_without_masks_in_the_data_there_are_no_curves(masks, with_truth, tmp_pa
 def test_a_resumed_run_ends_with_the_same_bits(toys, run, tmp_path, stop):
     shutil.copytree(run.path / "labels", tmp_path / "aff" / "labels")
     part = config(toys, tmp_path / "aff")
-    run_affinity(replace(part, max_steps=stop))
-    resumed = run_affinity(replace(part, resume=True))
+    run_affinity(replace_dotted(part, {"max_steps": stop}))
+    resumed = run_affinity(replace_dotted(part, {"resume": True}))
     states = [load_checkpoint(folder.checkpoint_path) for folder in (run, resumed)]
     assert states[0]["step"] == states[1]["step"] == STEPS
     for name in ("model", "optimizer"):
@@ -262,7 +262,7 @@ def test_a_resumed_run_ends_with_the_same_bits(toys, run, tmp_path, stop):
 
 def test_resume_takes_the_run_s_own_settings(run, toys):
     given = parse([str(toys), "--output", str(run.path), "--resume", "--max-steps", "9"])
-    assert given == replace(run.config_of(AffinityConfig), resume=True, max_steps=9, masks=toys)
+    assert given == replace_dotted(run.config_of(AffinityConfig), {"resume": True, "max_steps": 9, "masks": toys})
     assert (given.augment.crop, given.backbone) == (32, "resnet38_tiny")
 
 
@@ -274,8 +274,8 @@ def change(path: Path) -> None:
 @pytest.fixture
 def begun(masks, tmp_path) -> AffinityConfig:
     begun = config(masks, tmp_path / "aff")
-    run_affinity(replace(begun, max_steps=1))
-    return replace(begun, resume=True, max_steps=2)
+    run_affinity(replace_dotted(begun, {"max_steps": 1}))
+    return replace_dotted(begun, {"resume": True, "max_steps": 2})
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_resume_goes_on_without_the_labelling_but_not_with_another_beta(begun):
 
 def test_a_run_is_not_begun_twice(begun):
     with pytest.raises(DataError, match="holds a run already; go on with --resume"):
-        run_affinity(replace(begun, resume=False))
+        run_affinity(replace_dotted(begun, {"resume": False}))
 
 
 def test_an_image_that_is_gone_is_recorded_and_the_rest_is_trained_on(masks, tmp_path, caplog):

@@ -16,7 +16,7 @@ from sklearn.metrics import jaccard_score
 
 import cpn_fast
 import cpn_kernels
-from cpn_fast.config.training import AugmentOptions, DeviceOptions, PatchOptions
+from cpn_fast.config.training import AugmentOptions, DeviceOptions, LoopOptions, PatchOptions
 from cpn_fast.files.masks import read_mask
 from cpn_fast.models.build import create_deeplab
 from cpn_fast.models.cam import CamNet
@@ -93,8 +93,9 @@ def test_python_m_cpn_fast_train_is_the_command() -> None:
 
 def test_a_training_is_silent_and_gives_a_run(demo: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = cpn_fast.TrainConfig(
-        data=demo, output=tmp_path / "run", backbone="resnet38_tiny", max_steps=2, batch_size=2, workers=0,
-        val_images=2, device=DeviceOptions(accelerator="cpu"),
+        data=demo, output=tmp_path / "run", backbone="resnet38_tiny",
+        loop=LoopOptions(max_steps=2, batch_size=2, val_images=2),
+        device=DeviceOptions(accelerator="cpu", workers=0),
         augment=AugmentOptions(crop=32), patch=PatchOptions(kind="grid"),
     )  # fmt: skip
     run = cpn_fast.train(config)

@@ -80,7 +80,7 @@ def test_images_count_not_classes_or_records_without_any() -> None:
 
 def test_the_trainer_logs_what_its_task_is_concerned_about(small_demo, tmp_path, caplog, monkeypatch) -> None:
     from cpn_fast.cam.task import run_train
-    from cpn_fast.config.training import AugmentOptions, DeviceOptions, PatchOptions, TrainConfig
+    from cpn_fast.config.training import AugmentOptions, DeviceOptions, LoopOptions, PatchOptions, TrainConfig
 
     seen = []
 
@@ -90,10 +90,10 @@ def test_the_trainer_logs_what_its_task_is_concerned_about(small_demo, tmp_path,
 
     monkeypatch.setattr(AreaWatch, "observe", observe)
     settings = TrainConfig(
-        f"demo:{small_demo}", tmp_path / "run", backbone="resnet38_tiny", epochs=2, batch_size=4, workers=0,
-        log_every=1, eval_every=0, device=DeviceOptions(accelerator="cpu"),
+        f"demo:{small_demo}", tmp_path / "run", backbone="resnet38_tiny",
+        loop=LoopOptions(epochs=2, batch_size=4, log_every=1, eval_every=0, max_steps=3),
+        device=DeviceOptions(accelerator="cpu", workers=0),
         augment=AugmentOptions(crop=64), patch=PatchOptions(kind="grid"),
-        max_steps=3,
     )  # fmt: skip
     with caplog.at_level(logging.WARNING, "cpn_fast"):
         run_train(settings)

@@ -17,7 +17,14 @@ from PIL import Image
 
 from cpn_fast.cam import batches as batches_module
 from cpn_fast.cam.batches import BatchStream, mean_colour, needs_superpixels
-from cpn_fast.config.training import AugmentOptions, PatchOptions, TrainConfig
+from cpn_fast.config.training import (
+    AugmentOptions,
+    DeviceOptions,
+    LoopOptions,
+    PatchOptions,
+    TrainConfig,
+    replace_dotted,
+)
 from cpn_fast.data.loading.random import key64
 from cpn_fast.data.loading.steps import steps_per_epoch
 from cpn_fast.data.superpixels.cache import SuperpixelCache
@@ -66,8 +73,8 @@ def config(tmp_path_factory):
     return TrainConfig(
         data="pictures",
         output=Path("unused"),
-        batch_size=4,
-        workers=0,
+        loop=LoopOptions(batch_size=4),
+        device=DeviceOptions(workers=0),
         augment=AugmentOptions(crop=32),
         patch=PatchOptions(segments=12, cache_dir=tmp_path_factory.mktemp("cache")),
     )
@@ -108,13 +115,13 @@ def test_shapes_types_and_values(source, config):
 
 def test_any_number_of_workers_gives_the_same_batches(source, config):
     alone = digest(run(source, config))
-    assert [digest(run(source, replace(config, workers=workers))) for workers in (1, 3)] == [alone, alone]
+    assert [digest(run(source, replace_dotted(config, {"workers": workers}))) for workers in (1, 3)] == [alone, alone]
 
 
 def test_a_signal_to_the_whole_group_leaves_the_workers_running(source, config):
     """Ctrl-C and SIGTERM are the parent's to handle: it finishes its step, and the workers serve it until then."""
     whole = run(source, config)
-    stream = iter(BatchStream(source, source.all, replace(config, workers=2), 0, 7))
+    stream = iter(BatchStream(source, source.all, replace_dotted(config, {"workers": 2}), 0, 7))
     batches = [next(stream)]
     workers = multiprocessing.active_children()
     assert len(workers) == 2
@@ -130,7 +137,7 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_running(source, config):
 def test_any_start_step_continues_the_same_stream(source, config, workers):
     whole = run(source, config)
     for start in (1, 2, 5, 7):
-        assert digest(run(source, replace(config, workers=workers), start)) == digest(whole[start:])
+        assert digest(run(source, replace_dotted(config, {"workers": workers}), start)) == digest(whole[start:])
 
 
 def test_ranks_share_the_global_batch_in_order(source, config):
@@ -167,11 +174,11 @@ def test_crops_change_with_epoch_and_seed_only(source, config):
             for name, image in zip(batch.ids, batch.images, strict=True)
         }
 
-    first, other = crops(run(source, config, stop=8)), crops(run(source, replace(config, seed=1), stop=8))
+    first, other = crops(run(source, config, stop=8)), crops(run(source, replace_dotted(config, {"seed": 1}), stop=8))
     assert len(set(first.values())) == len(first)
     assert all(first[key] != other[key] for key in first.keys() & other.keys())
     # The crop belongs to (seed, epoch, id), wherever in the epoch the image is shown.
-    larger = crops(run(source, replace(config, batch_size=8), stop=1))
+    larger = crops(run(source, replace_dotted(config, {"batch_size": 8}), stop=1))
     shared = {key for key in larger if key in first}
     assert len(shared) >= 4
     assert all(larger[key] == first[key] for key in shared)
@@ -181,13 +188,13 @@ def test_crops_change_with_epoch_and_seed_only(source, config):
 def test_torchs_global_numbers_are_left_alone(source, config, workers):
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    run(source, replace(config, workers=workers), stop=2)
+    run(source, replace_dotted(config, {"workers": workers}), stop=2)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_fewer_images_than_a_batch_are_repeated_with_other_numbers(source, config):
     assert steps_per_epoch(3, 8) == 1
-    batches = run(source, replace(config, batch_size=8), stop=3, records=source.all[:3])
+    batches = run(source, replace_dotted(config, {"batch_size": 8}), stop=3, records=source.all[:3])
     for batch in batches:
         assert sorted(batch.ids.count(record.id) for record in source.all[:3]) == [2, 3, 3]
         assert len({image.numpy().tobytes() for image in batch.images}) == 8
@@ -210,7 +217,9 @@ def test_grid_patches_need_no_cache(source, config, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_maps_on_a_device_give_the_same_batches(source, config, workers):
-    kept_there = BatchStream(source, source.all, replace(config, workers=workers), 0, 7, map_device=torch.device("cpu"))
+    kept_there = BatchStream(
+        source, source.all, replace_dotted(config, {"workers": workers}), 0, 7, map_device=torch.device("cpu")
+    )
     assert digest(list(kept_there)) == digest(run(source, config))
 
 
@@ -230,12 +239,13 @@ def test_online_superpixels_are_of_the_crop_and_need_no_cache(source, config, tm
             padded += bool((patches < 0).any())
     assert padded > 0
     assert not (tmp_path / "unused").exists()
-    assert digest(run(source, replace(given, workers=2))) == digest(batches)
+    assert digest(run(source, replace_dotted(given, {"workers": 2}))) == digest(batches)
 
 
-def online(config, backend="native", **changes):
+def online(config, backend="native", workers=0):
     patch = PatchOptions(segments=12, superpixels="online", backend=backend)
-    return replace(config, patch=patch, augment=AugmentOptions(crop=32, resize=(24, 48)), **changes)
+    device = DeviceOptions(workers=workers)
+    return replace(config, patch=patch, augment=AugmentOptions(crop=32, resize=(24, 48)), device=device)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -248,7 +258,7 @@ def test_online_superpixels_made_on_a_device_are_those_of_the_host(source, confi
     monkeypatch.setattr(
         batches_module, "online_patches_of_batch", lambda *given: asked.append(given[0].shape) or plain(*given)
     )
-    given = online(config, backend, workers=workers)
+    given = online(config, backend, workers)
     there = list(BatchStream(source, source.all, given, 0, 7, map_device=torch.device("cpu")))
     assert asked == ([(4, 32, 32, 3)] * 7 if backend == "native" else [])
     expected = run(source, given)

@@ -3,7 +3,6 @@
 import io
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cpn_fast.cam.task import run_train
 from cpn_fast.cam.validation import create_validator
-from cpn_fast.config.training import AugmentOptions, MethodOptions, PatchOptions, TrainConfig
+from cpn_fast.config.training import AugmentOptions, MethodOptions, PatchOptions, TrainConfig, replace_dotted
 from cpn_fast.console.progress import TrainProgress
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.files.errors import DataError
@@ -164,7 +163,7 @@ def test_hidden_colour_of_the_data_travels_with_the_weights(small_demo: Path, tm
     source = open_source(settings.data)
     pixels = np.concatenate([source.read(r).image.reshape(-1, 3) for r in source.records("train")])
     assert run.load_model().mean.tolist() == pytest.approx((pixels.mean(axis=0) / 255).tolist(), abs=1e-6)
-    resumed = run_train(replace(settings, resume=True, max_steps=2))
+    resumed = run_train(replace_dotted(settings, {"resume": True, "max_steps": 2}))
     assert resumed.load_model().mean.tolist() == run.load_model().mean.tolist()
 
 

@@ -25,8 +25,10 @@ from cpn_fast.config.serialise import config_to_dict
 from cpn_fast.config.training import (
     AffinityConfig,
     AugmentOptions,
+    LoopOptions,
     SegmentAugment,
     SegmentConfig,
+    SegmentLoop,
     TrainConfig,
     replace_dotted,
 )
@@ -64,7 +66,7 @@ class Commands:
     def __call__(self, command: str, config: Any, keep_open: int) -> Outcome:
         self.calls.append(command)
         given = json.dumps({**config_to_dict(config), "resume": False})
-        if getattr(config, "resume", False):
+        if config_to_dict(config).get("resume", False):
             self.resumed.append(command)
         if command in ("train", "train-affinity", "segment train"):
             config.output.mkdir(parents=True, exist_ok=True)
@@ -355,7 +357,7 @@ def test_the_command_line_becomes_the_configs_of_the_stages(tmp_path: Path) -> N
         "--label", "--max-side 512", "--postprocess", "--steps 64", "--segmentation", "--norms frozen",
         "--evaluate", "--crf", "--export", "--variant float16", "--eval-split", "val",
     ])  # fmt: skip
-    network: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": Path("w.pth"), "seed": 3}
+    network: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": Path("w.pth")}
     stages = {stage.name: stage.config for stage in plan(config, "val", True)}
     assert list(stages) == [
         *("train", "score", "label", "score masks", "export labeller", "affinity", "refine", "score refined masks"),
@@ -363,8 +365,9 @@ def test_the_command_line_becomes_the_configs_of_the_stages(tmp_path: Path) -> N
     ]
     options = replace_dotted(TrainConfig("", Path()), preset_defaults("paper"))
     assert stages["train"] == replace(
-        options, data="voc:x", split="train_aug", output=tmp_path / "train", preset="paper", method="seam", epochs=5,
-        augment=AugmentOptions(crop=96), patch=replace(options.patch, segments=40), **network,
+        options, data="voc:x", split="train_aug", output=tmp_path / "train", preset="paper", method="seam",
+        loop=LoopOptions(epochs=5, seed=3), augment=AugmentOptions(crop=96),
+        patch=replace(options.patch, segments=40), **network,
     )  # fmt: skip
     assert stages["label"] == LabelConfig(
         tmp_path / "train", "voc:x", tmp_path / "masks", split="train_aug", scales=(0.5, 1.0), max_side=512,
@@ -372,14 +375,14 @@ def test_the_command_line_becomes_the_configs_of_the_stages(tmp_path: Path) -> N
     )  # fmt: skip
     assert stages["affinity"] == AffinityConfig(
         masks=tmp_path / "masks", output=tmp_path / "affinity", data="voc:x", beta=0.3, augment=AugmentOptions(crop=64),
-        **network,
+        loop=LoopOptions(seed=3), **network,
     )  # fmt: skip
     assert stages["refine"] == PostprocessConfig(
         tmp_path / "masks", tmp_path / "masks-refined", random_walk=tmp_path / "affinity", crf=True, steps=64
     )
     assert stages["segment"] == SegmentConfig(
         data="voc:x", split="train_aug", output=tmp_path / "segment", masks=str(tmp_path / "masks-refined"),
-        norms="frozen", augment=SegmentAugment(crop=96), **network,
+        norms="frozen", loop=SegmentLoop(seed=3), augment=SegmentAugment(crop=96), **network,
     )  # fmt: skip
     assert stages["evaluate"] == SegmentEvaluateConfig(tmp_path / "segment", "voc:x", split="val", crf=True)
     assert stages["export"] == ExportConfig(tmp_path / "segment", tmp_path / "segment.onnx", variant="float16")

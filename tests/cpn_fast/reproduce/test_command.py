@@ -237,10 +237,10 @@ def test_budget_is_a_share_of_the_epochs() -> None:
 
 
 def test_what_was_shortened_is_said() -> None:
-    base = dataclasses.replace(base_of(), epochs=2)
+    base = replace_dotted(base_of(), {"epochs": 2})
     assert shortened(base, 8, 100, 100) == "shortened: 2 of 8 epochs, 100 of 100 images scored"
     assert shortened(base, 2, 30, 100) == "shortened: 2 of 2 epochs, 30 of 100 images scored"
-    stopped = dataclasses.replace(base, max_steps=5)
+    stopped = replace_dotted(base, {"max_steps": 5})
     assert shortened(stopped, 2, 9, 9) == "shortened: 2 of 2 epochs, stopped after 5 steps, 9 of 9 images scored"
     assert shortened(base, 2, 100, 100) == ""
 
@@ -248,7 +248,7 @@ def test_what_was_shortened_is_said() -> None:
 def test_budget_and_split_reach_the_base(configured: Callable[..., ReproduceConfig]) -> None:
     config = configured("table1", "--budget", "0.5", "--epochs", "6")
     base, recipe_epochs = command.settled_base(config, open_source(config.base.data))
-    assert (base.epochs, recipe_epochs, base.split) == (3, 6, "train")
+    assert (base.loop.epochs, recipe_epochs, base.split) == (3, 6, "train")
 
 
 def test_mean_and_sample_standard_deviation() -> None:
@@ -352,7 +352,7 @@ def test_options_go_through_to_training(configured: Callable[..., ReproduceConfi
     assert config.seeds == (1, 2)
     assert (config.base.optimizer.lr, config.base.options.map_norm, config.base.patch.kind) == (0.5, "minmax", "grid")
     assert config.base.options.cpcr_target == "dense"  # of --preset paper
-    assert (config.base.epochs, config.base.patch.segments, config.base.augment.crop) == (14, 40, 64)  # the demo's
+    assert (config.base.loop.epochs, config.base.patch.segments, config.base.augment.crop) == (14, 40, 64)  # the demo's
     assert config.scales == (1.0,) and config.images == 3
 
 
@@ -360,9 +360,9 @@ def test_default_presets_and_the_papers_batch() -> None:
     here = ["--data", "voc:x", "--output", "o", "--backbone", "resnet38"]
     table, readings = parse(["table1", *here]).base, parse(["readings", *here]).base
     assert (table.preset, readings.preset) == ("paper", "default")
-    assert (table.batch_size, table.augment.crop, table.patch.segments) == (4, 448, 200)
+    assert (table.loop.batch_size, table.augment.crop, table.patch.segments) == (4, 448, 200)
     assert parse(["table1", *here, "--preset=released"]).base.options.prcm == "released"
-    assert parse(["table1", *here, "--batch_size", "16"]).base.batch_size == 16
+    assert parse(["table1", *here, "--batch_size", "16"]).base.loop.batch_size == 16
 
 
 @pytest.mark.parametrize(
@@ -509,7 +509,7 @@ def test_a_table_that_was_killed_goes_on(
 
     monkeypatch.setattr(runs, "run_train", counted)
     report = reproduce(configured("table3"))
-    assert [(config.method, config.resume) for config in trained[2:]] == [("cpn", True)]
+    assert [(config.method, config.loop.resume) for config in trained[2:]] == [("cpn", True)]
     assert [found.figures for found in report.measurements] == [found.figures for found in whole.measurements]
     for suffix in ("csv", "json", "png"):
         assert (tmp_path / "tables" / f"table3.{suffix}").is_file()

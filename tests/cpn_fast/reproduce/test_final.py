@@ -26,7 +26,7 @@ def run_of(folder: Path, name: str, **content: object) -> None:
 
 def finished(config: PipelineConfig) -> Path:
     """What a pipeline that has run leaves, different for each seed."""
-    more = 0.02 * config.train.seed
+    more = 0.02 * config.train.loop.seed
     run_of(config.output, "masks", miou=0.30 + more)
     run_of(config.output, "masks-refined", miou=0.41 + more)
     results = {"single scale": {"miou": 0.1}, "multi-scale": {"miou": 0.50}, "multi-scale + CRF": {"miou": 0.52 + more}}
@@ -63,10 +63,10 @@ def test_the_table_of_two_seeds(small_demo: Path, tmp_path: Path, monkeypatch: p
         assert figure in text
     assert {row["row"] for row in rows} == set(row.name for row in TABLES["table5"].rows(TrainConfig("", Path())))
     first, second = asked
-    assert (first.train.seed, second.train.seed, first.output.name) == (0, 1, "pipeline-seed0")
+    assert (first.train.loop.seed, second.train.loop.seed, first.output.name) == (0, 1, "pipeline-seed0")
     # Half of the demo's 14, 6 and 12 epochs, and the paper's CPN.
     assert first.affinity is not None and first.segment is not None
-    assert (first.train.epochs, first.affinity.epochs, first.segment.epochs) == (7, 3, 6)
+    assert (first.train.loop.epochs, first.affinity.loop.epochs, first.segment.loop.epochs) == (7, 3, 6)
     assert (first.train.options.prcm, first.train.options.map_norm) == ("softmax", "max")
     crops = (first.train.augment.crop, first.affinity.augment.crop, first.segment.augment.crop)
     assert crops == (112, 112, 112) and first.segment.augment.resize == (80, 160)
@@ -85,8 +85,8 @@ def test_photographs_have_the_recipes_epochs(tmp_path: Path) -> None:
     base = with_recipe(TrainConfig("voc:x", tmp_path, backbone="mobilenet_v2"))
     config = final.pipeline_of(base, 2, "val", (1.0,), lambda epochs: epochs * 10)
     assert config.affinity is not None and config.segment is not None
-    assert (config.train.epochs, config.affinity.epochs, config.segment.epochs) == (16, 80, 200)
-    assert (config.affinity.seed, config.segment.backbone, config.evaluate.crf) == (2, "mobilenet_v2", True)
+    assert (config.train.loop.epochs, config.affinity.loop.epochs, config.segment.loop.epochs) == (16, 80, 200)
+    assert (config.affinity.loop.seed, config.segment.backbone, config.evaluate.crf) == (2, "mobilenet_v2", True)
 
 
 def test_a_source_that_cannot_be_scored(small_demo: Path, tmp_path: Path) -> None:

@@ -6,31 +6,37 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cpn_fast.cli import main as cli
+from cpn_fast.config.serialise import config_to_dict
 from cpn_fast.config.training import (
     AffinityConfig,
     AugmentOptions,
     DeviceOptions,
+    LoopOptions,
     MethodOptions,
     OptimizerOptions,
     PatchOptions,
     SegmentConfig,
+    SegmentLoop,
     TrainConfig,
 )
 from cpn_fast.files.errors import DataError
 from cpn_fast.runs.folder import RunFolder
 
 OLD = Path(__file__).parent / "written_by_0.1.0"
+BEFORE_LOOP = Path(__file__).parent / "written_before_loop"
+"""By the code in which epochs, seed and their like were fields of the config itself, not of its loop."""
 
 
-def old_run(folder: Path, name: str) -> RunFolder:
+def old_run(folder: Path, name: str, written: Path = OLD) -> RunFolder:
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(OLD / f"{name}.json", folder / "config.json")
+    shutil.copyfile(written / f"{name}.json", folder / "config.json")
     return RunFolder(folder)
 
 
@@ -40,8 +46,8 @@ def test_a_cam_run_of_0_1_0_opens(tmp_path: Path) -> None:
     assert run.config == TrainConfig(
         data="voc:VOC2012", output=Path("runs/photos"), preset="paper", backbone="mobilenet_v2",
         weights=Path("mobilenet_v2.safetensors"), optimizer=OptimizerOptions(lr=0.02, momentum=0.9),
-        epochs=16, max_steps=900, workers=0,
-        device=DeviceOptions(precision="bf16-mixed"), refine_lr_factor=10.0,
+        loop=LoopOptions(epochs=16, max_steps=900),
+        device=DeviceOptions(precision="bf16-mixed", workers=0), refine_lr_factor=10.0,
         augment=AugmentOptions(crop=256, resize=(250, 430)), patch=PatchOptions(segments=120, grid_sides=(28, 56)),
         options=MethodOptions(map_norm="max", cpcr_target="dense", ohem_pool="all", affinity="cosine",
                               tcp_target="pair", prcm="softmax", warm_up=0.0),
@@ -52,13 +58,41 @@ def test_runs_of_the_other_trainings_of_0_1_0_open(tmp_path: Path) -> None:
     segment = old_run(tmp_path / "s", "segment").config_of(SegmentConfig)
     assert segment == SegmentConfig(
         data="voc:VOC2012", output=Path("runs/deeplab"), masks="runs/masks", backbone="resnet38_tiny", norms="frozen",
-        optimizer=OptimizerOptions(lr=0.01, momentum=0.9), epochs=20,
+        optimizer=OptimizerOptions(lr=0.01, momentum=0.9), loop=SegmentLoop(epochs=20),
     )  # fmt: skip
     affinity = old_run(tmp_path / "a", "affinity").config_of(AffinityConfig)
     assert affinity == AffinityConfig(
         masks=Path("runs/masks"), output=Path("runs/affinity"), backbone="resnet38_tiny", beta=0.3,
-        optimizer=OptimizerOptions(lr=0.01, momentum=0.9), epochs=8,
+        optimizer=OptimizerOptions(lr=0.01, momentum=0.9), loop=LoopOptions(epochs=8),
     )  # fmt: skip
+
+
+def test_runs_from_before_the_loop_was_a_group_open_and_resume(tmp_path: Path) -> None:
+    loop: dict[str, Any] = {"epochs": 5, "max_steps": 70, "batch_size": 6, "seed": 9, "checkpoint_every": 40,
+                            "log_every": 4, "eval_every": 2, "val_images": 12}  # fmt: skip
+    expected = {
+        "train": TrainConfig(
+            data="voc:VOC2012", output=Path("runs/cam"), backbone="resnet50", pixel_masks=Path("runs/masks"),
+            loop=LoopOptions(**loop), optimizer=OptimizerOptions(lr=0.02),
+            device=DeviceOptions(devices=2, workers=3, tf32=False),
+        ),
+        "segment": SegmentConfig(
+            data="voc:VOC2012", output=Path("runs/deeplab"), masks="runs/masks", loop=SegmentLoop(**loop),
+            device=DeviceOptions(workers=3),
+        ),
+        "affinity": AffinityConfig(
+            masks=Path("runs/masks"), output=Path("runs/affinity"), data="voc:VOC2012", loop=LoopOptions(**loop),
+            device=DeviceOptions(workers=3),
+        ),
+    }  # fmt: skip
+    for name, config in expected.items():
+        run = old_run(tmp_path / name, name, BEFORE_LOOP)
+        stored = json.loads(run.config_path.read_text())["config"]
+        assert run.config_of(type(config)) == config, name
+        assert config_to_dict(run.config_of(type(config))) == stored, "written as it was"
+    resumed = cli.parse("train", ["--resume", "--output", str(tmp_path / "train"), "--max-steps", "90"])
+    loop |= {"max_steps": 90, "resume": True}
+    assert resumed == replace(expected["train"], output=tmp_path / "train", loop=LoopOptions(**loop))
 
 
 def changed(run: RunFolder, dotted: str, value: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from cpn_fast.cli import main as cli
 from cpn_fast.config.backbones import TRUSTED, check_trusted, trust_backbone
-from cpn_fast.config.training import STAGES, SegmentConfig
+from cpn_fast.config.training import STAGES, LoopOptions, SegmentConfig, TrainConfig
 from cpn_fast.files.errors import DataError
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.training.run import run_training
@@ -54,7 +54,7 @@ def test_loading_runs_no_code_that_a_file_names(
 def test_resuming_takes_it_only_where_it_is_repeated(tmp_path: Path) -> None:
     run = foreign(tmp_path)
     with pytest.raises(DataError, match="would run code"):
-        run_training(STAGES["train"](data="", output=tmp_path, backbone="foreign:make", resume=True), None)  # type: ignore
+        run_training(TrainConfig("", tmp_path, backbone="foreign:make", loop=LoopOptions(resume=True)), None)  # type: ignore
     arguments = ["--output", str(run.path), "--resume", "--data", "demo:"]
     cli.parse("train", arguments)
     with pytest.raises(DataError, match="would run code"):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from cpn_fast.cli import main as cli
-from cpn_fast.config.training import OptimizerOptions, SegmentAugment, SegmentConfig
+from cpn_fast.config.training import OptimizerOptions, SegmentAugment, SegmentConfig, SegmentLoop
 from cpn_fast.data.loading.steps import Span
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.types import VOID
@@ -59,7 +59,7 @@ def config(data: Path, output: Path, **changes: object) -> SegmentConfig:
         "augment": SegmentAugment(crop=48),
         **changes,
     }
-    return SegmentConfig(**grouped(values))
+    return SegmentConfig(**grouped(values, SegmentLoop))
 
 
 # --- the loss
@@ -303,7 +303,7 @@ def test_resume_keeps_to_the_runs_masks(squares: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"other settings: masks \(run: 'truth', now: '.*other'\)"):
         run_segment_train(config(squares, tmp_path / "run", masks=str(tmp_path / "other"), resume=True))
     resumed = parse(["--output", str(tmp_path / "run"), "--resume"])
-    assert resumed.masks == "truth" and resumed.resume and resumed.augment.crop == 48
+    assert resumed.masks == "truth" and resumed.loop.resume and resumed.augment.crop == 48
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0])

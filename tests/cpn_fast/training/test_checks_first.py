@@ -18,20 +18,20 @@ from cpn_fast.cli.main import main
 from cpn_fast.config.training import (
     AffinityConfig,
     AugmentOptions,
-    DeviceOptions,
-    LoopConfig,
-    OptimizerOptions,
+    LoopOptions,
     SegmentAugment,
     SegmentConfig,
+    SegmentLoop,
     TrainConfig,
+    TrainingConfig,
 )
 from cpn_fast.files.errors import DataError
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.segment.task import run_segment_train
 from tests.cpn_fast.segment.voc_squares import make
+from tests.grouped import grouped
 
-LOOP = {"backbone": "resnet38_tiny", "epochs": 1, "batch_size": 2, "workers": 0}
-LOOP |= {"optimizer": OptimizerOptions(lr=1e-4), "device": DeviceOptions(accelerator="cpu")}
+SMALL = {"backbone": "resnet38_tiny", "epochs": 1, "batch_size": 2, "workers": 0, "lr": 1e-4, "accelerator": "cpu"}
 KINDS = ("cam", "affinity", "segment")
 Begin = Callable[..., RunFolder]
 
@@ -42,7 +42,8 @@ def begin(tmp_path: Path, make_labelling: Callable[..., Path]) -> Begin:
     data, masks = make(tmp_path / "voc"), make_labelling(tmp_path / "masks")
 
     def run(kind: str, **changes: object) -> RunFolder:
-        values: dict = {"output": tmp_path / "run", **LOOP, **changes}
+        loop = SegmentLoop if kind == "segment" else LoopOptions
+        values = grouped({"output": tmp_path / "run", **SMALL, **changes}, loop)
         if kind == "affinity":
             return run_affinity(AffinityConfig(masks=masks, **{"augment": AugmentOptions(32, (40, 70)), **values}))
         if kind == "segment":
@@ -67,9 +68,11 @@ def test_mistake_leaves_no_folder(
     kind: str, changes: dict[str, object], message: str, begin: Begin, tmp_path: Path
 ) -> None:
     if "data" in changes and kind != "affinity":
-        config: LoopConfig = TrainConfig(data="folder:nowhere", output=tmp_path / "run", **LOOP)  # type: ignore[arg-type]
+        config: TrainingConfig = TrainConfig(data="folder:nowhere", output=tmp_path / "run", **grouped(SMALL))
         if kind == "segment":
-            config = SegmentConfig(data="folder:nowhere", masks="truth", output=tmp_path / "run", **LOOP)  # type: ignore[arg-type]
+            config = SegmentConfig(
+                data="folder:nowhere", masks="truth", output=tmp_path / "run", **grouped(SMALL, SegmentLoop)
+            )
         with pytest.raises(DataError, match=message):
             (run_segment_train if kind == "segment" else run_train)(config)  # type: ignore[operator]
     else:

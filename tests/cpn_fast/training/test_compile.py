@@ -13,6 +13,7 @@ from cpn_fast.config.presets import PRESETS
 from cpn_fast.config.training import (
     AugmentOptions,
     DeviceOptions,
+    LoopOptions,
     MethodOptions,
     OptimizerOptions,
     PatchOptions,
@@ -86,10 +87,10 @@ def test_losses_equal_eager(small_demo: Path, tmp_path: Path, monkeypatch: pytes
     """Five steps of a whole run with dropout on, through the default compiler, to 1e-4."""
     monkeypatch.setattr(build, "create_backbone", lambda name, frozen, **_: Mini())
     eager = TrainConfig(
-        data=f"demo:{small_demo}", output=tmp_path / "eager", backbone="resnet38_tiny", batch_size=2,
+        data=f"demo:{small_demo}", output=tmp_path / "eager", backbone="resnet38_tiny",
+        loop=LoopOptions(batch_size=2, epochs=2, max_steps=5, eval_every=0),
         optimizer=OptimizerOptions(lr=0.01),
-        workers=0, epochs=2, max_steps=5, eval_every=0,
-        device=DeviceOptions(accelerator="cpu"), augment=AugmentOptions(crop=32),
+        device=DeviceOptions(accelerator="cpu", workers=0), augment=AugmentOptions(crop=32),
         patch=PatchOptions(kind="grid"), options=MethodOptions(warm_up=0.17),  # 2 of 12 steps
     )  # fmt: skip
     compiled = replace(eager, output=tmp_path / "compiled", device=replace(eager.device, compile=True))

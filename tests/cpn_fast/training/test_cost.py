@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cpn_fast.config.training import AugmentOptions, TrainConfig
+from cpn_fast.config.training import AugmentOptions, LoopOptions, TrainConfig
 from cpn_fast.training.cost import OVERHEAD, PROCESS_BYTES, Cost, duration, estimate_cost, say_cost
 
 
@@ -26,7 +26,7 @@ class Toy(nn.Module):
 
 @pytest.mark.parametrize(("crop", "batch", "views"), [(448, 8, 3.0), (256, 6, 1.0), (40, 2, 1.09)])
 def test_memory_goes_with_the_pixels(crop: int, batch: int, views: float) -> None:
-    config = TrainConfig(data="", output=Path(), batch_size=batch, augment=AugmentOptions(crop=crop))
+    config = TrainConfig(data="", output=Path(), loop=LoopOptions(batch_size=batch), augment=AugmentOptions(crop=crop))
     stage = SimpleNamespace(config=config, views=lambda: (views, views))
     net = Toy().train()
     cost = estimate_cost(stage, net, torch.device("cpu"), world_size=2)  # type: ignore[arg-type]

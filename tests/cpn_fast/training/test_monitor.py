@@ -12,6 +12,7 @@ from cpn_fast.cam.task import run_train
 from cpn_fast.config.training import (
     AugmentOptions,
     DeviceOptions,
+    LoopOptions,
     MethodOptions,
     OptimizerOptions,
     PatchOptions,
@@ -179,9 +180,10 @@ def test_run_stops_before_weights_are_touched(
 ) -> None:
     """Step 6 goes bad; the error comes with step 7, and the weights are those after step 5."""
     config = TrainConfig(
-        data=f"demo:{small_demo}", output=tmp_path / "run", method="cam", backbone="resnet38_tiny", epochs=2,
+        data=f"demo:{small_demo}", output=tmp_path / "run", method="cam", backbone="resnet38_tiny",
+        loop=LoopOptions(epochs=2, batch_size=2, checkpoint_every=5, eval_every=0),
         optimizer=OptimizerOptions(lr=1e-3),
-        batch_size=2, workers=0, checkpoint_every=5, eval_every=0, device=DeviceOptions(accelerator="cpu"),
+        device=DeviceOptions(accelerator="cpu", workers=0),
         augment=AugmentOptions(crop=64), patch=PatchOptions(kind="grid"),
     )  # fmt: skip
     step_of = trainer.Trainer.train_step
@@ -218,9 +220,10 @@ def test_bad_last_step_is_noticed_before_the_checkpoint(
     small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = TrainConfig(
-        data=f"demo:{small_demo}", output=tmp_path / "run", method="cam", backbone="resnet38_tiny", epochs=1,
+        data=f"demo:{small_demo}", output=tmp_path / "run", method="cam", backbone="resnet38_tiny",
+        loop=LoopOptions(epochs=1, max_steps=2, batch_size=2, eval_every=0),
         optimizer=OptimizerOptions(lr=1e-3),
-        max_steps=2, batch_size=2, workers=0, eval_every=0, device=DeviceOptions(accelerator="cpu"),
+        device=DeviceOptions(accelerator="cpu", workers=0),
         augment=AugmentOptions(crop=64),
     )  # fmt: skip
     step_of = trainer.Trainer.train_step
@@ -242,10 +245,10 @@ def test_an_update_that_leads_out_of_the_numbers(
 ) -> None:
     """Loss and gradients of the step were finite; weights, or the maps made with them, are not."""
     config = TrainConfig(
-        data=f"demo:{small_demo}", output=tmp_path / "run", method="cam", backbone="resnet38_tiny", epochs=1,
+        data=f"demo:{small_demo}", output=tmp_path / "run", method="cam", backbone="resnet38_tiny",
+        loop=LoopOptions(epochs=1, max_steps=2, batch_size=2, eval_every=int(where == "validation"), val_images=1),
         optimizer=OptimizerOptions(lr=1e-3),
-        max_steps=2, batch_size=2, workers=0, eval_every=int(where == "validation"), val_images=1,
-        device=DeviceOptions(accelerator="cpu"),
+        device=DeviceOptions(accelerator="cpu", workers=0),
         augment=AugmentOptions(crop=64),
     )  # fmt: skip
     step_of = trainer.Trainer.train_step

@@ -19,6 +19,7 @@ from cpn_fast.config.training import (
     STAGES,
     AugmentOptions,
     DeviceOptions,
+    LoopOptions,
     MethodOptions,
     OptimizerOptions,
     PatchOptions,
@@ -87,7 +88,15 @@ def test_no_number_is_without_a_range(stage: str) -> None:
     masks: Any = {} if stage == "train" else {"masks": Path("m")}
     numeric = {
         field.name
-        for kind in (STAGES[stage], AugmentOptions, OptimizerOptions, DeviceOptions, MethodOptions, PatchOptions)
+        for kind in (
+            STAGES[stage],
+            AugmentOptions,
+            LoopOptions,
+            OptimizerOptions,
+            DeviceOptions,
+            MethodOptions,
+            PatchOptions,
+        )
         for field in fields(kind)
         if any(word in str(field.type).replace("[", " ").replace(",", " ").split() for word in ("int", "float"))
     }

@@ -127,7 +127,7 @@ def test_killed_run_resumes_bit_equal(
     assert run.config.options.dropout == 0.5
     assert run.config.patch.kind == "superpixel"
     assert [("tcp" in record) for record in run.records("step")] == [False] * 4 + [True] * 8
-    assert run.config.workers == workers
+    assert run.config.device.workers == workers
     resumed, expected = (load_checkpoint(r.checkpoint_path) for r in (run, uninterrupted))
     assert resumed["step"] == expected["step"] == STEPS
     for part in ("model", "optimizer"):

@@ -18,6 +18,7 @@ from cpn_fast.config.training import (
     AffinityConfig,
     AugmentOptions,
     DeviceOptions,
+    LoopOptions,
     MethodOptions,
     OptimizerOptions,
     PatchOptions,
@@ -47,9 +48,9 @@ def test_options_of_the_interface() -> None:
     ])  # fmt: skip
     assert config == TrainConfig(
         data="voc:somewhere", output=Path("runs/x"), method="cpn", backbone="mobilenet_v2", weights=Path("w.pth"),
-        epochs=3, max_steps=7, batch_size=16, seed=4,
+        loop=LoopOptions(epochs=3, max_steps=7, batch_size=16, seed=4),
         optimizer=OptimizerOptions(lr=0.02, momentum=0.5),
-        device=DeviceOptions(compile=True, precision="bf16-mixed", devices=2), workers=5,
+        device=DeviceOptions(compile=True, precision="bf16-mixed", devices=2, workers=5),
         hidden_colour="dataset", augment=AugmentOptions(crop=256),
         patch=PatchOptions(kind="grid", segments=99), options=replace(TrainConfig("", Path()).options,
         cpcr_target="dense"),
@@ -70,8 +71,8 @@ def test_defaults_suit_the_machine(monkeypatch: pytest.MonkeyPatch, caplog: pyte
     assert parse([*BASE, "--crop", "96"]) == replace(small, augment=AugmentOptions(crop=96))
     assert parse([*BASE, "--backbone", "resnet38"]) == plain
     assert parse([*BASE, "--weights", "ilsvrc.params"]) == replace(plain, weights=Path("ilsvrc.params"))
-    chosen = replace(plain, backbone="resnet50", seed=3)
-    assert parse(BASE, lambda config: replace(config, backbone="resnet50", seed=3)) == chosen
+    chosen = replace_dotted(plain, {"backbone": "resnet50", "seed": 3})
+    assert parse(BASE, lambda config: replace_dotted(config, {"backbone": "resnet50", "seed": 3})) == chosen
     run = ["--data", "voc:somewhere", "--output", "runs/x", "--segment"]
     for words, backbone, crop in (([], "mobilenet_v2", 256), (["--backbone", "resnet38"], "resnet38", 448)):
         pipeline = parse_pipeline([*run, *words])
@@ -79,7 +80,7 @@ def test_defaults_suit_the_machine(monkeypatch: pytest.MonkeyPatch, caplog: pyte
         for training in (pipeline.train, pipeline.segment):
             assert (training.backbone, training.augment.crop) == (backbone, crop)
     assert parse_table(["table1", *BASE]).base.backbone == "mobilenet_v2"
-    assert parse_table(["table1", *BASE, "--backbone", "resnet38"]).base.batch_size == 4
+    assert parse_table(["table1", *BASE, "--backbone", "resnet38"]).base.loop.batch_size == 4
     assert parse_table(["table1", "--data", "demo:", "--output", "x"]).base.backbone == "resnet38_tiny"
 
 
@@ -87,8 +88,9 @@ def test_numbers_that_decide_over_results_are_these() -> None:
     """The recipes and defaults as README and paper state them; changed by hand, nothing else might notice."""
     options = MethodOptions()
     assert (options.warm_up, options.p_hidden, options.ohem, options.dropout) == (0.5, 0.5, 0.2, 0.5)
-    loop = TrainConfig(data="", output=Path())
-    assert loop.optimizer == OptimizerOptions(None, None, 5e-4, 0.9, 10.0) and loop.batch_size == 8
+    plain = TrainConfig(data="", output=Path())
+    assert plain.optimizer == OptimizerOptions(None, None, 5e-4, 0.9, 10.0) and plain.loop.batch_size == 8
+    assert SegmentConfig(data="", output=Path(), masks="").loop.batch_size == 10
     found = {kind.__name__: RECIPES[kind]["mobilenet_v2"] for kind in (TrainConfig, SegmentConfig, AffinityConfig)}
     assert found == {
         "TrainConfig": Recipe(lr=0.003, momentum=0.9, epochs=16),
@@ -171,7 +173,7 @@ def test_resume_takes_the_runs_settings(tmp_path: Path) -> None:
         patch=PatchOptions(kind="grid", grid_sides=(7, 8)),
     )
     RunFolder(tmp_path).create(stored, ("a",))
-    assert parse(["--resume", "--output", str(tmp_path)]) == replace(stored, resume=True)
+    assert parse(["--resume", "--output", str(tmp_path)]) == replace_dotted(stored, {"resume": True})
     assert parse(["--resume", f"--output={tmp_path}", "--lr", "1"]).optimizer.lr == 1
     with pytest.raises(DataError, match="no run here"):
         parse(["--resume", "--output", str(tmp_path / "other")])
@@ -185,8 +187,8 @@ def test_config_survives_json() -> None:
     assert config_from_dict(TrainConfig, json.loads(json.dumps(config_to_dict(config))), "x") == config
     with pytest.raises(DataError, match=r"here: key options.mapnorm: unknown setting"):
         config_from_dict(TrainConfig, {"options": {"mapnorm": 1}}, "here")
-    names = {f.name for kind in (TrainConfig, OptimizerOptions, DeviceOptions) for f in fields(kind)}
-    assert {name.partition(".")[0] for name in flat(config_to_dict(config))} == names - {"optimizer", "device"}
+    names = {f.name for kind in (TrainConfig, LoopOptions, OptimizerOptions, DeviceOptions) for f in fields(kind)}
+    assert {name.partition(".")[0] for name in flat(config_to_dict(config))} == names - {"loop", "optimizer", "device"}
 
 
 def test_records_after_the_checkpoint_go(tmp_path: Path) -> None:
