@@ -205,9 +205,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None = `sys.argv[1:]`.
 
     Returns:
-        The exit status: 0, 2 for an error that the message explains, 3 where some images could not be done (the
-        manifest says which and why; 0 with --allow-failures), 130 after Ctrl-C or SIGTERM, 141 where the reader
-        of a pipe has closed it.
+        The exit status: 0, 1 where `check-data` found problems, 2 for an error that the message explains, 3 where some
+        images could not be done (the manifest says which and why; 0 with --allow-failures), 130 after Ctrl-C or
+        SIGTERM, 141 where the reader of a pipe has closed it.
     """
     return piped(lambda: _main(list(sys.argv[1:] if argv is None else argv)))
 

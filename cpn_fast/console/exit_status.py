@@ -34,7 +34,9 @@ EXTRAS = {
     "jinja2": "cpn-fast[report]",
     "matplotlib": "cpn-fast[report]",
     "pycocotools": "cpn-fast[report]",
+    "pillow_heif": "cpn-fast[heic]",
     "pydantic": "cpn-fast[report]",
+    "python_calamine": "cpn-fast[xlsx]",
     "scipy": "cpn-fast[report]",
     "timm": "timm",
 }
@@ -51,15 +53,16 @@ def guarded(action: Callable[[], Any]) -> int:
     """Run `action` and turn what a user can mend into one line on stderr.
 
     Returns:
-        0 where it ended, 2 after a `DataError`, a missing optional package, a full disk or a missing permission, 130
-        after Ctrl-C or SIGTERM. Other exceptions pass: they are faults of the program and keep their traceback.
+        0 where it ended, 1 after `DataProblems`, 2 after another `DataError`, a missing optional package, a full disk or
+        a missing permission, 130 after Ctrl-C or SIGTERM. Other exceptions pass: they are faults of the program and
+        keep their traceback.
     """
     log_to_terminal()
     try:
         with _terminated_like_interrupted():
             action()
     except DataError as error:
-        return fail(str(error))
+        return fail(str(error), getattr(error, "status", EXIT_ERROR))
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("cpn_fast", "cpn_kernels", "cpn_export"):
             raise
@@ -118,10 +121,10 @@ def _reader_is_gone() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def fail(message: str) -> int:
+def fail(message: str, status: int = EXIT_ERROR) -> int:
     """Say an error in one line on stderr; returns the exit status for it."""
     sys.stderr.write("error: " + " ".join(message.split()) + "\n")
-    return EXIT_ERROR
+    return status
 
 
 def log_to_terminal() -> None:

@@ -12,3 +12,9 @@ class DataError(ValueError):
 
 class NonFiniteError(DataError):
     """Losses, gradients, weights or maps that hold NaN or infinity: a training has diverged."""
+
+
+class DataProblems(DataError):
+    """Data has been looked through, and what is wrong with it has been said: status 1."""
+
+    status = 1

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import (
     BmpImagePlugin,
+    DdsImagePlugin,
     GifImagePlugin,
     Image,
+    Jpeg2KImagePlugin,
     JpegImagePlugin,
+    PcxImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
+    PsdImagePlugin,
+    QoiImagePlugin,
+    SgiImagePlugin,
+    TgaImagePlugin,
     TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,
+    features,
 )
 
 from cpn_fast.files.errors import DataError
@@ -27,7 +36,10 @@ from cpn_fast.files.regular import open_regular
 DEFAULT_MAX_PIXELS = 80_000_000
 """Largest image that is read, in pixels (240 MB as RGB); just below the size at which Pillow itself starts to warn."""
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
+    + (".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".tga", ".psd", ".qoi", ".pcx", ".dds", ".sgi")
+)
 """File name endings, in lower case, by which `list_images` knows an image. A file named directly needs none of them."""
 
 # A closed list: Pillow also opens EPS, for which it would start Ghostscript on a stranger's file. Named through their
@@ -40,7 +52,16 @@ _FORMATS = (
     GifImagePlugin.GifImageFile.format,
     TiffImagePlugin.TiffImageFile.format,
     PpmImagePlugin.PpmImageFile.format,
+    Jpeg2KImagePlugin.Jpeg2KImageFile.format,
+    TgaImagePlugin.TgaImageFile.format,
+    PsdImagePlugin.PsdImageFile.format,
+    QoiImagePlugin.QoiImageFile.format,
+    PcxImagePlugin.PcxImageFile.format,
+    DdsImagePlugin.DdsImageFile.format,
+    SgiImagePlugin.SgiImageFile.format,
 )
+_HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis"))
+_SHOWN_FORMATS = "JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM, HEIC, AVIF and other formats"
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -150,7 +171,7 @@ def open_image(path: str | Path, max_pixels: int | None = DEFAULT_MAX_PIXELS) ->
     """Open with Pillow and turn whatever goes wrong, also while decoding in the block, into a `DataError`."""
     path = Path(path)
     try:
-        with open_regular(path) as file, Image.open(file, formats=_FORMATS) as image:
+        with open_regular(path) as file, Image.open(file, formats=_formats_of(file, path)) as image:
             if max_pixels is not None:
                 _check_pixels(image, path, max_pixels)
             yield image
@@ -192,9 +213,34 @@ def _unidentified(path: Path) -> str:
     with open_regular(path) as file:
         start = file.read(16)
     return (
-        f"{path}: not an image: it starts with {start!r} and none of {', '.join(_FORMATS)} begins so; "
+        f"{path}: not an image: it starts with {start!r} and none of {_SHOWN_FORMATS} begins so; "
         "convert it or remove it"
     )
+
+
+def _formats_of(file: BinaryIO, path: Path) -> Sequence[str]:
+    """The formats that a file may have: the closed list, or HEIC and AVIF, whose readers are loaded for them alone.
+
+    Raises:
+        DataError: where the reader is not installed.
+    """
+    start = file.read(12)
+    file.seek(0)
+    if start[4:8] != b"ftyp" or start[8:12] not in _HEIF_BRANDS:
+        return _FORMATS
+    return _register_heif(str(path), start[8:11] == b"avi")
+
+
+def _register_heif(path: str, avif: bool) -> Sequence[str]:
+    if avif and features.check("avif"):
+        return ("AVIF",)
+    try:
+        import pillow_heif
+    except ModuleNotFoundError:
+        kind, hint = ("AVIF", "a newer Pillow") if avif else ("HEIC", "pillow-heif")
+        raise DataError(f"{path}: {kind} needs {hint}: pip install 'cpn-fast[heic]', or save it as JPEG") from None
+    pillow_heif.register_heif_opener()
+    return ("HEIF", "AVIF") if features.check("avif") else ("HEIF",)
 
 
 def _orientation(image: Image.Image) -> int:

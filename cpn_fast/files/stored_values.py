@@ -32,8 +32,9 @@ def stored_values(image: Image.Image, where: str) -> NDArray[np.uint8] | None:
     Raises:
         DataError: for numbers that are no integers in 0..255, or that the file does not keep exactly (JPEG).
     """
-    if image.format in ("JPEG", "MPO"):
-        raise DataError(f"{where}: a JPEG does not keep the values of a mask exactly; save the mask as PNG")
+    if image.format in ("JPEG", "MPO", "JPEG2000", "AVIF", "HEIF"):
+        kind = image.format.replace("MPO", "JPEG")
+        raise DataError(f"{where}: a {kind} does not keep the values of a mask exactly; save the mask as PNG")
     if image.mode not in ("P", "L", "1", *_WIDE):
         return None
     undo = _undo(image, where)

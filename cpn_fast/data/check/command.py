@@ -7,25 +7,27 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from cpn_fast.data.check.estimates import Rates, estimate, measure_rates
+from cpn_fast.data.check.estimates import Rates, measure_rates
 from cpn_fast.data.check.labels import label_warnings, mask_warnings
 from cpn_fast.data.check.options import CheckConfig
+from cpn_fast.data.check.report import CheckReport, SplitCounts
+from cpn_fast.data.check.sharing import leaks, pairs, sharing_warnings
+from cpn_fast.data.check.tables import print_report
 from cpn_fast.data.sources.base import FileSource, Scan, check_same_size
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.unlabelled import none_labelled
 from cpn_fast.data.types import VOID, Record, Source
-from cpn_fast.files.errors import DataError
+from cpn_fast.files.errors import DataError, DataProblems
 
 _THREADS = min(16, 2 * (os.cpu_count() or 1))
-_UNITS = ("B", "kB", "MB", "GB")
+_SHOWN_ROWS = 3
 _TIMED_IMAGES = 3
 _TIMED_PIXELS = 1_000_000
 
@@ -49,48 +51,6 @@ class Inspection:
     mask_bytes: int = 0
     values: tuple[int, ...] = ()
     errors: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class SplitCounts:
-    """One split in numbers.
-
-    Attributes:
-        images: images listed and found.
-        labelled: images with image labels.
-        with_mask: images with a readable mask.
-        per_class: images per class, in the order of the source's classes.
-        sizes: (width, height) of every readable image.
-    """
-
-    images: int
-    labelled: int
-    with_mask: int
-    per_class: tuple[int, ...]
-    sizes: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """The outcome of `check_source`.
-
-    Attributes:
-        spec: the source.
-        classes: its foreground classes.
-        splits: split -> its numbers.
-        problems: everything that must be mended, each with file and, where there is one, line.
-        notes: what is no fault but may not be meant.
-        warnings: labels and masks from which nothing, or something else than was meant, is learned.
-        rates: measured costs per pixel; None where nothing was read.
-    """
-
-    spec: str
-    classes: tuple[str, ...]
-    splits: dict[str, SplitCounts]
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
-    warnings: tuple[str, ...] = ()
-    rates: Rates | None = field(default=None, compare=False)
 
 
 def check_source(
@@ -126,7 +86,10 @@ def check_source(
     notes += _copies(records, found) + _contradictions(source, records, found)
     trained = "train" if "train" in scans else next(iter(scans), "")
     warnings = label_warnings(source.classes, scans[trained].records, trained) if trained else []
+    warnings += sharing_warnings(source.classes, scans[trained].records, trained) if trained else []
     warnings += mask_warnings(source.classes, [(record, found[path].values) for path, record in records.items()])
+    digests = {path: inspection.digest for path, inspection in found.items()}
+    warnings += leaks({name: scan.records for name, scan in scans.items()}, digests)
     return CheckReport(
         spec=source.spec,
         classes=source.classes,
@@ -135,7 +98,27 @@ def check_source(
         notes=tuple(dict.fromkeys(notes)),
         warnings=tuple(warnings),
         rates=_rates(source, records, found) if measure else None,
+        description=source.description if isinstance(source, FileSource) else "",
+        preview=_preview(source, scans),
+        pairs=pairs(source.classes, list(records.values())),
     )
+
+
+def _preview(source: Source, scans: dict[str, Scan]) -> tuple[tuple[str, str, str, str, str], ...]:
+    """The first entries: where they stand, image, labels, split and mask, as they were understood."""
+    if not isinstance(source, FileSource):
+        return ()
+    splits: dict[str, list[str]] = {}
+    for name, scan in scans.items():
+        for record in scan.records:
+            splits.setdefault(record.id, []).append(name)
+    rows = []
+    for place, record in source.first(_SHOWN_ROWS, {name: scan.records for name, scan in scans.items()}):
+        labels = "not labelled" if record.labels is None else ", ".join(source.classes[n] for n in record.labels)
+        image = os.path.relpath(record.image_path, source.root)
+        mask = os.path.relpath(record.mask_path, source.root) if record.mask_path else "-"
+        rows.append((place, image, labels or "none of the classes", ", ".join(splits[record.id]), mask))
+    return tuple(rows)
 
 
 def _scan(source: Source, split: str) -> Scan:
@@ -259,6 +242,9 @@ def run_check(config: CheckConfig) -> CheckReport:
     Raises:
         DataError: after printing, if there are problems; or if the source cannot be read at all.
     """
+    if config.html is not None:
+        import jinja2  # noqa: F401  missing, it is better said before everything is read
+
     console = Console(stderr=True)
     source = open_source(config.data, config.max_pixels)
     columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -273,11 +259,16 @@ def run_check(config: CheckConfig) -> CheckReport:
     if config.strict:
         report = replace(report, problems=report.problems + report.warnings, warnings=())
     print_report(report, Console())
+    if config.html is not None:
+        from cpn_fast.data.check.page import write_page
+
+        write_page(config.html, report, source)
+        console.print(f"page: {config.html}", markup=False, highlight=False, soft_wrap=True)
     if lacking := what_is_missing():
         console.print(lacking, markup=False, highlight=False, soft_wrap=True)
     if report.problems:
         count = len(report.problems)
-        raise DataError(
+        raise DataProblems(
             f"{report.spec}: {count} problem{'s' if count > 1 else ''} (listed above); mend them and check again"
         )
     return report
@@ -290,72 +281,3 @@ def what_is_missing() -> str:
     from cpn_kernels import native_library
 
     return native_library.missing()
-
-
-def print_report(report: CheckReport, console: Console) -> None:
-    """Print tables of splits, classes and costs, then warnings, notes and every problem, one a line."""
-    console.print(_split_table(report))
-    if report.classes:
-        console.print(_class_table(report))
-    if report.rates:
-        console.print(_cost_table(report, report.rates))
-    notes = [*(f"warning: {line}" for line in report.warnings), *report.notes]
-    for title, lines in (("Notes", notes), ("Problems", report.problems)):
-        if lines:
-            console.print(f"{title} ({len(lines)}):")
-            for line in lines:
-                console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-    if not report.problems:
-        console.print("No problems found.")
-
-
-def _split_table(report: CheckReport) -> Table:
-    table = Table("split", title=report.spec)
-    for column in ("images", "with labels", "with mask", "smallest", "median", "largest"):
-        table.add_column(column, justify="right")
-    for name, counts in report.splits.items():
-        by_area = sorted(counts.sizes, key=lambda size: size[0] * size[1])
-        picked = (by_area[0], by_area[len(by_area) // 2], by_area[-1]) if by_area else ()
-        sizes = [f"{width} x {height}" for width, height in picked] or ["-"] * 3
-        table.add_row(name, str(counts.images), str(counts.labelled), str(counts.with_mask), *sizes)
-    return table
-
-
-def _class_table(report: CheckReport) -> Table:
-    table = Table("mask value", "class", title="images per class")
-    for name in report.splits:
-        table.add_column(name, justify="right")
-    for number, label in enumerate(report.classes):
-        counts = [str(split.per_class[number]) for split in report.splits.values()]
-        table.add_row(str(number + 1), label, *counts)
-    return table
-
-
-def _cost_table(report: CheckReport, rates: Rates) -> Table:
-    table = Table(
-        "split",
-        title=f"rough cost on this machine ({rates.device})",
-        caption="labelling: scales 0.5 1 1.5 2 with flips, backbone alone",
-    )
-    for column in ("superpixel cache", "masks", *(f"labelling, {name}" for name in rates.forward_seconds)):
-        table.add_column(column, justify="right")
-    for name, counts in report.splits.items():
-        cost = estimate(counts.sizes, rates)
-        cache = "not measured"
-        if cost.superpixel_seconds is not None and cost.superpixel_bytes is not None:
-            cache = f"{_bytes(cost.superpixel_bytes)}, {_duration(cost.superpixel_seconds)}"
-        times = [_duration(seconds) for seconds in cost.label_seconds.values()]
-        table.add_row(name, cache, _bytes(cost.label_bytes), *times)
-    return table
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _bytes(count: float) -> str:
-    power = min(3, max(1, (len(str(round(count))) - 1) // 3))
-    value = count / 1000**power
-    return f"{value:.0f} {_UNITS[power]}" if value >= 10 else f"{value:.1f} {_UNITS[power]}"

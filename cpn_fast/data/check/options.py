@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -15,13 +16,16 @@ class CheckConfig:
     """Options of `cpn check-data`.
 
     Attributes:
-        data: source, e.g. `voc:PATH`, `folder:PATH`, `classes:PATH`, `coco:PATH`, `demo:` or a bare path.
+        data: source: a bare path, or `KIND:PATH`, e.g. `folder:PATH`, `classes:PATH`, `voc:PATH`, `coco:PATH`,
+            `yolo:PATH`, `cvat:PATH`, `label-studio:PATH`.
         split: split to check; None = all of them.
         max_pixels: images with more pixels than this are a problem.
         strict: warnings are problems, too.
+        html: also write a page with sample pictures to this file.
     """
 
     data: Annotated[str, tyro.conf.Positional]
     split: str | None = None
     max_pixels: int = DEFAULT_MAX_PIXELS
     strict: bool = False
+    html: Path | None = None

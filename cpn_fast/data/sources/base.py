@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -99,6 +99,16 @@ class FileSource(ABC):
                 raise DataError(f"{self.spec}: no split {split!r}; it has {', '.join(self.splits()) or 'none'}")
             self._scans[split] = self._scan(split)
         return self._scans[split]
+
+    def first(self, count: int, splits: Mapping[str, Sequence[Record]]) -> list[tuple[str, Record]]:
+        """The first entries, with what they were read from, for `cpn check-data`.
+
+        Args:
+            count: how many.
+            splits: the records of every split that was scanned.
+        """
+        records = next(iter(splits.values()), ())
+        return [("", record) for record in records[:count]]
 
     def records(self, split: str) -> Sequence[Record]:
         """The split's records in a stable order.

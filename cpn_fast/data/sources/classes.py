@@ -73,6 +73,11 @@ class ClassFolderSource(FileSource):
         check_class_count(self._classes, str(root))
 
     @property
+    def description(self) -> str:
+        """The layout."""
+        return "a folder of images per class"
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The foreground classes: those of `classes.txt`, else the folders' names, sorted."""
         return self._classes

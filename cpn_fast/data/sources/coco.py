@@ -73,6 +73,11 @@ class CocoSource(FileSource):
         self._annotations: dict[Path, dict[str, tuple[ImageEntry, list[Drawn]]]] = {}
 
     @property
+    def description(self) -> str:
+        """The layout."""
+        return "COCO instances"
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The categories' names by ascending category id."""
         if self._categories is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -143,6 +144,13 @@ class ExportSource(FileSource):
             return None
         values = {self._value_of.get(normal(shape.name), 0) for shape in entry.shapes}
         return tuple(sorted(value - 1 for value in values if value))
+
+    def first(self, count: int, splits: Mapping[str, Sequence[Record]]) -> list[tuple[str, Record]]:
+        """The export's first images."""
+        records = {record.id: record for split in splits.values() for record in split}
+        entries = [entry for entry in self._export.entries if entry.id in records][:count]
+        root = self._export.root
+        return [(os.path.relpath(entry.file, root), records[entry.id]) for entry in entries]
 
     def read_mask(self, record: Record) -> np.ndarray | None:
         """The ground truth, uint8 [H, W], or None where there is none.

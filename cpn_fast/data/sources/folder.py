@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from cpn_fast.data.sources.base import FileSource, Problem, Scan, canonical
@@ -62,6 +63,7 @@ class FolderSource(FileSource):
         self._image_root = images if inside else self.root
         self._by_split: dict[str, list[Record]] | None = None
         self._problems: list[Problem] = []
+        self._rows: dict[str, LabelRow] = {}
 
     @property
     def description(self) -> str:
@@ -88,11 +90,19 @@ class FolderSource(FileSource):
             notes += (f"images without labels in {self._table.path}: {len(unlabelled)}, e.g. {unlabelled[0]}",)
         return Scan(tuple(by_split[split]), tuple(self._problems), notes)
 
+    def first(self, count: int, splits: Mapping[str, Sequence[Record]]) -> list[tuple[str, Record]]:
+        """The images of the table's first lines; without a table the first images."""
+        if self._table is None:
+            return super().first(count, splits)
+        records = {canonical(record.id): record for split in splits.values() for record in split}
+        lines = [(self._table.path.name, row.line, records[key]) for key, row in self._rows.items() if key in records]
+        return [(f"{name}, line {line}", record) for name, line, record in lines[:count]]
+
     def _sorted_out(self) -> dict[str, list[Record]]:
         """Records by split, worked out once; fills `_problems`."""
         if self._by_split is None:
             images = self._images_by_id()
-            rows = self._rows_by_id(images)
+            rows = self._rows = self._rows_by_id(images)
             splits: dict[str, list[Record]] = {}
             for name, image in sorted(images.items()):
                 row = rows.get(name)

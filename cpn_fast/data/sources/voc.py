@@ -78,6 +78,11 @@ class VocSource(FileSource):
             raise DataError(f"{self.root / 'ImageSets/Segmentation'}: no lists; expected train.txt, val.txt, ...")
 
     @property
+    def description(self) -> str:
+        """The layout."""
+        return "PASCAL VOC layout"
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The foreground classes: those of `classes.txt`, of `labelmap.txt`, else VOC's 20."""
         return self._classes

@@ -107,7 +107,7 @@ def test_command_fails_with_problems_and_prints_each_on_one_line(
     long_name = "very long name " * 10 + "[bold].png"
     with (folder / "labels.csv").open("a") as file:
         file.write(f"{long_name},cat,train\n")
-    assert main(["check-data", str(folder)]) == 2
+    assert main(["check-data", str(folder)]) == 1
     captured = capsys.readouterr()
     assert f"  {folder / 'labels.csv'}, line 6: image {long_name!r} is not in {folder}" in captured.out
     assert "1 problem (listed above)" in captured.err
