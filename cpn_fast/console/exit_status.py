@@ -53,8 +53,8 @@ def guarded(action: Callable[[], Any]) -> int:
     """Run `action` and turn what a user can mend into one line on stderr.
 
     Returns:
-        0 where it ended, 1 after `DataProblems`, 2 after another `DataError`, a missing optional package, a full disk or
-        a missing permission, 130 after Ctrl-C or SIGTERM. Other exceptions pass: they are faults of the program and
+        0 where it ended, 1 after `DataProblems`, 2 after another `DataError`, a missing optional package, a full disk
+        or a missing permission, 130 after Ctrl-C or SIGTERM. Other exceptions pass: they are faults of the program and
         keep their traceback.
     """
     log_to_terminal()

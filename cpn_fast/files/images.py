@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -218,7 +218,7 @@ def _unidentified(path: Path) -> str:
     )
 
 
-def _formats_of(file: BinaryIO, path: Path) -> Sequence[str]:
+def _formats_of(file: BinaryIO, path: Path) -> tuple[str, ...]:
     """The formats that a file may have: the closed list, or HEIC and AVIF, whose readers are loaded for them alone.
 
     Raises:
@@ -231,7 +231,7 @@ def _formats_of(file: BinaryIO, path: Path) -> Sequence[str]:
     return _register_heif(str(path), start[8:11] == b"avi")
 
 
-def _register_heif(path: str, avif: bool) -> Sequence[str]:
+def _register_heif(path: str, avif: bool) -> tuple[str, ...]:
     if avif and features.check("avif"):
         return ("AVIF",)
     try:
