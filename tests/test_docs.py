@@ -309,10 +309,15 @@ def test_the_guide_runs(photos: Path, capsys: pytest.CaptureFixture[str], monkey
         "masks-csv/labelmap.txt",
         "masks-csv.json",
         "masks-csv.zip",
+        "masks-studio.json.config.xml",
+        "masks-yolo/data.yaml",
+        "masks-voc-folder/labelmap.txt",
+        "runs/corrected/metrics.jsonl",
     ):
         assert (made / path).is_file(), path
     ids = sorted(path.relative_to(photos / "images").with_suffix("") for path in photos.rglob("*.jpg"))
     assert len(ids) == 4
-    for folder in ("masks-csv", "masks-crf", "masks-walk", "masks-onnx", "masks-int8", "predicted"):
+    corrected = ("masks-corrected", "masks-corrected-yolo", "predicted-corrected")
+    for folder in ("masks-csv", "masks-crf", "masks-walk", "masks-onnx", "masks-int8", "predicted", *corrected):
         masks = made / folder / "SegmentationClass"
         assert sorted(path.relative_to(masks).with_suffix("") for path in masks.rglob("*.png")) == ids

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from cpn_fast.files.atomic import atomic_path
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.lettering import draw_text, shortened, text_length
 from cpn_fast.files.mask_folder import MaskFolder
 from cpn_fast.files.masks import VOID, voc_palette
 
@@ -25,6 +26,7 @@ SHEET_NAME = "contact_sheet.png"
 NOTE = "least confident first; the number is the confidence, 0 to 1: how far the best class leads, over all pixels"
 
 _TEXT, _LINE, _SWATCH = 34, 20, 13
+_FONT_SIZE, _TEXT_LINE = 13, 16
 _GAP = 6
 _PAPER, _INK = (24, 24, 24), (230, 230, 230)
 
@@ -36,7 +38,7 @@ class SheetItem:
     Attributes:
         image: uint8 [H, W, 3].
         mask: uint8 [H, W], 0 background, 255 void.
-        title: two lines at most.
+        title: two lines at most; a longer one is shortened in its middle.
     """
 
     image: NDArray[np.uint8]
@@ -97,10 +99,11 @@ def write_contact_sheet(
     sheet = Image.new("RGB", (across, legend.height + rows * height + _GAP), _PAPER)
     sheet.paste(legend, (0, 0))
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=13)
     for index, item in enumerate(items):
         left, top = _GAP + index % columns * width, legend.height + _GAP + index // columns * height
-        draw.multiline_text((left, top), item.title, fill=_INK, font=font, spacing=2)
+        for number, line in enumerate(item.title.split("\n", 1)):
+            shown = shortened(line, _FONT_SIZE, width - 2 * _GAP)
+            draw_text(draw, (left, top + number * _TEXT_LINE), shown, _FONT_SIZE, _INK)
         image, mask = fit(item.image), fit(item.mask, nearest=True)
         sheet.paste(Image.fromarray(image), (left, top + _TEXT))
         sheet.paste(Image.fromarray(overlay(image, mask, palette)), (left + CELL + _GAP, top + _TEXT))
@@ -152,7 +155,6 @@ def _legend(
     items: Sequence[SheetItem], classes: Sequence[str], palette: NDArray[np.uint8], note: str, width: int
 ) -> Image.Image:
     """The note and the classes that the masks hold with their colours, in lines of the sheet's width."""
-    font = ImageFont.load_default(size=13)
     held = np.zeros(256, dtype=bool)
     for item in items:
         held[np.unique(item.mask)] = True
@@ -161,7 +163,7 @@ def _legend(
     named += [(np.full(3, 255, np.uint8), "void")] if classes and held[VOID] else []
     places, left, line = [], _GAP, 1 if note else 0
     for colour, name in named:
-        need = _SWATCH + _GAP + round(font.getlength(name)) + 3 * _GAP
+        need = _SWATCH + _GAP + round(text_length(name, _FONT_SIZE)) + 3 * _GAP
         if left + need > width and left > _GAP:
             left, line = _GAP, line + 1
         places.append((left, line, colour, name))
@@ -170,9 +172,9 @@ def _legend(
     legend = Image.new("RGB", (width, lines * _LINE + (_GAP if lines else 0)), _PAPER)
     draw = ImageDraw.Draw(legend)
     if note:
-        draw.text((_GAP, _GAP), note, fill=_INK, font=font)
+        draw_text(draw, (_GAP, _GAP), shortened(note, _FONT_SIZE, width - 2 * _GAP), _FONT_SIZE, _INK)
     for left, line, colour, name in places:
         top = _GAP + line * _LINE
         draw.rectangle((left, top, left + _SWATCH, top + _SWATCH), fill=tuple(int(part) for part in colour))
-        draw.text((left + _SWATCH + _GAP, top), name, fill=_INK, font=font)
+        draw_text(draw, (left + _SWATCH + _GAP, top), name, _FONT_SIZE, _INK)
     return legend
