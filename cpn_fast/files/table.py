@@ -112,8 +112,15 @@ def _decoded(path: Path, data: bytes, encoding: str) -> str:
 def _separator(text: str) -> str:
     """The separator that cuts the first line that is not blank into the most cells."""
     first = next((line for line in text.splitlines() if line.strip()), "")
-    counts = {mark: len(next(csv.reader([first], delimiter=mark), [])) for mark in _SEPARATORS}
+    counts = {mark: _count_cells(first, mark) for mark in _SEPARATORS}
     return max(counts, key=lambda mark: counts[mark])
+
+
+def _count_cells(line: str, separator: str) -> int:
+    try:
+        return len(next(csv.reader([line], delimiter=separator), []))
+    except csv.Error:
+        return 0  # said with its line when the file is read
 
 
 def _csv_rows(path: Path, text: str, separator: str, skipped: int) -> Iterator[tuple[int, Sequence[str]]]:

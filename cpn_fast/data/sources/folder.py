@@ -195,6 +195,8 @@ def find_table(root: Path) -> Path | None:
     Raises:
         DataError: where there are several.
     """
+    if not root.is_dir():
+        return None
     tables = sorted(
         path
         for path in root.iterdir()

@@ -56,9 +56,10 @@ def open_source(spec: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Sourc
 
 
 def _open(kind: str, path: Path, spec: str, max_pixels: int) -> Source:
-    if kind in EXPORTS or (kind == "coco" and not (path / "annotations").is_dir()):
+    from cpn_fast.data.sources.recognise import coco_elsewhere, export_path, module_of
+
+    if kind in EXPORTS or (kind == "coco" and coco_elsewhere(path)):
         from cpn_fast.data.sources.export import ExportSource
-        from cpn_fast.data.sources.recognise import export_path, module_of
 
         module = import_module(f"cpn_fast.data.sources.{EXPORTS.get(kind) or module_of(path)}")
         return ExportSource(export_path(kind, path), module.read, spec, max_pixels)

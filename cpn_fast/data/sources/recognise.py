@@ -69,6 +69,13 @@ def export_path(kind: str, path: Path) -> Path:
     return files[0]
 
 
+def coco_elsewhere(path: Path) -> bool:
+    """Whether COCO's instances are in one file, or as Roboflow has them, not in `annotations/instances_SPLIT.json`."""
+    if path.is_file() or any(path.glob("annotations/instances_*.json")):
+        return path.is_file()
+    return roboflow.recognises(path) or "coco" in _json_kinds(path).values()
+
+
 def module_of(path: Path) -> str:
     """The module that reads COCO's instances where they do not lie in `annotations/`."""
     return "roboflow" if path.is_dir() and roboflow.recognises(path) else "coco_export"

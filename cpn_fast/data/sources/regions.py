@@ -192,7 +192,7 @@ class Brush:
         return brush_values(self.code, height * width * 4).reshape(height, width, 4)[..., 3] > 0
 
 
-def brush_values(code: bytes, expected: int) -> NDArray[np.int64]:
+def brush_values(code: bytes, expected: int) -> NDArray[Any]:
     """Unpack the run lengths of `@thi.ng/rle-pack`, which Label Studio writes.
 
     Bits, the highest first: 32 for the number of values, 5 for the width of a value less 1, four times 4 for the widths
@@ -204,7 +204,7 @@ def brush_values(code: bytes, expected: int) -> NDArray[np.int64]:
         expected: how many values there must be.
 
     Returns:
-        int64 [expected].
+        uint8 [expected], int64 where values have more than 8 bits.
 
     Raises:
         ValueError: for anything else.
@@ -216,7 +216,7 @@ def brush_values(code: bytes, expected: int) -> NDArray[np.int64]:
         raise ValueError(f"its run lengths are of {count} values, expected {expected}")
     word = _number(bits[32:37]) + 1
     widths = [_number(bits[37 + 4 * index : 41 + 4 * index]) + 1 for index in range(4)]
-    values = np.zeros(expected, dtype=np.int64)
+    values: NDArray[Any] = np.zeros(expected, dtype=np.uint8 if word <= 8 else np.int64)  # four of a pixel
     weights = np.int64(1) << np.arange(word - 1, -1, -1, dtype=np.int64)
     place, filled = 53, 0
     while filled < expected:

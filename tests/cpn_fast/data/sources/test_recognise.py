@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,20 @@ def test_two_kinds_are_an_error_that_names_both(tmp_path: Path, files: Files, ki
     for kind in kinds:
         assert f"{kind}:{tmp_path} (" in str(error.value)
         assert open_source(f"{kind}:{tmp_path}").classes == ("cat",)
+
+
+def test_sources_travel_to_workers(tmp_path: Path) -> None:
+    source = open_source(write(tmp_path, YOLO))
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.records("all") == source.records("all") and copy.classes == source.classes
+
+
+def test_coco_of_any_name_in_annotations(tmp_path: Path) -> None:
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 1, "name": "cat"}],
+               "annotations": [{"id": 1, "image_id": 1, "category_id": 1}]}  # fmt: skip
+    root = write(tmp_path, {"annotations/all.json": content, "images/a.png": None})
+    for spec in (root, f"coco:{root}"):
+        assert [record.labels for record in open_source(spec).records("all")] == [(0,)]
 
 
 def test_other_files_do_not_matter(tmp_path: Path) -> None:
