@@ -200,7 +200,7 @@ def find_table(root: Path) -> Path | None:
     tables = sorted(
         path
         for path in root.iterdir()
-        if path.suffix.lower() in TABLE_SUFFIXES and not path.name.startswith((".", "~$")) and path.is_file()
+        if path.suffix.lower() in TABLE_SUFFIXES and not path.name.startswith((".", "~$")) and not path.is_dir()
     )
     csvs = [path for path in tables if path.suffix.lower() in CSV_SUFFIXES]
     for few in ([path for path in csvs if path.stem == "labels"], csvs, tables):
