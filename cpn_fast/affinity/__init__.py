@@ -1,1 +1,1 @@
-"""AffinityNet as a stage: what it learns from, its training, and the walk that it is for."""
+"""AffinityNet: what it learns from, its training, and the walk that it is for."""

@@ -50,7 +50,7 @@ def crop_labels(low: NDArray[np.uint8], high: NDArray[np.uint8], geometry: Geome
     """Labels of a crop, by channel: scores go where the image went (nearest neighbour), then `affinity_labels`.
 
     Args:
-        low: uint8 [C, h, w] over the whole image, scores in 1/255 with a low background power, background first.
+        low: uint8 [C, h, w] over the whole image, scores in 1/255 with a low background exponent, background first.
         high: the same with a high one.
         geometry: of the crop; its padding has no score.
         stride: pixels per grid cell.

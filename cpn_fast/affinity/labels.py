@@ -1,4 +1,4 @@
-"""What AffinityNet learns from: dense CRF scores of every image, with a low and with a high background power.
+"""What AffinityNet learns from: dense CRF scores of every image, with a low and with a high background exponent.
 
 A run keeps them beside its weights, in `labels/`: `low/SoftMaps/ID.npz` and `high/SoftMaps/ID.npz`, background first.
 """
@@ -33,7 +33,7 @@ from cpn_fast.files.max_side import reduce_image
 from cpn_fast.files.output_folder import MANIFEST_NAME, SETTINGS_NAME, raise_io_errors_as, read_settings
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.files.soft_maps import SoftMaps, write_soft_maps
-from cpn_fast.models.affinity_labels import background_powers
+from cpn_fast.models.affinity_labels import background_exponents
 from cpn_fast.refine.crf import Background, as_probabilities, background_scores, crf_probabilities
 from cpn_fast.refine.labelled_folder import LabelledFolder
 from cpn_kernels.ops.dense_crf import AFFINITY_LABELS
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 INDEX_NAME = "index.json"
 POWERS = ("low", "high")
 
-_SCORE_BYTES = 0.8  # of both powers, per pixel of the image on disk, generous: images of coco_mini came to 0.4
+_SCORE_BYTES = 0.8  # of both exponents, per pixel of the image on disk, generous: images of coco_mini came to 0.4
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class LabelStore:
     path: Path
 
     def scores(self, image_id: str) -> tuple[Path, Path]:
-        """Files of the scores with low and with high background power."""
+        """Files of the scores with low and with high background exponent."""
         low, high = (MaskFolder.at(self.path / power).soft_path(image_id) for power in POWERS)
         return low, high
 
@@ -115,7 +115,7 @@ class AffinityLabelJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
 
     Attributes:
         folder: the labelling.
-        powers: low and high background power.
+        exponents: low and high background exponent.
     """
 
     verb: ClassVar[str] = "make affinity labels of"
@@ -124,7 +124,7 @@ class AffinityLabelJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
     waits: ClassVar[bool] = True  # the processes of one training: the first makes the labels, the others find them
 
     folder: LabelledFolder
-    powers: tuple[float, float]
+    exponents: tuple[float, float]
 
     @property
     def store(self) -> LabelStore:
@@ -146,8 +146,8 @@ class AffinityLabelJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
         return pixels * _SCORE_BYTES + 2 * FILE_BYTES * len(todo)
 
     def about(self) -> str:
-        """The background powers."""
-        return "background powers {:.3g} and {:.3g}".format(*self.powers)
+        """The background exponents."""
+        return "background exponents {:.3g} and {:.3g}".format(*self.exponents)
 
     def threads(self) -> AbstractContextManager[object]:
         """The CRFs of several images share the cores."""
@@ -168,8 +168,8 @@ class AffinityLabelJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
         view = np.array(reduce_image(image, max(soft.maps.shape[1:])))
         values = np.concatenate([[0], soft.classes]).astype(np.uint8)
         with raise_io_errors_as(self.output, f"the labels of {image_id}"):
-            for path, power in zip(self.store.scores(image_id), self.powers, strict=True):
-                scores = background_scores(soft.maps, Background("power", power))
+            for path, exponent in zip(self.store.scores(image_id), self.exponents, strict=True):
+                scores = background_scores(soft.maps, Background("power", exponent))
                 refined = crf_probabilities(image_id, view, as_probabilities(scores), AFFINITY_LABELS)
                 write_soft_maps(path, SoftMaps(values, refined[0].numpy(), soft.size))
         return {
@@ -198,7 +198,7 @@ def make_affinity_labels(config: AffinityConfig, path: Path, progress: Progress 
     """Make what is missing of a run's labels. Several processes at once wait for one another.
 
     Args:
-        config: which labelling, and the background powers.
+        config: which labelling, and the background exponents.
         path: folder of the labels.
         progress: where plan and bar are shown.
 
@@ -207,11 +207,11 @@ def make_affinity_labels(config: AffinityConfig, path: Path, progress: Progress 
     """
     folder = LabelledFolder.open(config.masks, config.data)
     folder.need_soft_maps()
-    powers = _powers(config, folder)
-    settings = _settings(folder, powers)
+    exponents = _exponents(config, folder)
+    settings = _settings(folder, exponents)
     jobs = AffinityLabelJobs(
         output=path, items=folder.entries, settings=settings, data=str(folder.path), workers=available_cores(),
-        overwrite=_made_otherwise(path, settings), folder=folder, powers=powers,
+        overwrite=_made_otherwise(path, settings), folder=folder, exponents=exponents,
     )  # fmt: skip
     run_jobs(jobs, progress)
     known = Manifest(path / MANIFEST_NAME).entries()
@@ -222,16 +222,16 @@ def make_affinity_labels(config: AffinityConfig, path: Path, progress: Progress 
     return AffinityLabels(folder.classes, ok)
 
 
-def _powers(config: AffinityConfig, folder: LabelledFolder) -> tuple[float, float]:
+def _exponents(config: AffinityConfig, folder: LabelledFolder) -> tuple[float, float]:
     try:
-        return background_powers(folder.beta(config.beta), config.low_share, config.high_share)
+        return background_exponents(folder.beta(config.beta), config.low_share, config.high_share)
     except ValueError as error:
         raise DataError(f"--beta, --low-share, --high-share: {error}") from error
 
 
-def _settings(folder: LabelledFolder, powers: tuple[float, float]) -> dict[str, Any]:
+def _settings(folder: LabelledFolder, exponents: tuple[float, float]) -> dict[str, Any]:
     """What decides the scores beside the maps, JSON-able."""
-    low, high = powers
+    low, high = exponents
     about = {"classes": list(folder.classes), "low_power": low, "high_power": high}
     return {**about, **asdict(AFFINITY_LABELS), **folder.about()}
 

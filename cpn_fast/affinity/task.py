@@ -1,4 +1,4 @@
-"""Training of AffinityNet, as a stage of the common loop."""
+"""Training of AffinityNet, as a task of the common loop."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class AffinityTask(TrainingTask[AffinityConfig]):
         missing = [str(path) for path in paths if not Path(path).is_file()]
         if missing:
             raise DataError(
-                f"{missing[0]}: not there ({len(missing)} of {len(paths)} images that the run learns from are gone); "
+                f"{missing[0]}: not found ({len(missing)} of {len(paths)} images that the run learns from are gone); "
                 "put them back, or start a new run in another --output, which leaves them out"
             )
 

@@ -1,4 +1,4 @@
-"""Validation curves of AffinityNet: mIoU of a fixed subset's masks before and after the walk, and pictures of some."""
+"""Validation metrics of AffinityNet: mIoU of a fixed subset's masks before and after the walk, and pictures of some."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class WalkValidator:
 
 
 def create_walk_validator(config: AffinityConfig, image_ids: Sequence[str]) -> WalkValidator | None:
-    """The curves of a run: `val_images` images spread evenly over those that have ground truth in `data`.
+    """The validator of a run: `val_images` images spread evenly over those that have ground truth in `data`.
 
     Images and maps are scaled to the middle of `augment`'s range of long sides, as training shows them.
 
@@ -120,12 +120,12 @@ def create_walk_validator(config: AffinityConfig, image_ids: Sequence[str]) -> W
     records = {record.id: record for split in source.splits() for record in source.records(split)}
     masked = [record for record in records.values() if record.id in known and record.mask_path is not None]
     if not masked:
-        log.warning("no validation curves: no image that is trained on has a mask in %s", config.data)
+        log.warning("no validation metrics: no image that is trained on has a mask in %s", config.data)
         return None
     try:
         folder = LabelledFolder.open(config.masks, config.data)
     except DataError as error:
-        log.warning("no validation curves: %s", error)
+        log.warning("no validation metrics: %s", error)
         return None
     mapping = ClassMapping.between(source.classes, folder.classes)
     background = Background("power", alpha_of_beta(folder.beta(config.beta)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cpn_fast.api.images import ImageLabeller
 from cpn_fast.api.model import ModelKind
 from cpn_fast.config.refine import Refine
-from cpn_fast.config.training import STAGES, TrainingConfig
+from cpn_fast.config.training import TRAINING_CONFIGS, TrainingConfig
 from cpn_fast.data.types import Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.jobs import JobSummary
@@ -35,7 +35,7 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.folder = RunFolder(path)
-        self._stage = self.folder.stage
+        self._task = self.folder.task
 
     def __repr__(self) -> str:
         """Path and kind."""
@@ -49,7 +49,7 @@ class Run:
     @property
     def kind(self) -> ModelKind:
         """What the network gives."""
-        return KINDS[self._stage]
+        return KINDS[self._task]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -59,7 +59,7 @@ class Run:
     @property
     def config(self) -> TrainingConfig:
         """The settings of the training."""
-        return self.folder.config_of(STAGES[self._stage])
+        return self.folder.config_of(TRAINING_CONFIGS[self._task])
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

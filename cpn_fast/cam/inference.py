@@ -33,10 +33,10 @@ class Prediction:
         record: which image.
         image: uint8 [H, W, 3].
         mask: ground truth uint8 [H, W] in the network's classes, None without.
-        labels: bool [K], the classes in force.
+        labels: bool [K], the active classes.
         given: bool [K], the image's own labels; None where the network's scores stood in.
         scores: float32 [K], class probabilities.
-        classes: int [P], the foreground classes 0..K-1 that the maps hold, ascending: those in force.
+        classes: int [P], the foreground classes 0..K-1 that the maps hold, ascending: the active ones.
         maps: (map, scale name) -> float32 [P, h, w] normalised to 0..1, at the size the network saw; a class that is
             not in `classes` is zero everywhere.
     """
@@ -51,7 +51,7 @@ class Prediction:
     maps: Mapping[tuple[MapName, str], NDArray[np.float32]]
 
     def at_image_size(self, name: MapName, scale: str = MULTI) -> NDArray[np.float32]:
-        """The maps of the classes in force, float32 [P, H, W]."""
+        """The maps of the active classes, float32 [P, H, W]."""
         return enlarge(self.maps[name, scale], *self.image.shape[:2])
 
     def best(self, name: MapName, scale: str = MULTI) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
@@ -79,7 +79,7 @@ def open_labeller(
         options: how its maps are made.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
         beta: background score of the mask, 0..1.
-        threshold: class probability above which a class stands in for missing labels.
+        threshold: class probability above which a class counts as present where labels are missing.
         compiled: torch.compile the network, once for all image sizes.
 
     Raises:

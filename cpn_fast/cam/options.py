@@ -69,7 +69,7 @@ class LabelConfig:
         affinity_power: exponent of the affinities of refinement.
         maps: which maps make the mask; auto = RCAM where there is refinement, else CAM.
         max_side: longer images are reduced to this long side in pixels first, and the mask enlarged back.
-        threshold: class probability above which a class stands in for missing image labels (the best one always does).
+        threshold: class probability above which a class counts as present without image labels (the best always does).
         use_labels: False ignores image labels.
         soft_maps: also write the class maps, compact, to SoftMaps/ID.npz.
         shard: `i/n` labels the i-th of n parts.

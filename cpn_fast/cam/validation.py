@@ -1,4 +1,4 @@
-"""Validation curves: mIoU of CAM and RCAM and the classifier's mAP on a fixed subset, and pictures of a few images."""
+"""Validation metrics: mIoU of CAM and RCAM and the classifier's mAP on a fixed subset, and pictures of a few images."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class CamValidator:
 
 
 def create_validator(source: Source, config: TrainConfig, train_records: Sequence[Record]) -> CamValidator | None:
-    """The curves of a run: `val_images` images spread evenly over the validation split, those with masks if any.
+    """The validator of a run: `val_images` images spread evenly over the validation split, those with masks if any.
 
     Without a validation split they are training images.
 
@@ -111,10 +111,10 @@ def create_validator(source: Source, config: TrainConfig, train_records: Sequenc
     split = config.val_split or ("val" if "val" in source.splits() else None)
     records = [r for r in (source.records(split) if split else train_records) if r.labels is not None]
     if not records:
-        log.warning("no validation curves: no image of %s has labels; name another split with --val-split", split)
+        log.warning("no validation metrics: no image of %s has labels; name another split with --val-split", split)
         return None
     if not split:
-        log.warning("no validation split: the curves are of training images")
+        log.warning("no validation split: the validation metrics are of training images")
     return CamValidator(source, spread_evenly(records, config.loop.val_images), config)
 
 

@@ -54,8 +54,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "refine": Command(
         "refine masks by random walk, dense CRF",
-        "cpn_fast.refine.options:PostprocessConfig",
-        "cpn_fast.refine.command:run_postprocess",
+        "cpn_fast.refine.options:RefineConfig",
+        "cpn_fast.refine.command:run_refine",
     ),
     "evaluate": Command(
         "score masks or a run against ground truth",

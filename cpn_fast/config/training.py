@@ -237,7 +237,7 @@ class TrainingConfig:
         data: source, e.g. `voc:PATH`, `folder:PATH`, `classes:PATH`, `coco:PATH`, `demo:` or a bare path.
         output: run folder.
         split: split to train on.
-        val_split: split with masks for the curves of mIoU; None = the source's `val` where it exists.
+        val_split: split with masks for the validation metrics; None = the source's `val` where it exists.
         backbone: resnet38, resnet50, mobilenet_v2, mobilenet_v2_stride8, efficientnet_lite2,
             efficientnet_lite2_stride8, resnet38_tiny; or timm:NAME, a network of timm; or package.module:function,
             which returns a network of one's own.
@@ -331,15 +331,15 @@ class AffinityConfig(TrainingConfig):
 
     Attributes:
         masks: folder that `cpn label --soft-maps` wrote; all its images are trained on.
-        data: source in which the images are found by their ids, and their masks for the curves; empty = images where
-            they were when they were labelled, and no curves.
+        data: source in which the images are found by their ids, and their masks for the validation metrics; empty =
+            images where they were when they were labelled, and no such metrics.
         split: not used.
         val_split: not used.
-        beta: best background score of the labelled maps, between 0 and 1, which the two background powers of the
+        beta: best background score of the labelled maps, between 0 and 1, which the two background exponents of the
             labels bracket; None = the labelling's.
-        low_share: low background power, as a share of the one that decides as beta does, below 1: what foreground it
+        low_share: low background exponent, as a share of the one that decides as beta does, below 1: what foreground it
             leaves is certain.
-        high_share: high background power, as a share of the same, above 1: what background it leaves is certain.
+        high_share: high background exponent, as a share of the same, above 1: what background it leaves is certain.
     """
 
     masks: Annotated[Path, tyro.conf.Positional]
@@ -351,7 +351,11 @@ class AffinityConfig(TrainingConfig):
     high_share: float = 4.0
 
 
-STAGES: dict[str, type[TrainingConfig]] = {"train": TrainConfig, "affinity": AffinityConfig, "segment": SegmentConfig}
+TRAINING_CONFIGS: dict[str, type[TrainingConfig]] = {
+    "train": TrainConfig,
+    "affinity": AffinityConfig,
+    "segment": SegmentConfig,
+}
 """Kind of training -> its settings; a run's config.json says which."""
 
 C = TypeVar("C", bound=TrainingConfig)

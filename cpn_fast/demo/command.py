@@ -29,7 +29,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import read_mask
 from cpn_fast.pipeline.command import run_pipeline
 from cpn_fast.pipeline.plan import NOWHERE, PipelineConfig
-from cpn_fast.refine.options import PostprocessConfig
+from cpn_fast.refine.options import RefineConfig
 from cpn_fast.report.options import ReportConfig
 from cpn_fast.scoring.options import EvaluateConfig
 from cpn_fast.segment.options import SegmentEvaluateConfig
@@ -129,7 +129,7 @@ def full_pipeline(config: DemoConfig, weights: Path) -> PipelineConfig:
         train=replace_dotted(train, given),
         label=LabelConfig(NOWHERE, "", NOWHERE, scales=SCALES),
         affinity=replace_dotted(affinity, given),
-        refine=PostprocessConfig(NOWHERE, NOWHERE, crf=True),
+        refine=RefineConfig(NOWHERE, NOWHERE, crf=True),
         segment=replace_dotted(segment, given),
         evaluate=SegmentEvaluateConfig(NOWHERE, "", scales=SEGMENT_SCALES, crf=True),
     )

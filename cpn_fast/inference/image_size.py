@@ -6,7 +6,7 @@ import logging
 import statistics
 from collections.abc import Sequence
 
-from cpn_fast.config.training import STAGES
+from cpn_fast.config.training import TRAINING_CONFIGS
 from cpn_fast.data.sources.spread import spread
 from cpn_fast.data.types import Record
 from cpn_fast.files.errors import DataError
@@ -35,7 +35,7 @@ def warn_of_size(run: RunFolder, records: Sequence[Record], max_side: int) -> No
             sides.append(min(max_side, max(image_size(record.image_path))))
         except DataError:
             continue
-    largest = run.config_of(STAGES[run.stage]).augment.resize_range()[1]
+    largest = run.config_of(TRAINING_CONFIGS[run.task]).augment.resize_range()[1]
     if sides and statistics.median(sides) > TOLERATED * largest:
         log.warning(
             "%s was trained on images of at most %d pixels, these have %d: objects are larger here than it knows them; "

@@ -11,13 +11,13 @@ from torch.nn import functional as F
 from cpn_fast.models.affinity_net import VOID
 
 LOW_SHARE, HIGH_SHARE = 2 / 3, 4.0
-"""Low and high background power as shares of the best one: SEAM's 4 and 24 beside its 6."""
+"""Low and high background exponent as shares of the best one: SEAM's 4 and 24 beside its 6."""
 
 _NO_SCORE = 1e-5
 
 
 def alpha_of_beta(beta: float) -> float:
-    """The background power whose threshold is `beta`: foreground wins where y > (1 - y) ** alpha, that is y > beta.
+    """The background exponent whose threshold is `beta`: foreground wins where y > (1 - y) ** alpha, that is y > beta.
 
     Args:
         beta: background score, in (0, 1).
@@ -33,31 +33,31 @@ def alpha_of_beta(beta: float) -> float:
     return math.log(beta) / math.log1p(-beta)
 
 
-def background_powers(beta: float, low: float = LOW_SHARE, high: float = HIGH_SHARE) -> tuple[float, float]:
-    """Low and high background power around the best background score of a run.
+def background_exponents(beta: float, low: float = LOW_SHARE, high: float = HIGH_SHARE) -> tuple[float, float]:
+    """Low and high background exponent around the best background score of a run.
 
-    The low power makes background strong, so what foreground is left is certain; the high one the other way round.
+    The low exponent makes background strong, so what foreground is left is certain; the high one the other way round.
 
     Args:
         beta: the best background score of the sweep, or the one that was given; in (0, 1).
-        low: low power as a share of that score's own, in (0, 1).
-        high: high power as a share of it, above 1.
+        low: low exponent as a share of that score's own, in (0, 1).
+        high: high exponent as a share of it, above 1.
 
     Raises:
         ValueError: for values outside of these ranges.
     """
     if not 0 < low < 1 < high:
-        raise ValueError(f"low is {low}, high is {high}; expected 0 < low < 1 < high, for they bracket the best power")
+        raise ValueError(f"low is {low}, high is {high}; expected 0 < low < 1 < high: they bracket the best exponent")
     alpha = alpha_of_beta(beta)
     return low * alpha, high * alpha
 
 
-def with_background_power(foreground: Tensor, alpha: float) -> Tensor:
+def with_background_exponent(foreground: Tensor, alpha: float) -> Tensor:
     """Put the background (1 - max_c Y^c) ** alpha before the foreground maps.
 
     Args:
         foreground: normalised maps Y, float [B, K, H, W] in [0, 1], K >= 1.
-        alpha: background power > 0.
+        alpha: background exponent > 0.
 
     Returns:
         float [B, K + 1, H, W], background at channel 0.
@@ -67,16 +67,16 @@ def with_background_power(foreground: Tensor, alpha: float) -> Tensor:
 
 
 def affinity_labels(low: Tensor, high: Tensor, stride: int, void: int = VOID) -> Tensor:
-    """Labels on the network's grid from scores with a low and with a high background power.
+    """Labels on the network's grid from scores with a low and with a high background exponent.
 
     Scores are averaged over each cell of the grid, of what the image has of it. A cell whose best class is foreground
-    by the low power gets that class; one that is background by the high power is background, whatever the low power
-    says; the others are void, and so are cells without any score, such as padding of a crop.
+    by the low exponent gets that class; one that is background by the high exponent is background, whatever the low
+    exponent says; the others are void, and so are cells without any score, such as padding of a crop.
 
     Args:
         low: scores, such as a dense CRF's, float [B, C, H, W] >= 0 with background at channel 0 and class c at
-            channel c, made with the low background power. 0 in all channels = no score.
-        high: the same with the high background power.
+            channel c, made with the low background exponent. 0 in all channels = no score.
+        high: the same with the high background exponent.
         stride: side of a grid cell in pixels >= 1.
         void: label of what is not known; not below C.
 

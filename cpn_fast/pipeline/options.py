@@ -17,7 +17,7 @@ from cpn_fast.config.export import ExportConfig
 from cpn_fast.config.training import AffinityConfig, MethodName, SegmentConfig, TrainConfig, replace_dotted
 from cpn_fast.files.errors import DataError
 from cpn_fast.pipeline.plan import DEFAULT_SPLIT, NOWHERE, PipelineConfig
-from cpn_fast.refine.options import PostprocessConfig
+from cpn_fast.refine.options import RefineConfig
 from cpn_fast.segment import options as segment_options
 from cpn_fast.segment.options import SegmentEvaluateConfig
 
@@ -138,8 +138,8 @@ def _affinity(options: PipelineOptions) -> AffinityConfig:
     return affinity_options.parse(_training_words(options, options.affinity, "--affinity"), recipe)
 
 
-def _refine(options: PipelineOptions) -> PostprocessConfig:
-    default = PostprocessConfig(NOWHERE, NOWHERE, crf="crf" in options.refine)
+def _refine(options: PipelineOptions) -> RefineConfig:
+    default = RefineConfig(NOWHERE, NOWHERE, crf="crf" in options.refine)
     return _parsed(default, options.postprocess, "--postprocess", "refine")
 
 

@@ -11,7 +11,7 @@ from cpn_fast.config.display import command_text
 from cpn_fast.config.export import ExportConfig
 from cpn_fast.config.serialise import config_to_dict, flat
 from cpn_fast.config.training import AffinityConfig, SegmentConfig, TrainConfig, replace_dotted
-from cpn_fast.refine.options import PostprocessConfig
+from cpn_fast.refine.options import RefineConfig
 from cpn_fast.runs.folder import FREE_ON_RESUME
 from cpn_fast.scoring.options import EvaluateConfig
 from cpn_fast.segment.options import SegmentEvaluateConfig
@@ -50,7 +50,7 @@ class PipelineConfig:
     train: TrainConfig
     label: LabelConfig = field(default_factory=lambda: LabelConfig(NOWHERE, "", NOWHERE))
     affinity: AffinityConfig | None = None
-    refine: PostprocessConfig | None = field(default_factory=lambda: PostprocessConfig(NOWHERE, NOWHERE, crf=True))
+    refine: RefineConfig | None = field(default_factory=lambda: RefineConfig(NOWHERE, NOWHERE, crf=True))
     segment: SegmentConfig | None = None
     evaluate: SegmentEvaluateConfig = field(default_factory=lambda: SegmentEvaluateConfig(NOWHERE, ""))
     export: ExportConfig = field(default_factory=lambda: ExportConfig(NOWHERE, NOWHERE))
@@ -177,7 +177,7 @@ def _score_masks(name: str, stage: str, config: PipelineConfig) -> Stage:
     return Stage(name, "evaluate", evaluation, (scored,), needs=(stage,), reads=(split,), truth=True, scores=scored)
 
 
-def _refining_stages(config: PipelineConfig, refine: PostprocessConfig, truth: bool) -> list[Stage]:
+def _refining_stages(config: PipelineConfig, refine: RefineConfig, truth: bool) -> list[Stage]:
     out, split = config.output, config.train.split
     masks, refined = out / "masks", out / "masks-refined"
     stages: list[Stage] = []

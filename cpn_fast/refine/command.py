@@ -18,7 +18,7 @@ from cpn_fast.models.affinity_labels import alpha_of_beta
 from cpn_fast.refine.crf import Background, CrfStep
 from cpn_fast.refine.image import SOFT_BETA, InitialScores, RefineJobs, RefinementStep, step_settings
 from cpn_fast.refine.labelled_folder import LabelledFolder
-from cpn_fast.refine.options import BackgroundRule, PostprocessConfig
+from cpn_fast.refine.options import BackgroundRule, RefineConfig
 from cpn_fast.refine.random_walk import WalkStep
 from cpn_fast.runs.digest import weights_digest
 from cpn_fast.runs.folder import RunFolder
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class PostprocessSummary(JobSummary):
+class RefineSummary(JobSummary):
     """What a refinement did.
 
     Attributes:
@@ -39,7 +39,7 @@ class PostprocessSummary(JobSummary):
     changed: float = math.nan
 
 
-def run_postprocess(config: PostprocessConfig, progress: Progress = SILENT) -> PostprocessSummary:
+def run_refine(config: RefineConfig, progress: Progress = SILENT) -> RefineSummary:
     """Refine a folder of masks.
 
     Args:
@@ -59,10 +59,10 @@ def run_postprocess(config: PostprocessConfig, progress: Progress = SILENT) -> P
     changed = sum(entry["changed"] for entry in summary.done) / summary.written if summary.written else math.nan
     text = f"{summary.written} masks written to {jobs.written.masks}"
     progress.say(text + (f"; {100 * changed:.1f}% of their pixels got another label" if summary.written else ""))
-    return PostprocessSummary(**vars(summary), changed=changed)
+    return RefineSummary(**vars(summary), changed=changed)
 
 
-def _jobs(config: PostprocessConfig) -> RefineJobs:
+def _jobs(config: RefineConfig) -> RefineJobs:
     crf = _check_options(config)
     folder = LabelledFolder.open(config.masks, config.data)
     if not config.hard:
@@ -86,7 +86,7 @@ def _warn(jobs: RefineJobs) -> None:
         log.warning("%s", without)
 
 
-def _check_options(config: PostprocessConfig) -> Settings | None:
+def _check_options(config: RefineConfig) -> Settings | None:
     """The numbers of the CRF, preset and overrides together (None = no CRF), after a look at all options."""
     if not config.crf and config.random_walk is None:
         raise DataError(
@@ -111,11 +111,11 @@ def _check_options(config: PostprocessConfig) -> Settings | None:
     return crf if config.crf else None
 
 
-def _rule(config: PostprocessConfig) -> BackgroundRule:
+def _rule(config: RefineConfig) -> BackgroundRule:
     return config.background or ("constant" if config.random_walk is None else "power")
 
 
-def _background(config: PostprocessConfig, folder: LabelledFolder) -> Background | None:
+def _background(config: RefineConfig, folder: LabelledFolder) -> Background | None:
     """What stands against the soft maps; None for hard masks."""
     if config.hard:
         return None
@@ -125,11 +125,11 @@ def _background(config: PostprocessConfig, folder: LabelledFolder) -> Background
     if _rule(config) == "constant":
         return Background("constant", beta)
     if not 0 < beta < 1:
-        raise DataError(f"beta {beta}: no power decides as it does; expected one between 0 and 1, or give --alpha")
+        raise DataError(f"beta {beta}: no exponent decides as it does; expected one between 0 and 1, or give --alpha")
     return Background("power", alpha_of_beta(beta))
 
 
-def _steps(config: PostprocessConfig, crf: Settings | None) -> tuple[RefinementStep, ...]:
+def _steps(config: RefineConfig, crf: Settings | None) -> tuple[RefinementStep, ...]:
     steps: list[RefinementStep] = []
     if config.random_walk is not None:
         trained = RunFolder(config.random_walk)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.max_side import enlarge
-from cpn_fast.models.affinity_labels import with_background_power
+from cpn_fast.models.affinity_labels import with_background_exponent
 from cpn_fast.refine.options import BackgroundRule
 from cpn_kernels.ops.dense_crf import Settings, dense_crf
 
@@ -24,7 +24,7 @@ class Background:
     Attributes:
         rule: "constant": the score `value` everywhere, as in the mask's argmax; "power": (1 - max) ** `value`, which
             grows where no class is seen.
-        value: the score beta or the power alpha.
+        value: the score beta or the exponent alpha.
     """
 
     rule: BackgroundRule
@@ -48,7 +48,7 @@ def background_scores(maps: NDArray[np.float32], background: Background) -> Tens
     if not len(maps):
         return torch.ones((1, 1, *maps.shape[1:]))
     if background.rule == "power":
-        return with_background_power(foreground, background.value)
+        return with_background_exponent(foreground, background.value)
     constant = torch.full_like(foreground[:, :1], background.value)
     return torch.cat([constant, foreground], dim=1)
 

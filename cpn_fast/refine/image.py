@@ -46,7 +46,7 @@ class InitialScores:
 
     Attributes:
         background: stands against the soft maps; None = begin with the hard masks.
-        gt_prob: how sure hard masks are taken to be.
+        gt_prob: label confidence: the probability that a label of a hard mask is right.
     """
 
     background: Background | None
@@ -86,7 +86,7 @@ class RefineJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
     """
 
     verb: ClassVar[str] = "refine"
-    participle: ClassVar[str] = "postprocessed"
+    participle: ClassVar[str] = "refined"
     needed_to: ClassVar[str] = "refined"
 
     folder: LabelledFolder

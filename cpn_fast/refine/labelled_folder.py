@@ -96,7 +96,7 @@ class LabelledFolder:
         path = self.image_path(entry)
         if not is_regular(path):
             raise DataError(
-                f"{path}: the image of {entry['id']} is not there (it was when it was labelled); put it back, call "
+                f"{path}: the image of {entry['id']} was not found (it was when it was labelled); put it back, call "
                 "from the folder where it was labelled, or give --data SOURCE, where it is found by its id"
             )
         return read_image(path)

@@ -22,7 +22,7 @@ HARD_PROBABILITY = 0.7
 
 
 @dataclass(frozen=True)
-class PostprocessConfig(CrfOptions):
+class RefineConfig(CrfOptions):
     """Refine masks that `cpn label` wrote.
 
     Attributes:
@@ -31,11 +31,11 @@ class PostprocessConfig(CrfOptions):
         random_walk: run folder of `cpn train-affinity`: let the maps walk between pixels that its AffinityNet joins.
         crf: dense CRF, after the walk where there are both.
         hard: begin with the hard masks instead of the soft maps; void pixels count as unsure.
-        gt_prob: how sure hard masks are taken to be, between 0 and 1.
+        gt_prob: label confidence: the probability that a label of a hard mask is right, between 0 and 1.
         background: what stands against the soft maps: the constant score beta, as in the labelling's masks, or the
             power (1 - max) ** alpha; None = power for the walk, constant for the CRF alone.
         beta: background score, 0..1; None = the labelling's.
-        alpha: background power; None = the one that decides as beta does.
+        alpha: background exponent; None = the one that decides as beta does.
         steps: of the walk.
         power: to which the walk raises affinities: the higher, the fewer neighbours count.
         scale: of the images before AffinityNet; 2 makes the walk's grid twice as fine.

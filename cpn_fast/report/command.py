@@ -51,7 +51,7 @@ def run_report(config: ReportConfig) -> Path:
     scores = read_scores(run.scores_path)
     steps, evals = run.records("step"), run.records("eval")
     settings = flat(config_to_dict(run.config))
-    sections = [page.tiles(_headline(run, scores, steps, evals)), _pictures(run, config)]
+    sections = [page.tiles(_key_figures(run, scores, steps, evals)), _pictures(run, config)]
     sections += [
         _scores(scores, run.classes),
         _learning(evals, run.config.method != "cam" and run.config.options.pcm),
@@ -76,7 +76,7 @@ def read_scores(path: Path) -> dict[str, Any]:
     return scores
 
 
-def _headline(
+def _key_figures(
     run: RunFolder, scores: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]]
 ) -> dict[str, str]:
     figures = {}

@@ -26,7 +26,7 @@ def page(title: str, subtitle: str, sections: Iterable[Markup]) -> str:
 
 
 def tiles(figures: Mapping[str, str]) -> Markup:
-    """The headline figures: label -> value as text."""
+    """The key figures: label -> value as text."""
     return _render("tiles", figures=figures)
 
 

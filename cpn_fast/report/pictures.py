@@ -36,7 +36,7 @@ class Row:
 
     Attributes:
         title: the image's id.
-        labels: class indices 0..K-1 in force, for the legend.
+        labels: active class indices 0..K-1, for the legend.
         own_labels: the image has labels; False: the network's scores stood in.
         pictures: column name -> data URI.
     """

@@ -16,7 +16,7 @@ from cpn_fast.config.training import AffinityConfig, C, SegmentConfig, TrainConf
 from cpn_fast.data.types import Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.pipeline.plan import NOWHERE, PipelineConfig
-from cpn_fast.refine.options import PostprocessConfig
+from cpn_fast.refine.options import RefineConfig
 from cpn_fast.report.command import read_scores
 from cpn_fast.reproduce.summary import Measurement
 from cpn_fast.reproduce.tables import CAM_MASKS, SEGMENTED, SEGMENTED_CRF, WALKED, Row
@@ -67,7 +67,7 @@ def pipeline_of(
     if base.data.startswith("demo:"):
         affinity, segment = affinity_recipe(affinity), segment_recipe(segment)
         evaluate = replace(evaluate, scales=DEMO_SCALES)
-    refine = PostprocessConfig(NOWHERE, NOWHERE)
+    refine = RefineConfig(NOWHERE, NOWHERE)
     if base.preset != "default":
         refine = replace(refine, steps=PAPER_STEPS, power=PAPER_POWER)
     return PipelineConfig(

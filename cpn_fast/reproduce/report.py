@@ -170,10 +170,10 @@ def csv_text(report: Report) -> str:
                 writer.writerow(
                     line | {
                         "map": name,
-                        "headline": "yes" if name == found.headline else "no",
+                        "headline": "yes" if name == found.default_map else "no",
                         "column": column,
                         "value": "" if value is None else f"{value:.6g}",
-                        "paper": paper[found.row].get(column, "") if name == found.headline else "",
+                        "paper": paper[found.row].get(column, "") if name == found.default_map else "",
                         "note": found.about.get("failure", ""),
                     }
                 )  # fmt: skip
@@ -216,7 +216,7 @@ def json_content(report: Report) -> dict[str, Any]:
                 "mean": {column: finite(cell.mean) for column, cell in cells[row.name].items()},
                 "spread": {column: finite(cell.spread) for column, cell in cells[row.name].items()},
                 "seeds": [
-                    {"seed": found.seed, "headline": found.headline, "figures": found.figures, **found.about}
+                    {"seed": found.seed, "headline": found.default_map, "figures": found.figures, **found.about}
                     for found in report.measurements
                     if found.row == row.name
                 ],

@@ -124,9 +124,9 @@ class RunStore:
         if run.model_path.is_file():
             stored = run.config
             check_same_settings(stored, dataclasses.replace(config, data=stored.data, weights=stored.weights), run.path)
-            log.info("%s is trained already", run.path)
+            log.info("%s is up to date", run.path)
             return run
-        log.info("training goes on: %s", run.path)
+        log.info("resuming training: %s", run.path)
         return run_train(replace_dotted(config, {"resume": True}), TerminalProgress())
 
     def scored(self, run: RunFolder, config: TrainConfig, refined: Refined = "trained") -> dict[str, Any]:

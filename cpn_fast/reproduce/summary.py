@@ -22,19 +22,19 @@ class Measurement:
         seed: of the training, or of the crops that are timed.
         figures: map ("cam", "rcam"; "" where there is none) -> column -> figure in the table's unit; None where it is
             not defined.
-        headline: the map that stands for the row: RCAM where the network refines, else CAM.
+        default_map: the map that stands for the row: RCAM where the network refines, else CAM.
         about: JSON-able values beside the figures: `run`, `options`, costs, `failure` where there are no figures.
     """
 
     row: str
     seed: int
     figures: Mapping[str, Mapping[str, float | None]]
-    headline: str = ""
+    default_map: str = ""
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def value(self, column: str) -> float | None:
-        """The headline's figure in a column; None where there is none."""
-        return self.figures.get(self.headline, {}).get(column)
+        """The default map's figure in a column; None where there is none."""
+        return self.figures.get(self.default_map, {}).get(column)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ Cells = Mapping[str, Mapping[str, Cell]]
 
 
 def cells_of(rows: Sequence[Row], measurements: Sequence[Measurement], columns: Sequence[str]) -> Cells:
-    """Row name -> column -> the headline's cell."""
+    """Row name -> column -> the default map's cell."""
     return {
         row.name: {
             column: cell_of([found.value(column) for found in measurements if found.row == row.name])

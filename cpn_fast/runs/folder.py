@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cpn_fast.config.backbones import check_trusted
 from cpn_fast.config.recipes import with_recipe
 from cpn_fast.config.serialise import config_from_dict, config_to_dict, flat
-from cpn_fast.config.training import STAGES, AffinityConfig, C, SegmentConfig, TrainConfig, TrainingConfig
+from cpn_fast.config.training import TRAINING_CONFIGS, AffinityConfig, C, SegmentConfig, TrainConfig, TrainingConfig
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.background_score import DEFAULT_BETA, background_score
 from cpn_fast.files.errors import DataError
@@ -87,7 +87,7 @@ class StoredRun:
         config: settings of that kind of training, as `config_to_dict` gives them.
         classes: the K foreground class names.
         format: of this file.
-        stage: which kind of training, a key of `config.STAGES`; the first versions knew one only and did not say.
+        stage: what was trained, a key of `TRAINING_CONFIGS`; the first versions knew one only and did not say.
         backend_version: superpixel backend and version that made the patches; None where there were none.
         versions: of the packages that decide over results.
     """
@@ -100,9 +100,9 @@ class StoredRun:
     versions: dict[str, Any] = field(default_factory=dict)
 
 
-def stage_name(kind: type[TrainingConfig]) -> str:
-    """The key of `config.STAGES` under which a settings class stands."""
-    return next(name for name, config in STAGES.items() if config is kind)
+def task_name(kind: type[TrainingConfig]) -> str:
+    """The key of `TRAINING_CONFIGS` under which a settings class stands."""
+    return next(name for name, config in TRAINING_CONFIGS.items() if config is kind)
 
 
 class RunFolder:
@@ -129,7 +129,7 @@ class RunFolder:
         """Write config.json (kind of training, settings, classes, superpixel backend, versions), making its folder."""
         content = {
             "format": 1,
-            "stage": stage_name(type(config)),
+            "stage": task_name(type(config)),
             "config": config_to_dict(config),
             "classes": list(classes),
             "backend_version": backend_version,
@@ -152,19 +152,18 @@ class RunFolder:
         return stored
 
     @property
-    def stage(self) -> str:
-        """Which kind of training it is, a key of `config.STAGES`. Raises DataError where there is no run."""
+    def task(self) -> str:
+        """What was trained, a key of `TRAINING_CONFIGS`. Raises DataError where there is no run."""
         return self._stored().stage
 
     def config_of(self, kind: type[C]) -> C:
         """The run's settings. Raises DataError where there is no run, or one of another kind of training."""
         stored = self._stored()
-        stage = stored.stage
-        if STAGES[stage] is not kind:
-            taken = f" ({TAKEN_BY[stage]} it)" if stage in TAKEN_BY else ""
+        task = stored.stage
+        if TRAINING_CONFIGS[task] is not kind:
+            taken = f" ({TAKEN_BY[task]} it)" if task in TAKEN_BY else ""
             raise DataError(
-                f"{self.path}: a run of kind {stage!r}{taken}, expected one of kind {stage_name(kind)!r}; give another "
-                "folder"
+                f"{self.path}: a run of task {task!r}{taken}, expected one of {task_name(kind)!r}; give another folder"
             )
         return config_from_dict(kind, stored.config, str(self.config_path), "config.")
 
@@ -203,11 +202,11 @@ class RunFolder:
         """Write the weights to model.safetensors, with classes, step and version as metadata."""
         from cpn_fast.models.weights.save import save_weights
 
-        stage, config = self.stage, self.config_of(STAGES[self.stage])
+        task, config = self.task, self.config_of(TRAINING_CONFIGS[self.task])
         metadata = {
             "format": "pt",
             "cpn_fast": versions()["cpn-fast"],
-            "stage": stage,
+            "stage": task,
             "step": str(step),
             "backbone": config.backbone,
             "classes": json.dumps(self.classes, ensure_ascii=False),
@@ -258,7 +257,7 @@ class RunFolder:
         if not self.model_path.is_file() and not self.checkpoint_path.is_file():
             raise DataError(
                 f"{self.path}: the run has no weights yet (neither checkpoint nor model.safetensors); "
-                f"train it on: `cpn {COMMAND_OF[self.stage]} ... --output {self.path} --resume`"
+                f"train it on: `cpn {COMMAND_OF[self.task]} ... --output {self.path} --resume`"
             )
 
     def load_into(self, net: CamNet, backbone: str, classes: Sequence[str]) -> None:

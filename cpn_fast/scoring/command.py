@@ -247,7 +247,7 @@ def _say_counts(progress: Progress, config: EvaluateConfig, about: dict[str, Any
     if config.images is not None:
         text += f" (at most {config.images} of the split, spread evenly)"
     if about["without_mask"]:
-        text += f", {about['without_mask']} without ground truth left out"
+        text += f", {about['without_mask']} without ground truth excluded"
     if about.get("labels_from_scores"):
         text += f"; {about['labels_from_scores']} without image labels: scores above {config.threshold:g} stood in"
     average = about.get("classifier", {}).get("map")

@@ -33,7 +33,7 @@ class EvaluateConfig:
             released: scale).
         affinity_power: exponent of the affinities of refinement.
         max_side: longer images are reduced to this long side in pixels first, and the result enlarged back.
-        threshold: class probability above which a class stands in for missing image labels (the best one always does).
+        threshold: class probability above which a class counts as present without image labels (the best always does).
         use_labels: False ignores image labels.
         images: score at most so many images, spread evenly over the split's (those with masks); None = all.
         allow_missing: score a folder of masks also where images with ground truth have no mask in it.

@@ -75,7 +75,7 @@ def run_segment_evaluate(config: SegmentEvaluateConfig, progress: Progress = SIL
         write_metrics(path, metrics)
     progress.say(_table(metrics))
     progress.say(class_table(metrics, f"IoU in %, {metrics['headline']}"))
-    left_out = f", {tally.without_mask} without ground truth left out" if tally.without_mask else ""
+    left_out = f", {tally.without_mask} without ground truth excluded" if tally.without_mask else ""
     progress.say(f"{config.run}: {tally.images} images scored{left_out}")
     progress.say(str(path))
     return metrics
@@ -147,10 +147,10 @@ def _metrics(
         values = point_values(iou_point(confusion), run.classes)
         del values["beta"]  # there is no background score to choose
         results[name] = values
-    headline = list(results)[-1]
+    primary = list(results)[-1]
     return {
-        **results[headline],
-        "headline": headline,
+        **results[primary],
+        "headline": primary,
         "target": str(config.run),
         "data": spec,
         "split": config.split,

@@ -170,5 +170,5 @@ def check_masks(
             f"first{rest}"
         )
     if absent:
-        log.warning("%d of %d images have no mask and are left out, the first %s", len(absent), len(records), absent[0])
+        log.warning("%d of %d images have no mask and are excluded, the first %s", len(absent), len(records), absent[0])
     return [finding.kind == "ok" for finding in findings]

@@ -1,4 +1,4 @@
-"""Validation curves of a segmentation network: mIoU on a fixed subset at one scale, and pictures of a few images."""
+"""Validation metrics of a segmentation network: mIoU on a fixed subset at one scale, and pictures of a few images."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def picture(image: NDArray[np.uint8], mask: NDArray[np.uint8], truth: NDArray[np
 def create_segment_validator(
     source: Source, config: SegmentConfig, train_records: Sequence[Record]
 ) -> SegmentValidator | None:
-    """The curves of a run: `val_images` images spread evenly over those of the validation split that have masks.
+    """The validator of a run: `val_images` images spread evenly over those of the validation split that have masks.
 
     Without a validation split they are training images.
 
@@ -109,12 +109,12 @@ def create_segment_validator(
         return None
     split = config.val_split or ("val" if "val" in source.splits() else None)
     if not split:
-        log.warning("no validation split: the curves are of training images")
+        log.warning("no validation split: the validation metrics are of training images")
     records = list(source.records(split) if split else train_records)
     records = [record for record in records if record.mask_path is not None] or records
     samples = [source.read(record, with_mask=True) for record in spread_evenly(records, config.loop.val_images)]
     samples = [sample for sample in samples if sample.mask is not None]
     if not samples:
-        log.warning("no validation curves: no image of %s has a mask; name another split with --val-split", split)
+        log.warning("no validation metrics: no image of %s has a mask; name another split with --val-split", split)
         return None
     return SegmentValidator(samples, len(source.classes), round(sum(config.augment.resize_range()) / 2))

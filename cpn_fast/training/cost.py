@@ -39,25 +39,25 @@ class Cost:
     seconds: float | None
 
 
-def estimate_cost(stage: TrainingTask[Any], net: nn.Module, device: torch.device, world_size: int) -> Cost:
+def estimate_cost(task: TrainingTask[Any], net: nn.Module, device: torch.device, world_size: int) -> Cost:
     """Pass two small images forwards and backwards; what the larger took more than the smaller goes with the pixels.
 
     The network, its gradients and its training mode are as before afterwards.
 
     Args:
-        stage: the kind of training, with its settings.
+        task: what is trained, with its settings.
         net: the bare network on its device.
         device: that device.
         world_size: processes that share a step's images.
     """
-    config = stage.config
+    config = task.config
     share = config.loop.batch_size // world_size
     pixels = config.augment.crop**2 * share
     saved, seconds = _probes(net, config.augment.crop, device)
     trained = sum(p.numel() * p.element_size() for p in net.parameters() if p.requires_grad)
     weights = sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers())) + 2 * trained
     half = 1.0 if config.device.precision == "32-true" else 0.5
-    mean_views, most_views = stage.views()
+    mean_views, most_views = task.views()
     memory = weights + saved(pixels * most_views) * half * OVERHEAD
     if device.type == "cuda":
         return Cost(memory, None)

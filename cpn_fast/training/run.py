@@ -126,7 +126,7 @@ def _check_folder(folder: RunFolder, config: TrainingConfig, ours: bool = False)
         if not ours:
             check_unlocked(folder.path)  # while another training writes it, neither resuming nor deleting is any good
         raise DataError(
-            f"{folder.path}: holds a run already; go on with --resume, give another --output, or delete the folder"
+            f"{folder.path}: holds a run already; resume it with --resume, give another --output, or delete the folder"
         )
 
 
@@ -180,7 +180,7 @@ def labelled_records(source: Source, split: str) -> list[Record]:
     if not records:
         raise DataError(f"split {split!r}: {none_labelled(source, every)}")
     if len(records) < len(every):
-        log.warning("%d of %d images of split %r have no labels and are left out", len(every) - len(records),
+        log.warning("%d of %d images of split %r have no labels and are excluded", len(every) - len(records),
                     len(every), split)  # fmt: skip
     for warning in label_warnings(source.classes, records, split):
         log.warning("%s", warning)
@@ -198,7 +198,7 @@ def _check_resumed(folder: RunFolder, task: TrainingTask[Any], schedule: Schedul
             f"{', '.join(task.classes)}; resume with the data the run began with"
         )
     if start_step > schedule.last_step:
-        raise DataError(f"{folder.path}: step {start_step} is done already, past --max-steps {schedule.last_step}")
+        raise DataError(f"{folder.path}: step {start_step} is already past --max-steps {schedule.last_step}")
     if start_step == schedule.last_step:
         more = ""
         if schedule.last_step < schedule.total_steps:

@@ -23,7 +23,7 @@ ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 @dataclass(frozen=True)
 class ValidationMetrics:
-    """One point of the curves.
+    """The scores of a network at one step.
 
     Attributes:
         values: figures by name, and `images`, their number; None where a figure cannot be had.

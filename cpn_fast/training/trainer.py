@@ -74,17 +74,17 @@ class Network:
 
 @dataclass
 class Outputs:
-    """Where a run reports to; everything but `curves` is None on all processes but the first."""
+    """Where a run reports to; everything but `validator` is None on all processes but the first."""
 
     folder: RunFolder
     progress: TrainProgress
     metrics: MetricsLog | None = None
-    board: TensorBoardLogger | None = None
-    curves: Validator | None = None
+    tensorboard: TensorBoardLogger | None = None
+    validator: Validator | None = None
 
     def close(self) -> None:
         """Close the files, with everything on the disk."""
-        for output in (self.metrics, self.board):
+        for output in (self.metrics, self.tensorboard):
             if output is not None:
                 output.close()
 
@@ -206,8 +206,8 @@ class Trainer:
         outputs = self.outputs
         if outputs.metrics is not None:
             outputs.metrics.append(record)
-        if outputs.board is not None and step % self.config.loop.log_every == 0:
-            outputs.board.step(record)
+        if outputs.tensorboard is not None and step % self.config.loop.log_every == 0:
+            outputs.tensorboard.step(record)
         outputs.progress.step(record)
         if values.extra:
             concern = self.task.concern(step, values.extra)
@@ -216,8 +216,8 @@ class Trainer:
             maps = {"kind": "maps", "step": step, **{name: map_record(sums) for name, sums in values.extra.items()}}
             if outputs.metrics is not None:
                 outputs.metrics.append(maps)
-            if outputs.board is not None:
-                outputs.board.maps(maps)
+            if outputs.tensorboard is not None:
+                outputs.tensorboard.maps(maps)
 
     def drain(self) -> None:
         """Wait for the last step's values and write them. Raises NonFiniteError as `train_step` does."""
@@ -232,7 +232,7 @@ class Trainer:
     def _evaluation_is_missing(self, step: int) -> bool:
         """Whether the run was stopped before, or in, the evaluation of the step that it resumes from."""
         missing = False
-        if self.outputs.curves is not None and self._evaluation_is_due(step):
+        if self.outputs.validator is not None and self._evaluation_is_due(step):
             missing = all(record["step"] != step for record in self.outputs.folder.records("eval"))
         return bool(self.fabric.broadcast(missing))
 
@@ -247,9 +247,9 @@ class Trainer:
         self.drain()
         self._agree_to_stop()
         outputs = self.outputs
-        if outputs.curves is not None and not self._stopping:
+        if outputs.validator is not None and not self._stopping:
             try:
-                result = outputs.curves.evaluate(self.network.net, self.fabric.device, lambda: bool(self.stop))
+                result = outputs.validator.evaluate(self.network.net, self.fabric.device, lambda: bool(self.stop))
             except NonFiniteError as error:
                 raise NonFiniteError(f"diverged at step {step}: {error}. {self._after_divergence()}") from None
             if result is not None:
@@ -269,9 +269,9 @@ class Trainer:
         record = {"kind": "eval", "step": step, "epoch": epoch, **values}
         if outputs.metrics is not None:
             outputs.metrics.append(record)
-        if outputs.board is not None:
-            outputs.board.evaluation(record)
-            outputs.board.pictures(result.pictures, step)
+        if outputs.tensorboard is not None:
+            outputs.tensorboard.evaluation(record)
+            outputs.tensorboard.pictures(result.pictures, step)
         shown = [name for name in self.task.primary_metrics if record.get(name) is not None]
         figures = ", ".join(f"{name} {100 * record[name]:.1f}" for name in shown) or "no figure can be had"
         outputs.progress.message(f"epoch {epoch:g}: {figures} ({record['images']} images)")
@@ -297,8 +297,8 @@ class Trainer:
         self._check_weights(step)
         if self.outputs.metrics is not None:
             self.outputs.metrics.sync()
-        if self.outputs.board is not None:
-            self.outputs.board.flush()
+        if self.outputs.tensorboard is not None:
+            self.outputs.tensorboard.flush()
         if self.fabric.is_global_zero:
             state = {
                 "step": step,

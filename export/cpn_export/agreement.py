@@ -73,7 +73,7 @@ class Agreement(MaskAgreement):
         images: compared.
         sizes: (height, width) in pixels that occurred.
         batches: batch sizes that occurred.
-        elements: map elements of the classes in force.
+        elements: map elements of the active classes.
         close: of these, within `MAP_TOLERANCE`.
         largest: largest difference of a map element.
     """

@@ -176,7 +176,7 @@ def _views(
         try:
             image = reduce_image(read_image(path), calibration.max_side)
         except DataError as error:
-            logger.warning("left out of the calibration: %s", error)
+            logger.warning("excluded from the calibration: %s", error)
             continue
         view = normalise_images(torch.from_numpy(image)[None], mean)
         yield scaled_views(view, scales[read % len(scales)], flip=False, side=side).numpy()

@@ -48,7 +48,7 @@ def run_export(config: ExportConfig, progress: Progress = SILENT) -> Path:
     """
     _check(config)
     run = RunFolder(config.run)
-    export = _export_segmentation if run.stage == "segment" else _export_cam
+    export = _export_segmentation if run.task == "segment" else _export_cam
     progress.say(f"{run.path}: tracing the network; its graph is then checked and written to {config.output}")
     info = export(config, run, progress)
     size = config.output.stat().st_size / 2**20

@@ -29,7 +29,7 @@ def exporting() -> bool:
 
 
 def use_triton(*tensors: Tensor | None) -> bool:
-    """Whether a Triton kernel serves these inputs: all on CUDA, none empty, none float64 (whose law is the reference).
+    """Whether a Triton kernel serves these inputs: all on CUDA, none empty, none float64 (which the reference takes).
 
     Args:
         tensors: the inputs of an operator; None is passed over.

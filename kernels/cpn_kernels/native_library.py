@@ -80,7 +80,7 @@ def library() -> ctypes.CDLL:
     """
     loaded, reason = load()
     if loaded is None:
-        raise ImportError(f"the native operators are not there: {reason}")
+        raise ImportError(f"the native operators are not available: {reason}")
     return loaded
 
 

@@ -175,7 +175,7 @@ def test_broken_images_are_left_out_of_the_calibration(segmented, tmp_path, capl
     Image.fromarray(segmented.picture(1, 32, 32)[0][0]).save(tmp_path / "good.png")
     with caplog.at_level(logging.WARNING, logger="cpn_export.forms"):
         form_of("int8", mean, (1.0,), Calibration(tmp_path, 8, 1024))(part)
-    assert "left out of the calibration" in caplog.text and "broken.png" in caplog.text
+    assert "excluded from the calibration" in caplog.text and "broken.png" in caplog.text
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: no images \(by suffix\) found"):
         form_of("int8", mean, (1.0,), Calibration(tmp_path / "empty", 8, 1024))

@@ -234,7 +234,7 @@ def load_seam_checkpoint(net: CamNet, path: str | Path) -> None:
     net.affinity = "cosine"  # what the family's heads were trained for
     net.load_state_dict({key: heads[key] for key in own}, strict=False)
     if unused := sorted(heads.keys() - own.keys()):
-        logger.info("%s: passed over heads that the network has not: %s", path, ", ".join(unused))
+        logger.info("%s: skipped heads that the network does not have: %s", path, ", ".join(unused))
     if hasattr(net, "phi"):
         with torch.no_grad():
             net.phi.weight.copy_(heads["f9.weight"].flatten(1))

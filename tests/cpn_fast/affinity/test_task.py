@@ -285,7 +285,7 @@ def begun(masks, tmp_path) -> AffinityConfig:
         (lambda c: (c.output / "labels" / "high" / "SoftMaps" / "0.npz").unlink(), r"labels of 0 are gone"),
         (lambda c: change(c.masks / "SoftMaps" / "3.npz"), r"SoftMaps/3\.npz: labelled anew since the run began"),
         (lambda c: (c.output / "labels" / "index.json").unlink(), r"index\.json: "),
-        (lambda c: Path(lines(c.masks / "manifest.jsonl")["1"]["image"]).unlink(), r"1\.png: not there \(1 of 4"),
+        (lambda c: Path(lines(c.masks / "manifest.jsonl")["1"]["image"]).unlink(), r"1\.png: not found \(1 of 4"),
     ],
 )
 def test_resume_refuses_labels_that_have_changed(begun, spoil, message):
@@ -302,7 +302,7 @@ def test_resume_goes_on_without_the_labelling_but_not_with_another_beta(begun):
 
 
 def test_a_run_is_not_begun_twice(begun):
-    with pytest.raises(DataError, match="holds a run already; go on with --resume"):
+    with pytest.raises(DataError, match="holds a run already; resume it with --resume"):
         run_affinity(replace_dotted(begun, {"resume": False}))
 
 

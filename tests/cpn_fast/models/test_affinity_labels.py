@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from cpn_fast.models.affinity_labels import affinity_labels, alpha_of_beta, background_powers, with_background_power
+from cpn_fast.models.affinity_labels import (
+    affinity_labels,
+    alpha_of_beta,
+    background_exponents,
+    with_background_exponent,
+)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +32,7 @@ def test_powers_of_the_literature(alpha: float, beta: float) -> None:
 @pytest.mark.parametrize("beta", [0.01, 0.1, 0.22, 0.5, 0.9])
 def test_foreground_wins_above_the_score_alone(beta: float) -> None:
     scores = torch.linspace(0, 1, 1001, dtype=torch.float64).view(1, 1, 1, -1)
-    maps = with_background_power(scores, alpha_of_beta(beta))
+    maps = with_background_exponent(scores, alpha_of_beta(beta))
     assert maps.shape == (1, 2, 1, 1001)
     clear = (scores - beta).abs().flatten() > 1e-9
     assert torch.equal(maps.argmax(1).flatten()[clear], (scores.flatten() > beta).long()[clear])
@@ -35,18 +40,20 @@ def test_foreground_wins_above_the_score_alone(beta: float) -> None:
 
 def test_background_of_several_classes() -> None:
     foreground = torch.tensor([[0.1, 0.6], [0.5, 0.2]]).view(1, 2, 1, 2)
-    maps = with_background_power(foreground, 3.0)
+    maps = with_background_exponent(foreground, 3.0)
     torch.testing.assert_close(maps[0, 0, 0], torch.tensor([0.5**3, 0.4**3]))
     assert torch.equal(maps[:, 1:], foreground)
 
 
 def test_powers_bracket_the_best_one() -> None:
-    low, high = background_powers(0.222)
+    low, high = background_exponents(0.222)
     assert (round(low), round(high)) == (4, 24)
-    assert background_powers(0.1, low=0.5, high=2.0) == pytest.approx((alpha_of_beta(0.1) / 2, alpha_of_beta(0.1) * 2))
+    assert background_exponents(0.1, low=0.5, high=2.0) == pytest.approx(
+        (alpha_of_beta(0.1) / 2, alpha_of_beta(0.1) * 2)
+    )
     for low_share, high_share in ((1.0, 4.0), (0.5, 1.0), (0.0, 2.0)):
         with pytest.raises(ValueError, match="bracket"):
-            background_powers(0.2, low_share, high_share)
+            background_exponents(0.2, low_share, high_share)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, -0.1, math.nan])
@@ -75,7 +82,7 @@ def loop_labels(low: np.ndarray, high: np.ndarray, stride: int) -> np.ndarray:
 def test_labels_against_a_loop(height: int, width: int, stride: int) -> None:
     generator = torch.Generator().manual_seed(height)
     foreground = torch.rand(2, 3, height, width, generator=generator, dtype=torch.float64) ** 6
-    low, high = (with_background_power(foreground, alpha) for alpha in (2.0, 12.0))
+    low, high = (with_background_exponent(foreground, alpha) for alpha in (2.0, 12.0))
     low[0, :, :, width // 2 :] = high[0, :, :, width // 2 :] = 0  # padding
     found = affinity_labels(low, high, stride)
     assert found.dtype == torch.int64

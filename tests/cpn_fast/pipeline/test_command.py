@@ -46,7 +46,7 @@ from cpn_fast.pipeline.options import PipelineOptions, parse, pipeline_of
 from cpn_fast.pipeline.plan import PipelineConfig, plan
 from cpn_fast.pipeline.runner import Outcome, Runner, run_process
 from cpn_fast.pipeline.state import content_digest, data_digest, digest_of
-from cpn_fast.refine.options import PostprocessConfig
+from cpn_fast.refine.options import RefineConfig
 from cpn_fast.report.options import ReportConfig
 from cpn_fast.scoring.options import EvaluateConfig
 from cpn_fast.segment.options import SegmentEvaluateConfig
@@ -377,7 +377,7 @@ def test_the_command_line_becomes_the_configs_of_the_stages(tmp_path: Path) -> N
         masks=tmp_path / "masks", output=tmp_path / "affinity", data="voc:x", beta=0.3, augment=AugmentOptions(crop=64),
         loop=LoopOptions(seed=3), **network,
     )  # fmt: skip
-    assert stages["refine"] == PostprocessConfig(
+    assert stages["refine"] == RefineConfig(
         tmp_path / "masks", tmp_path / "masks-refined", random_walk=tmp_path / "affinity", crf=True, steps=64
     )
     assert stages["segment"] == SegmentConfig(

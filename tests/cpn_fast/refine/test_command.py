@@ -20,7 +20,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import read_labelmap, read_mask, write_mask
 from cpn_fast.files.soft_maps import read_soft_maps
 from cpn_fast.models.affinity_labels import alpha_of_beta
-from cpn_fast.refine.command import PostprocessConfig, run_postprocess
+from cpn_fast.refine.command import RefineConfig, run_refine
 from cpn_fast.refine.crf import Background, CrfStep, as_probabilities, background_scores
 from cpn_fast.scoring.command import EvaluateConfig, run_evaluate
 from cpn_kernels.ops.dense_crf import AFFINITY_LABELS, SEGMENTATION, dense_crf, probabilities_from_labels
@@ -48,7 +48,7 @@ def masks(labelled, tmp_path):
 
 def config(masks, **more):
     values = {"crf": True, "iterations": 2, "workers": 2} | more
-    return PostprocessConfig(masks, values.pop("output", masks.parent / "refined"), **values)
+    return RefineConfig(masks, values.pop("output", masks.parent / "refined"), **values)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def move_image(masks, entry):
 
 def test_masks_equal_the_crf_called_directly(labelled, to, capsys):
     out = to["output"]
-    summary = run_postprocess(config(labelled, **to), TerminalProgress())
+    summary = run_refine(config(labelled, **to), TerminalProgress())
     before, after, made = lines(labelled), found(out), lines(out)
     assert (summary.written, summary.skipped, summary.failed) == (6, 0, 0)
     assert after.keys() == before.keys() == made.keys()
@@ -101,7 +101,7 @@ def test_masks_equal_the_crf_called_directly(labelled, to, capsys):
 
 @pytest.mark.parametrize("rule", ["constant", "power"])
 def test_without_iterations_the_masks_are_the_labelling_s(labelled, to, rule):
-    run_postprocess(config(labelled, iterations=0, background=rule, **to))
+    run_refine(config(labelled, iterations=0, background=rule, **to))
     before, after = found(labelled), found(to["output"])
     # Soft maps are stored to 1/255, so that a pixel at beta may flip.
     assert min(np.mean(after[name] == mask) for name, mask in before.items()) > 0.99
@@ -124,7 +124,7 @@ def test_probabilities_by_hand():
 def test_workers_change_nothing_and_torch_keeps_its_threads(labelled, tmp_path):
     threads = torch.get_num_threads()
     for workers in (1, 3):
-        run_postprocess(config(labelled, output=tmp_path / str(workers), workers=workers))
+        run_refine(config(labelled, output=tmp_path / str(workers), workers=workers))
     first, second = found(tmp_path / "1"), found(tmp_path / "3")
     assert all(np.array_equal(mask, second[name]) for name, mask in first.items())
     assert torch.get_num_threads() == threads
@@ -134,30 +134,30 @@ def test_presets_and_overrides(labelled, tmp_path):
     assert SEGMENTATION != AFFINITY_LABELS
     for more, preset in (({}, SEGMENTATION), ({"preset": "affinity"}, AFFINITY_LABELS)):
         out = tmp_path / more.get("preset", "default")
-        run_postprocess(config(labelled, output=out, iterations=None, bilateral_srgb=5.0, **more))
+        run_refine(config(labelled, output=out, iterations=None, bilateral_srgb=5.0, **more))
         stored = next(iter(lines(out).values()))["settings"]
         assert {key: stored[key] for key in asdict(preset)} == asdict(preset) | {"bilateral_srgb": 5.0}
 
 
 def test_power_is_derived_from_beta_or_given(labelled, tmp_path):
-    run_postprocess(config(labelled, output=tmp_path / "derived", background="power", iterations=0))
-    run_postprocess(config(labelled, output=tmp_path / "given", background="power", alpha=16.0, iterations=0))
+    run_refine(config(labelled, output=tmp_path / "derived", background="power", iterations=0))
+    run_refine(config(labelled, output=tmp_path / "given", background="power", alpha=16.0, iterations=0))
     values = [next(iter(lines(tmp_path / name).values()))["settings"]["value"] for name in ("derived", "given")]
     assert values == [pytest.approx(alpha_of_beta(BETA)), 16.0]
 
 
 def test_second_call_does_only_what_is_missing_or_has_changed(masks):
     out = config(masks).output
-    run_postprocess(config(masks))
+    run_refine(config(masks))
     names = sorted(found(out))
     os.utime(out / "SegmentationClass" / f"{names[0]}.png", (1, 1))
     (out / "SegmentationClass" / f"{names[1]}.png").unlink()
     save(masks / "SoftMaps" / f"{names[2]}.npz")  # as if labelled anew
-    summary = run_postprocess(config(masks))
+    summary = run_refine(config(masks))
     assert (summary.written, summary.skipped) == (2, 4)
     assert (out / "SegmentationClass" / f"{names[0]}.png").stat().st_mtime == 1
     assert found(out)[names[2]].max() == 0
-    assert run_postprocess(config(masks)).written == 0
+    assert run_refine(config(masks)).written == 0
 
 
 @pytest.mark.parametrize(
@@ -171,18 +171,18 @@ def test_second_call_does_only_what_is_missing_or_has_changed(masks):
     ],
 )
 def test_other_settings_are_refused_unless_overwritten(labelled, to, change, named):
-    run_postprocess(config(labelled, **to))
-    with pytest.raises(DataError, match=rf"postprocessed with other settings: .*{named} \(there"):
-        run_postprocess(config(labelled, **to, **change))
-    assert run_postprocess(config(labelled, overwrite=True, **to, **change)).written == 6
+    run_refine(config(labelled, **to))
+    with pytest.raises(DataError, match=rf"refined with other settings: .*{named} \(there"):
+        run_refine(config(labelled, **to, **change))
+    assert run_refine(config(labelled, overwrite=True, **to, **change)).written == 6
 
 
 def test_masks_of_another_labelling_are_refused(masks):
-    run_postprocess(config(masks))
+    run_refine(config(masks))
     path = masks / "settings.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"flip": False}))
     with pytest.raises(DataError, match=r"label\.flip \(there: True, now: False"):
-        run_postprocess(config(masks))
+        run_refine(config(masks))
 
 
 class Killed(BaseException):
@@ -205,9 +205,9 @@ def test_a_stopped_run_goes_on_and_leaves_nothing_half_written(labelled, to, mon
     with monkeypatch.context() as patch:
         patch.setattr(mask_folder_module, "write_mask", write)
         with pytest.raises(raised, match=message):
-            run_postprocess(config(labelled, workers=1, **to))
+            run_refine(config(labelled, workers=1, **to))
     assert len(found(out)) == len(list((out / "SegmentationClass").iterdir())) == len(lines(out)) == 3
-    summary = run_postprocess(config(labelled, workers=1, **to))
+    summary = run_refine(config(labelled, workers=1, **to))
     assert (summary.written, summary.skipped) == (3, 3)
 
 
@@ -220,8 +220,8 @@ def test_hard_masks_with_void_unsure(masks, to, capsys):
     write_mask(path, mask)
     shutil.rmtree(masks / "SoftMaps")
     with pytest.raises(DataError, match=r"SoftMaps: no class maps there.*--soft-maps.*--hard"):
-        run_postprocess(config(masks, **to))
-    run_postprocess(config(masks, hard=True, **to), TerminalProgress())
+        run_refine(config(masks, **to))
+    run_refine(config(masks, hard=True, **to), TerminalProgress())
     assert "hard masks (0.7 sure, void unsure)" in capsys.readouterr().out
     values = np.union1d([0], mask[mask != 255])
     labels = torch.from_numpy(np.where(mask == 255, 255, np.searchsorted(values, mask)))[None]
@@ -233,11 +233,11 @@ def test_hard_masks_with_void_unsure(masks, to, capsys):
 def test_an_image_that_moved_is_named_and_found_again_in_its_source(masks, to, labelled, caplog):
     name, entry = next(iter(lines(masks).items()))
     gone = move_image(masks, entry)
-    summary = run_postprocess(config(masks, **to))
+    summary = run_refine(config(masks, **to))
     assert (summary.written, summary.failed) == (5, 1)
     error = lines(to["output"])[name]["error"]
     assert gone in error and "--data SOURCE" in error and gone in caplog.text
-    summary = run_postprocess(config(masks, data=f"demo:{labelled.parent / 'demo'}", **to))
+    summary = run_refine(config(masks, data=f"demo:{labelled.parent / 'demo'}", **to))
     assert (summary.written, summary.skipped, summary.failed) == (1, 5, 0)
     assert lines(to["output"])[name]["image"] == entry["image"]
 
@@ -246,7 +246,7 @@ def test_no_image_is_there(masks, to):
     for entry in lines(masks).values():
         move_image(masks, entry)
     with pytest.raises(DataError, match=r"none of the 6 images could be refined; the first: .*\.moved"):
-        run_postprocess(config(masks, **to))
+        run_refine(config(masks, **to))
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_no_image_is_there(masks, to):
 def test_class_maps_that_do_not_fit(masks, to, damage, message):
     name = next(iter(lines(masks)))
     damage(masks / "SoftMaps" / f"{name}.npz")
-    summary = run_postprocess(config(masks, **to))
+    summary = run_refine(config(masks, **to))
     assert (summary.written, summary.failed) == (5, 1)
     entry = lines(to["output"])[name]
     assert entry["status"] == "error" and message in entry["error"] and f"{name}.npz" in entry["error"]
@@ -279,21 +279,21 @@ def test_an_image_without_any_class_stays_background(masks, to):
     path = masks / "SoftMaps" / f"{name}.npz"
     size = read_soft_maps(path).size
     np.savez(path, classes=np.zeros(0, np.uint8), maps=np.zeros((0, *size), np.uint8), size=np.array(size))
-    run_postprocess(config(masks, **to))
+    run_refine(config(masks, **to))
     assert found(to["output"])[name].max() == 0
 
 
 def test_a_folder_that_is_not_labelled(tmp_path):
     with pytest.raises(DataError, match=r"manifest\.jsonl: not found; expected a folder that `cpn label` wrote"):
-        run_postprocess(config(tmp_path, output=tmp_path / "out"))
+        run_refine(config(tmp_path, output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def test_without_settings_beta_has_to_be_given(masks, to):
     (masks / "settings.json").unlink()
     with pytest.raises(DataError, match=r"key beta: found None, expected a number in 0..1; give --beta"):
-        run_postprocess(config(masks, **to))
-    assert run_postprocess(config(masks, beta=0.3, **to)).written == 6
+        run_refine(config(masks, **to))
+    assert run_refine(config(masks, beta=0.3, **to)).written == 6
 
 
 @pytest.mark.parametrize(
@@ -316,31 +316,31 @@ def test_without_settings_beta_has_to_be_given(masks, to):
 )
 def test_options_out_of_range(labelled, to, change, message):
     with pytest.raises(DataError, match=message):
-        run_postprocess(config(labelled, **to, **change))
+        run_refine(config(labelled, **to, **change))
     assert not list(to["output"].rglob("*.png"))
 
 
 def test_the_folder_that_is_read_is_not_written_to(masks):
     with pytest.raises(DataError, match="give another one"):
-        run_postprocess(config(masks, output=masks.parent / "." / masks.name))
+        run_refine(config(masks, output=masks.parent / "." / masks.name))
 
 
 def test_full_disk_is_said_before_the_work(labelled, to, monkeypatch, tmp_path):
     usage = shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DataError, match="free some"):
-        run_postprocess(config(labelled, **to))
+        run_refine(config(labelled, **to))
 
 
 def test_a_void_band_that_is_not_applied_is_said(masks, to, caplog):
     path = masks / "settings.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"void_band": [0.2, 0.4]}))
-    run_postprocess(config(masks, **to))
+    run_refine(config(masks, **to))
     assert "void band [0.2, 0.4] is not applied" in caplog.text
 
 
 def test_refined_masks_are_scored_by_evaluate(labelled, to):
-    run_postprocess(config(labelled, **to))
+    run_refine(config(labelled, **to))
     source = f"demo:{labelled.parent / 'demo'}"
     metrics = run_evaluate(EvaluateConfig(to["output"], source, split="val"))
     assert metrics["images"] == 6 and 0 <= metrics["miou"] <= 1
@@ -357,7 +357,7 @@ def test_scores_that_are_not_finite_make_no_mask(masks, to, monkeypatch):
         return refined * float("nan") if image_id == bad else refined
 
     monkeypatch.setattr(CrfStep, "__call__", step)
-    summary = run_postprocess(config(masks, soft_maps=True, **to))
+    summary = run_refine(config(masks, soft_maps=True, **to))
     made = lines(to["output"])
     assert (summary.written, summary.failed) == (5, 1) and bad not in found(to["output"])
     assert made[bad]["status"] == "error" and "the refined scores hold NaN or infinity" in made[bad]["error"]

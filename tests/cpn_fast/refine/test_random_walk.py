@@ -24,7 +24,7 @@ from cpn_fast.files.soft_maps import SoftMaps, read_soft_maps, write_soft_maps
 from cpn_fast.models import create_affinity_net
 from cpn_fast.models.affinity_labels import alpha_of_beta
 from cpn_fast.models.affinity_net import pair_affinity
-from cpn_fast.refine.command import PostprocessConfig, run_postprocess
+from cpn_fast.refine.command import RefineConfig, run_refine
 from cpn_fast.refine.random_walk import WalkStep
 from cpn_fast.runs.folder import RunFolder
 from cpn_kernels.ops.cp_triplet import normalise_images
@@ -62,9 +62,9 @@ def masks(toys, tmp_path):
     return shutil.copytree(toys, tmp_path / "masks")
 
 
-def config(masks: Path, run: RunFolder | Path, output: Path, **more) -> PostprocessConfig:
+def config(masks: Path, run: RunFolder | Path, output: Path, **more) -> RefineConfig:
     walk = getattr(run, "path", run)
-    return PostprocessConfig(masks, output, **({"random_walk": walk, "workers": 2, "device": "cpu"} | more))
+    return RefineConfig(masks, output, **({"random_walk": walk, "workers": 2, "device": "cpu"} | more))
 
 
 def lines(folder: Path) -> dict:
@@ -156,7 +156,7 @@ def test_steps_and_power_of_nothing(affinity_run):
 
 
 def test_masks_are_those_of_the_walk_from_the_power_of_beta(toys, affinity_run, tmp_path, capsys):
-    summary = run_postprocess(config(toys, affinity_run, tmp_path / "out", steps=8, beta=0.3), TerminalProgress())
+    summary = run_refine(config(toys, affinity_run, tmp_path / "out", steps=8, beta=0.3), TerminalProgress())
     assert (summary.written, summary.failed) == (4, 0)
     alpha, net = alpha_of_beta(0.3), affinity_run.load_affinity_net()
     masks = found(tmp_path / "out")
@@ -174,7 +174,7 @@ def test_masks_are_those_of_the_walk_from_the_power_of_beta(toys, affinity_run, 
 
 def test_the_crf_after_the_walk_begins_with_its_scores(toys, affinity_run, tmp_path):
     walk = {"steps": 8, "power": 8, "alpha": 2.0}
-    run_postprocess(config(toys, affinity_run, tmp_path / "both", crf=True, iterations=3, **walk))
+    run_refine(config(toys, affinity_run, tmp_path / "both", crf=True, iterations=3, **walk))
     name, entry = next(iter(lines(toys).items()))
     image = np.asarray(Image.open(entry["image"])).copy()
     soft = read_soft_maps(toys / "SoftMaps" / f"{name}.npz")
@@ -187,24 +187,24 @@ def test_the_crf_after_the_walk_begins_with_its_scores(toys, affinity_run, tmp_p
 
 def test_soft_maps_give_the_mask_at_the_stated_beta_and_can_be_refined_further(toys, affinity_run, tmp_path):
     out = tmp_path / "walked"
-    run_postprocess(config(toys, affinity_run, out, steps=8, soft_maps=True))
+    run_refine(config(toys, affinity_run, out, steps=8, soft_maps=True))
     beta = json.loads((out / "settings.json").read_text())["beta"]
     for name, mask in found(out).items():
         soft = read_soft_maps(out / "SoftMaps" / f"{name}.npz")
         decided = np.abs(soft.maps[0] - beta) > 1 / 255  # stored to 1/255
         assert np.array_equal((soft.maps[0] > beta)[decided], (mask > 0)[decided]) and decided.mean() > 0.9
     further = config(out, affinity_run, tmp_path / "further", random_walk=None, crf=True, iterations=0)
-    run_postprocess(further)
+    run_refine(further)
     assert min(np.mean(m == found(out)[n]) for n, m in found(tmp_path / "further").items()) > 0.97
     (out / "SoftMaps" / "1.npz").unlink()
-    again = run_postprocess(config(toys, affinity_run, out, steps=8, soft_maps=True))
+    again = run_refine(config(toys, affinity_run, out, steps=8, soft_maps=True))
     assert (again.written, again.skipped) == (1, 3)
 
 
 def test_class_order_is_the_labelling_s_not_the_run_s(make_labelling, affinity_run, toys, tmp_path):
     other = make_labelling(tmp_path / "other", classes=("unseen", "green", "extra", "red"))
-    run_postprocess(config(toys, affinity_run, tmp_path / "a", steps=8))
-    run_postprocess(config(other, affinity_run, tmp_path / "b", steps=8))
+    run_refine(config(toys, affinity_run, tmp_path / "a", steps=8))
+    run_refine(config(other, affinity_run, tmp_path / "b", steps=8))
     table = np.array([0, 4, 2, 1])  # red, green, unseen in the other order
     first, second = found(tmp_path / "a"), found(tmp_path / "b")
     assert all(np.array_equal(table[mask], second[name]) for name, mask in first.items())
@@ -215,24 +215,24 @@ def test_maps_of_a_reduced_image_walk_at_their_size(masks, affinity_run, tmp_pat
     path = masks / "SoftMaps" / "0.npz"
     soft = read_soft_maps(path)
     write_soft_maps(path, SoftMaps(soft.classes, soft.maps[:, ::2, ::2], soft.size))
-    run_postprocess(config(masks, affinity_run, tmp_path / "out", steps=8, crf=True, iterations=1))
+    run_refine(config(masks, affinity_run, tmp_path / "out", steps=8, crf=True, iterations=1))
     assert found(tmp_path / "out")["0"].shape == (40, 56)
 
 
 def test_workers_change_nothing_and_a_second_call_does_what_is_missing(toys, affinity_run, tmp_path):
     for workers in (1, 3):
-        run_postprocess(config(toys, affinity_run, tmp_path / str(workers), workers=workers))
+        run_refine(config(toys, affinity_run, tmp_path / str(workers), workers=workers))
     first, second = found(tmp_path / "1"), found(tmp_path / "3")
     assert all(np.array_equal(mask, second[name]) for name, mask in first.items())
     (tmp_path / "1" / "SegmentationClass" / "2.png").unlink()
-    summary = run_postprocess(config(toys, affinity_run, tmp_path / "1"))
+    summary = run_refine(config(toys, affinity_run, tmp_path / "1"))
     assert (summary.written, summary.skipped) == (1, 3)
 
 
 def test_an_image_that_is_gone_is_recorded_and_the_rest_goes_on(masks, affinity_run, tmp_path):
     text = (masks / "manifest.jsonl").read_text()
     (masks / "manifest.jsonl").write_text(text.replace("images/1.png", "images/gone.png"))
-    summary = run_postprocess(config(masks, affinity_run, tmp_path / "out"))
+    summary = run_refine(config(masks, affinity_run, tmp_path / "out"))
     assert (summary.written, summary.failed) == (3, 1)
     assert "gone.png" in lines(tmp_path / "out")["1"]["error"]
 
@@ -252,9 +252,9 @@ def test_an_image_that_is_gone_is_recorded_and_the_rest_goes_on(masks, affinity_
 def test_other_settings_are_refused(toys, affinity_run, tmp_path, change, named):
     if "random_walk" in change:
         change = {"random_walk": make_affinity_run(tmp_path / "aff", seed=1).path}
-    run_postprocess(config(toys, affinity_run, tmp_path / "out"))
-    with pytest.raises(DataError, match=rf"postprocessed with other settings: .*{named} \(there"):
-        run_postprocess(config(toys, affinity_run, tmp_path / "out", **change))
+    run_refine(config(toys, affinity_run, tmp_path / "out"))
+    with pytest.raises(DataError, match=rf"refined with other settings: .*{named} \(there"):
+        run_refine(config(toys, affinity_run, tmp_path / "out", **change))
 
 
 @pytest.mark.parametrize(
@@ -274,10 +274,10 @@ def test_other_settings_are_refused(toys, affinity_run, tmp_path, change, named)
 )
 def test_options_that_do_not_fit(toys, affinity_run, tmp_path, change, message):
     with pytest.raises(DataError, match=message):
-        run_postprocess(config(toys, affinity_run, tmp_path / "out", **change))
+        run_refine(config(toys, affinity_run, tmp_path / "out", **change))
     assert not list((tmp_path / "out").rglob("*.png"))
 
 
 def test_a_run_of_another_kind_is_refused(toys, make_run, tmp_path):
     with pytest.raises(DataError, match=r"a run of kind 'train'.*, expected one of kind 'affinity'"):
-        run_postprocess(config(toys, make_run(tmp_path / "cam"), tmp_path / "out"))
+        run_refine(config(toys, make_run(tmp_path / "cam"), tmp_path / "out"))

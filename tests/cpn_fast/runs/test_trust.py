@@ -10,7 +10,7 @@ import pytest
 
 from cpn_fast.cli import main as cli
 from cpn_fast.config.backbones import TRUSTED, check_trusted, trust_backbone
-from cpn_fast.config.training import STAGES, LoopOptions, SegmentConfig, TrainConfig
+from cpn_fast.config.training import TRAINING_CONFIGS, LoopOptions, SegmentConfig, TrainConfig
 from cpn_fast.files.errors import DataError
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.training.run import run_training
@@ -32,7 +32,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> None:
 def foreign(path: Path, stage: str = "train", backbone: str = "foreign:make") -> RunFolder:
     extra = {"masks": "truth" if stage == "segment" else path} if stage != "train" else {}
     run = RunFolder(path)
-    run.create(STAGES[stage](data="", output=path, backbone=backbone, **extra), ("one",))
+    run.create(TRAINING_CONFIGS[stage](data="", output=path, backbone=backbone, **extra), ("one",))
     run.model_path.write_bytes(b"")
     return run
 

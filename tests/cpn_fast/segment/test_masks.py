@@ -86,7 +86,7 @@ def test_missing_masks_are_counted_and_the_first_named(squares: Path, pseudo: Pa
         check(squares, pseudo)
     with caplog.at_level(logging.WARNING):
         assert check(squares, pseudo, allow_missing=True) == [True, False, True, False]
-    assert "2 of 4 images have no mask and are left out" in caplog.text
+    assert "2 of 4 images have no mask and are excluded" in caplog.text
 
 
 def test_allow_missing_still_needs_some(squares: Path, pseudo: Path) -> None:

@@ -16,7 +16,7 @@ from cpn_fast.cli.main import main, parse
 from cpn_fast.config.ranges import RANGES, check_ranges
 from cpn_fast.config.serialise import config_to_dict, flat
 from cpn_fast.config.training import (
-    STAGES,
+    TRAINING_CONFIGS,
     AugmentOptions,
     DeviceOptions,
     LoopOptions,
@@ -83,13 +83,13 @@ def test_the_pipeline_asks_too(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "--lr nan" in capsys.readouterr().err and not (tmp_path / "all").exists()
 
 
-@pytest.mark.parametrize("stage", sorted(STAGES))
+@pytest.mark.parametrize("stage", sorted(TRAINING_CONFIGS))
 def test_no_number_is_without_a_range(stage: str) -> None:
     masks: Any = {} if stage == "train" else {"masks": Path("m")}
     numeric = {
         field.name
         for kind in (
-            STAGES[stage],
+            TRAINING_CONFIGS[stage],
             AugmentOptions,
             LoopOptions,
             OptimizerOptions,
@@ -100,10 +100,10 @@ def test_no_number_is_without_a_range(stage: str) -> None:
         for field in fields(kind)
         if any(word in str(field.type).replace("[", " ").replace(",", " ").split() for word in ("int", "float"))
     }
-    values = flat(config_to_dict(STAGES[stage](data="", output=Path("x"), **masks)))
+    values = flat(config_to_dict(TRAINING_CONFIGS[stage](data="", output=Path("x"), **masks)))
     missing = {name for name in values if name.rpartition(".")[2] in numeric} - RANGES.keys()
     assert len(numeric) > 20 and not missing
-    check_ranges(STAGES[stage](data="", output=Path("x"), **masks))
+    check_ranges(TRAINING_CONFIGS[stage](data="", output=Path("x"), **masks))
 
 
 def test_python_is_asked_as_well(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_python_is_asked_as_well(tmp_path: Path) -> None:
         (run_segment_train, "segment", {"masks": "truth"}),
     ):
         with pytest.raises(DataError, match="--lr nan"):
-            run(STAGES[kind](backbone="resnet38_tiny", **values, **more))  # type: ignore[operator]
+            run(TRAINING_CONFIGS[kind](backbone="resnet38_tiny", **values, **more))  # type: ignore[operator]
     assert not (tmp_path / "run").exists()
 
 

@@ -280,7 +280,7 @@ def test_resuming_a_run_that_max_steps_ended_says_so(
         run = run_train(config(small_demo, tmp_path / "run", max_steps=2, resume=True))
     assert "--max-steps 2" in caplog.text and "all 6 steps" in caplog.text
     assert run.records("step")[-1]["step"] == 2
-    with pytest.raises(DataError, match="step 2 is done already, past --max-steps 1"):
+    with pytest.raises(DataError, match="step 2 is already past --max-steps 1"):
         run_train(config(small_demo, tmp_path / "run", max_steps=1, resume=True))
 
 

@@ -1,4 +1,4 @@
-"""Plain torch form of the complementary-pair losses: the law for every other backend. It never waits for the host."""
+"""Reference implementation of the complementary-pair losses, in plain torch. It never waits for the host."""
 
 from __future__ import annotations
 

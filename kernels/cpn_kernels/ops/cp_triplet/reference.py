@@ -1,4 +1,4 @@
-"""Plain torch form of the CP triplet: the law for every other backend."""
+"""Reference implementation of the CP triplet, in plain torch."""
 
 from __future__ import annotations
 

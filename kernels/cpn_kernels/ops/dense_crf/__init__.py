@@ -174,7 +174,7 @@ def probabilities_from_labels(
     Args:
         labels: integer [B, H, W].
         classes: C, >= 1; without the label 0 where that means "unsure".
-        gt_prob: how sure a label is, in (0, 1). With one class, its probability.
+        gt_prob: label confidence, in (0, 1). With one class, its probability.
         zero_unsure: whether 0 means "unsure", with 1..C for the classes (pydensecrf's default); else they are 0..C-1.
         void: another label that means "unsure"; None = there is none.
 

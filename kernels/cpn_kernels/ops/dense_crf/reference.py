@@ -1,7 +1,7 @@
-"""Plain torch form of the dense CRF: the law for every other backend.
+"""Reference implementation of the dense CRF, in plain torch.
 
-The Gaussian filters are those of the permutohedral lattice (Adams, Baek and Davis 2010), which is an approximation: the
-law is the lattice, as in the published implementation of Kraehenbuehl and Koltun (2011), not the exact filter.
+The Gaussian filters are those of the permutohedral lattice (Adams, Baek and Davis 2010), an approximation:
+they are the lattice's here, as in the published implementation of Kraehenbuehl and Koltun (2011), not the exact filter.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ def pixel_correlation_portable(
     queries: Tensor | None = None,
     power: float = 1.0,
 ) -> Tensor:
-    """The law's sums, accumulated over blocks of source pixels i; exports to an ONNX `Loop` with dynamic B and N.
+    """The reference's sums, accumulated over blocks of source pixels i; exports to an ONNX `Loop` with dynamic B and N.
 
     Args:
         embedding: g, float [B, E, N].

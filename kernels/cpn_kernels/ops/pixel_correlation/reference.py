@@ -1,4 +1,4 @@
-"""Plain torch forms of the pixel correlation: the N x N law, and the same sums block by block."""
+"""Reference implementation of the pixel correlation in plain torch: with the N x N matrix, and block by block."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WHOLE = 1024
 def pixel_correlation(
     embedding: Tensor, maps: Tensor, eps: float = 1e-5, queries: Tensor | None = None, power: float = 1.0
 ) -> Tensor:
-    """The law, with the whole affinity matrix; see the public function."""
+    """With the whole affinity matrix; see the public function."""
     unit = F.normalize(embedding, dim=1)
     asked = unit if queries is None else F.normalize(queries, dim=1)
     affinity = raised((unit.transpose(1, 2) @ asked).relu(), power)
@@ -85,7 +85,7 @@ def pixel_correlation_blocked(embedding: Tensor, maps: Tensor, eps: float = 1e-5
 def pixel_correlation_queried(
     embedding: Tensor, maps: Tensor, eps: float, queries: Tensor, power: float = 1.0
 ) -> Tensor:
-    """The law for queries that are no keys, block by block; a block's affinity is computed again in the backward."""
+    """For queries that are no keys, block by block; a block's affinity is computed again in the backward."""
     parts = [
         checkpoint(pixel_correlation, embedding, maps, eps, part, power, use_reentrant=False)
         for part in queries.split(BLOCK, dim=2)

@@ -1,4 +1,4 @@
-"""Plain torch form of the random walk: the law for every other backend."""
+"""Reference implementation of the random walk, in plain torch."""
 
 from __future__ import annotations
 
