@@ -229,7 +229,7 @@ def _score(
     from cpn_fast.runs.folder import RunFolder
 
     run = RunFolder(path)
-    if run.exists() and run.stage == "segment":
+    if run.exists() and run.task == "segment":
         from cpn_fast.data.sources.spread import records_of
         from cpn_fast.segment.evaluate import run_segment_evaluate
         from cpn_fast.segment.options import SegmentEvaluateConfig

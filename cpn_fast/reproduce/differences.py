@@ -73,7 +73,7 @@ def differences(root: Path, rows: Sequence[str], measurements: Sequence[Measurem
     paths = {
         (found.row, found.seed): (
             scores_folder(root / found.about["run"], found.about["refined"]) / COUNTS_NAME,
-            found.headline,
+            found.default_map,
         )
         for found in measurements
         if found.figures
@@ -82,9 +82,9 @@ def differences(root: Path, rows: Sequence[str], measurements: Sequence[Measurem
     first, *others = rows
 
     def of(row: str, seed: int) -> tuple[ScoredImages, ImageCounts]:
-        path, headline = counted[row, seed]
+        path, default_map = counted[row, seed]
         scored = read_counts(path)
-        return scored, scored.maps[headline]
+        return scored, scored.maps[default_map]
 
     for row in others:
         seeds = tuple(seed for name, seed in counted if name == row and (first, seed) in counted)
