@@ -51,7 +51,7 @@ SMALL = {
     "export": ("--scales", "1", "--no-flip"),
     "run": (
         *("--scales", "1", "--train", f"{SMALL_TEXT} --patch grid", "--affinity", f"{SMALL_TEXT} --beta 0.3"),
-        *("--postprocess", "--beta 0.3"),
+        *("--refinement", "--beta 0.3"),
         *("--segmentation", SMALL_TEXT, "--evaluate", "--scales 1 --no-flip", "--export", "--scales 1 --no-flip"),
     ),
 }

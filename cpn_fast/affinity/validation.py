@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,7 +15,6 @@ from cpn_fast.config.training import AffinityConfig
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import spread_evenly
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.masks import voc_palette
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.metrics.beta_sweep import iou_point
 from cpn_fast.metrics.confusion import confusion_of
@@ -31,9 +29,9 @@ from cpn_fast.training.task import ValidationMetrics
 from cpn_fast.training.validation import (
     NUM_IMAGES,
     check_finite_maps,
+    masks_beside,
     never,
     resized,
-    side_by_side,
     training_mode_kept,
 )
 
@@ -97,7 +95,7 @@ class WalkValidator:
                 for name, mask in masks.items():
                     confusion[name] += confusion_of(case.truth, mask, self._num_classes)
                 if index < NUM_IMAGES:
-                    pictures[case.image_id] = _picture(case.image, [*masks.values(), case.truth])
+                    pictures[case.image_id] = masks_beside(case.image, *masks.values(), case.truth)
         figures = {f"{name}_miou": finite(iou_point(counts).miou) for name, counts in confusion.items()}
         return ValidationMetrics({"images": len(self._cases), **figures}, pictures)
 
@@ -143,8 +141,3 @@ def create_walk_validator(config: AffinityConfig, image_ids: Sequence[str]) -> W
 
 def _mask_of(case: WalkCase, scores: Tensor) -> NDArray[np.uint8]:
     return case.values[scores[0].argmax(dim=0).numpy()]
-
-
-def _picture(image: NDArray[np.uint8], masks: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    shown = [cv2.addWeighted(image, 0.3, voc_palette()[mask], 0.7, 0).astype(np.uint8) for mask in masks]
-    return side_by_side([image, *shown])

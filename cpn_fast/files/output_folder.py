@@ -45,17 +45,21 @@ def record_settings(output: Path, settings: Mapping[str, Any], overwrite: bool, 
         (output / MANIFEST_NAME).unlink(missing_ok=True)
     elif path.exists():
         stored = read_settings(path)
-        different = [
-            f"{key} (there: {stored.get(key)!r}, now: {settings.get(key)!r})"
-            for key in {**settings, **stored}
-            if stored.get(key) != settings.get(key)
-        ]
-        if different:
+        if different := settings_that_differ(stored, settings):
             raise DataError(
-                f"{output} was {made} with other settings: {', '.join(different)}; give the same ones, another "
-                "--output, or --overwrite to make everything again"
+                f"{output} was {made} with other settings: {different}; give the same ones, another --output, or "
+                "--overwrite to make everything again"
             )
     atomic_write_text(path, json.dumps(dict(settings), indent=2, ensure_ascii=False) + "\n")
+
+
+def settings_that_differ(stored: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """The settings that are not the same in both, with both values; "" where all are."""
+    return ", ".join(
+        f"{key} (there: {stored.get(key)!r}, now: {given.get(key)!r})"
+        for key in {**given, **stored}
+        if stored.get(key) != given.get(key)
+    )
 
 
 @contextmanager

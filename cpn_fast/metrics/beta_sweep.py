@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ BETAS: NDArray[np.float32] = (np.arange(101) / 100).astype(np.float32)
 
 
 @dataclass(frozen=True)
-class SweepPoint:
+class ThresholdScores:
     """IoU at one background score.
 
     Attributes:
@@ -32,10 +32,6 @@ class SweepPoint:
     background: float
     foreground: float
     per_class: tuple[float | None, ...]
-
-    def as_dict(self) -> dict[str, object]:
-        """The point as JSON-ready values (NaN becomes None)."""
-        return {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in asdict(self).items()}
 
 
 def best_foreground(foreground: NDArray[np.floating]) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
@@ -66,7 +62,7 @@ def mask_at(best: NDArray[np.integer], score: NDArray[np.float32], beta: float) 
     return np.where(score > np.float32(beta), best + 1, 0).astype(np.uint8)
 
 
-def iou_point(confusion: NDArray[np.int64], beta: float = math.nan) -> SweepPoint:
+def iou_point(confusion: NDArray[np.int64], beta: float = math.nan) -> ThresholdScores:
     """IoU of background and classes from a confusion matrix.
 
     Args:
@@ -87,7 +83,7 @@ def iou_point(confusion: NDArray[np.int64], beta: float = math.nan) -> SweepPoin
         return float(known.mean()) if len(known) else math.nan
 
     per_class = tuple(None if np.isnan(v) else float(v) for v in iou)
-    return SweepPoint(float(beta), mean(iou), float(iou[0]), mean(iou[1:]), per_class)
+    return ThresholdScores(float(beta), mean(iou), float(iou[0]), mean(iou[1:]), per_class)
 
 
 def check_mask(mask: NDArray[np.uint8], shape: tuple[int, ...], num_classes: int, name: str) -> None:
@@ -196,7 +192,7 @@ class BetaSweep:
         """Confusion matrix int64 [C, C] (rows the true class) at a beta of the grid. Raises ValueError off the grid."""
         return self._confusions()[self._index(beta)]
 
-    def at(self, beta: float) -> SweepPoint:
+    def at(self, beta: float) -> ThresholdScores:
         """IoU at a beta of the grid 0, 0.01, ..., 1. Raises ValueError off the grid, DataError without any mask."""
         return self.table()[self._index(beta)]
 
@@ -205,7 +201,7 @@ class BetaSweep:
         """Whether any pixel of the ground truth is of a class."""
         return bool(self._counts[1:].any())
 
-    def best(self) -> SweepPoint:
+    def best(self) -> ThresholdScores:
         """The point of highest mIoU, the lowest beta on a tie.
 
         Without a foreground pixel in the ground truth every value is NaN or None: all background, at beta 1, would be
@@ -216,10 +212,10 @@ class BetaSweep:
         """
         table = self.table()
         if not self.has_foreground:
-            return SweepPoint(math.nan, math.nan, math.nan, math.nan, (None,) * (self.num_classes + 1))
+            return ThresholdScores(math.nan, math.nan, math.nan, math.nan, (None,) * (self.num_classes + 1))
         return max(table, key=lambda point: point.miou)
 
-    def table(self) -> list[SweepPoint]:
+    def table(self) -> list[ThresholdScores]:
         """IoU at each of the 101 betas. Raises DataError without any labelled pixel."""
         if not self._counts.any():
             raise DataError(

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from cpn_fast.files.atomic import atomic_path, atomic_write_text
-from cpn_fast.metrics.beta_sweep import BetaSweep, SweepPoint
+from cpn_fast.metrics.beta_sweep import BetaSweep, ThresholdScores
 from cpn_fast.metrics.maps import MULTI, MapName
 
 Sweeps = Mapping[tuple[MapName, str], BetaSweep]
@@ -22,7 +22,7 @@ def finite(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def point_values(point: SweepPoint, classes: Sequence[str]) -> dict[str, Any]:
+def point_values(point: ThresholdScores, classes: Sequence[str]) -> dict[str, Any]:
     """`miou`, `beta`, `background`, `foreground` and `per_class` (by name, None where a class occurs nowhere), 0..1."""
     return {
         "miou": finite(point.miou),

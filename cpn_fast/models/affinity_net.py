@@ -69,12 +69,6 @@ def _partner(around: Tensor, dy: int, dx: int, height: int, width: int) -> Tenso
     return around[..., dy : dy + height, _REACH + dx : _REACH + dx + width]
 
 
-def pairs_inside(height: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Which pairs stay in a grid: bool [34, height, width]."""
-    around = _around(torch.ones(height, width, dtype=torch.bool, device=device), False)
-    return torch.stack([_partner(around, dy, dx, height, width) for dy, dx in OFFSETS])
-
-
 def pair_affinity(embedding: Tensor) -> Tensor:
     """exp(-mean_c |e_j - e_i|) for every pixel j and its partner i = j + OFFSETS[k].
 

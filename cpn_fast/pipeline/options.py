@@ -53,7 +53,7 @@ class PipelineOptions:
         train: further options of `cpn train`.
         label: further options of `cpn label`.
         affinity: further options of `cpn train-affinity`.
-        postprocess: further options of `cpn refine`.
+        refinement: further options of `cpn refine`; until the next version also --postprocess.
         segmentation: further options of `cpn segment train`.
         evaluate: further options of `cpn segment evaluate`.
         export: further options of `cpn export` for the segmentation model.
@@ -74,14 +74,15 @@ class PipelineOptions:
     train: OptionsText = ""
     label: OptionsText = ""
     affinity: OptionsText = ""
-    postprocess: OptionsText = ""
+    refinement: Annotated[str, tyro.conf.arg(metavar="OPTIONS", aliases=("--postprocess",))] = ""
     segmentation: OptionsText = ""
     evaluate: OptionsText = ""
     export: OptionsText = ""
 
 
 TEXTS = tuple(
-    f"--{name}" for name in ("train", "label", "affinity", "postprocess", "segmentation", "evaluate", "export")
+    f"--{name}"
+    for name in ("train", "label", "affinity", "refinement", "postprocess", "segmentation", "evaluate", "export")
 )
 """Options whose value is a text of further options."""
 
@@ -140,7 +141,7 @@ def _affinity(options: PipelineOptions) -> AffinityConfig:
 
 def _refine(options: PipelineOptions) -> RefineConfig:
     default = RefineConfig(NOWHERE, NOWHERE, crf="crf" in options.refine)
-    return _parsed(default, options.postprocess, "--postprocess", "refine")
+    return _parsed(default, options.refinement, "--refinement", "refine")
 
 
 def _segment(options: PipelineOptions) -> SegmentConfig:
@@ -170,6 +171,6 @@ def _words(text: str, option: str) -> list[str]:
         raise DataError(f"{option} {text!r}: {error}; expected options as on a command line") from error
     for word in words:
         name = word.partition("=")[0].replace("_", "-")
-        if name in DECIDED and (option, name) != ("--postprocess", "--data"):  # images that have moved since
+        if name in DECIDED and (option, name) != ("--refinement", "--data"):  # images that have moved since
             raise DataError(f"{option} {text!r}: {name} follows from the pipeline's own options; leave it out")
     return words

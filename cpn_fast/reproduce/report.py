@@ -18,7 +18,7 @@ from rich.table import Table as RichTable
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.json_file import read_json
-from cpn_fast.files.output_folder import raise_io_errors_as
+from cpn_fast.files.output_folder import raise_io_errors_as, settings_that_differ
 from cpn_fast.reproduce.differences import Difference
 from cpn_fast.reproduce.machine import machine
 from cpn_fast.reproduce.plot import draw
@@ -251,14 +251,8 @@ def check_settings(folder: Path, name: TableName, settings: Mapping[str, Any]) -
         raise DataError(
             f"{path}: {error!r}; expected what `cpn reproduce` wrote: delete it, it is made again"
         ) from error
-    given = json.loads(json.dumps(settings))
-    different = [
-        f"{key} (there: {stored.get(key)!r}, now: {given.get(key)!r})"
-        for key in {**stored, **given}
-        if stored.get(key) != given.get(key)
-    ]
-    if different:
+    if different := settings_that_differ(stored, json.loads(json.dumps(settings))):
         raise DataError(
-            f"{path}: was made with other settings: {', '.join(different)}; give the same ones or another --output, or "
+            f"{path}: was made with other settings: {different}; give the same ones or another --output, or "
             "delete the file (trained runs stay)"
         )

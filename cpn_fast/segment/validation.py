@@ -5,15 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cpn_fast.config.training import SegmentConfig
 from cpn_fast.data.sources.spread import spread_evenly
 from cpn_fast.data.types import Record, Sample, Source
-from cpn_fast.files.masks import voc_palette
 from cpn_fast.metrics.beta_sweep import iou_point
 from cpn_fast.metrics.confusion import confusion_of
 from cpn_fast.metrics.report import finite
@@ -23,9 +20,9 @@ from cpn_fast.training.task import ValidationMetrics
 from cpn_fast.training.validation import (
     NUM_IMAGES,
     check_finite_maps,
+    masks_beside,
     never,
     resized,
-    side_by_side,
     training_mode_kept,
 )
 
@@ -78,16 +75,10 @@ class SegmentValidator:
                 assert sample.mask is not None
                 confusion += confusion_of(sample.mask, mask, self.num_classes)
                 if index < NUM_IMAGES:
-                    pictures[sample.record.id] = picture(sample.image, mask, sample.mask)
+                    pictures[sample.record.id] = masks_beside(sample.image, mask, sample.mask)
         point = iou_point(confusion)
         figures = {name: finite(getattr(point, name)) for name in ("miou", "background", "foreground")}
         return ValidationMetrics({"images": len(self._samples), **figures}, pictures)
-
-
-def picture(image: NDArray[np.uint8], mask: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Image uint8 [H, W, 3], prediction and truth [H, W] in their colours over it, side by side: uint8 [h, 3 w, 3]."""
-    shown = [cv2.addWeighted(image, 0.3, voc_palette()[each], 0.7, 0).astype(np.uint8) for each in (mask, truth)]
-    return side_by_side([image, *shown])
 
 
 def create_segment_validator(

@@ -12,6 +12,7 @@ from torch import nn
 
 from cpn_fast.data.types import Sample
 from cpn_fast.files.errors import NonFiniteError
+from cpn_fast.files.masks import voc_palette
 
 NUM_IMAGES = 4
 
@@ -58,3 +59,9 @@ def side_by_side(tiles: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     factor = min(1.0, PICTURE_SIDE / max(height, width))
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     return np.concatenate([cv2.resize(tile, size, interpolation=cv2.INTER_AREA) for tile in tiles], axis=1)
+
+
+def masks_beside(image: NDArray[np.uint8], *masks: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Image uint8 [H, W, 3] and masks [H, W], each in its colours over it, side by side: uint8 [h, n w, 3]."""
+    shown = [cv2.addWeighted(image, 0.3, voc_palette()[mask], 0.7, 0).astype(np.uint8) for mask in masks]
+    return side_by_side([image, *shown])

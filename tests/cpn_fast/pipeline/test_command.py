@@ -486,7 +486,7 @@ def test_every_stage_with_the_real_commands(small_demo: Path, tmp_path: Path) ->
         refine="walk+crf",
         train=f"{SHORT} --patch grid",
         affinity=f"{SHORT} --beta 0.3",  # the best score of a network that has learnt nothing may be 0
-        postprocess="--beta 0.3",
+        refinement="--beta 0.3",
         segmentation=SHORT,
         evaluate="--scales 1 --no-flip",
     )
