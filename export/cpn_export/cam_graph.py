@@ -8,7 +8,17 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from cpn_export.parts import DOMAIN, NETWORK, Form, assemble, dims, trace_around, trace_network, traced, unchanged
+from cpn_export.graph_surgery import (
+    DOMAIN,
+    NETWORK,
+    Conversion,
+    assemble,
+    dims,
+    trace_around,
+    trace_network,
+    traced,
+    unchanged,
+)
 from cpn_fast.models.cam import CamOutput
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.models.pcm import FEATURE_CHANNELS
@@ -90,12 +100,12 @@ class _Graph(nn.Module):
         return labelled.rcam, labelled.scores, labelled.mask
 
 
-def labeller_graph(labeller: Labeller, form: Form = unchanged) -> ir.Model:
+def labeller_graph(labeller: Labeller, conversion: Conversion = unchanged) -> ir.Model:
     """The ONNX graph of a labeller with dynamic batch, height and width.
 
     Args:
         labeller: on the CPU.
-        form: of the network, without its refinement.
+        conversion: of the network, without its refinement.
 
     Returns:
         A model with inputs image uint8 [batch, height, width, 3] and labels float [batch, K], and outputs rcam float
@@ -103,7 +113,7 @@ def labeller_graph(labeller: Labeller, form: Form = unchanged) -> ir.Model:
     """
     net = labeller.net
     outputs = ["cam", "scores"] + (["features"] if labeller.refined else [])
-    parts = {NETWORK: form(trace_network(_Network(labeller), outputs))}
+    parts = {NETWORK: conversion(trace_network(_Network(labeller), outputs))}
     if labeller.refined and labeller.refine.refine != "pixels":
         parts[REFINEMENT] = _trace_refinement(labeller)
     calls: Any = _Calls(labeller)

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from cpn_export.parts import DOMAIN, NETWORK, Form, assemble, trace_around, trace_network, unchanged
+from cpn_export.graph_surgery import DOMAIN, NETWORK, Conversion, assemble, trace_around, trace_network, unchanged
 from cpn_fast.models.deeplab import DeepLab
 from cpn_fast.models.segmenter import Segmented, Segmenter
 
@@ -29,19 +29,19 @@ class _Calls(nn.Module):
         return torch.onnx.ops.symbolic(f"{DOMAIN}::{NETWORK}", (views,), dtype=torch.float32, shape=shape, version=1)
 
 
-def segmenter_graph(segmenter: Segmenter, form: Form = unchanged) -> ir.Model:
+def segmenter_graph(segmenter: Segmenter, conversion: Conversion = unchanged) -> ir.Model:
     """The ONNX graph of a segmenter with dynamic batch, height and width.
 
     Args:
         segmenter: on the CPU.
-        form: of the network.
+        conversion: of the network.
 
     Returns:
         A model with inputs image uint8 [batch, height, width, 3] and labels float [batch, K], and outputs probabilities
         float [batch, K + 1, height, width], scores float [batch, K] and mask uint8 [batch, height, width].
     """
     net = segmenter.net
-    part = form(trace_network(net, ["logits"]))
+    part = conversion(trace_network(net, ["logits"]))
     calls: Any = _Calls(net)
     around = Segmenter(calls, segmenter.scales, segmenter.flip)
     model = trace_around(around, net.num_classes, segmenter.scales, Segmented._fields)

@@ -10,9 +10,9 @@ import onnx
 import onnx_ir
 
 from cpn_export.cam_graph import labeller_graph
-from cpn_export.forms import Calibration, form_of
+from cpn_export.graph_surgery import Conversion, unchanged
 from cpn_export.metadata import ModelInfo
-from cpn_export.parts import Form, unchanged
+from cpn_export.quantization import Calibration, conversion_of
 from cpn_export.segmentation_graph import segmenter_graph
 from cpn_fast.cam.map_options import MapOptions
 from cpn_fast.config.export import ExportConfig
@@ -87,8 +87,8 @@ def _export_cam(config: ExportConfig, run: RunFolder, progress: Progress) -> Mod
         net, how.scales, how.flip, info.beta, info.threshold, options.map_norm, options.scale_resize, how.refine,
         how.side,
     )  # fmt: skip
-    form = form_of(config.variant, net.mean, how.scales, _calibration(config), how.side, progress)
-    export_labeller(labeller, info, config.output, form)
+    conversion = conversion_of(config.variant, net.mean, how.scales, _calibration(config), how.side, progress)
+    export_labeller(labeller, info, config.output, conversion)
     logger.info("%s: %s", config.output, how)
     return info
 
@@ -119,30 +119,30 @@ def _export_segmentation(config: ExportConfig, run: RunFolder, progress: Progres
         affinity_power=None,
     )
     net = run.load_deeplab()
-    form = form_of(config.variant, net.mean, info.scales, _calibration(config), progress=progress)
-    export_segmenter(Segmenter(net, info.scales, info.flip), info, config.output, form)
+    conversion = conversion_of(config.variant, net.mean, info.scales, _calibration(config), progress=progress)
+    export_segmenter(Segmenter(net, info.scales, info.flip), info, config.output, conversion)
     return info
 
 
-def export_labeller(labeller: Labeller, info: ModelInfo, output: Path, form: Form = unchanged) -> None:
+def export_labeller(labeller: Labeller, info: ModelInfo, output: Path, conversion: Conversion = unchanged) -> None:
     """Trace, check and write a labeller; the file is replaced in one step.
 
     Args:
         labeller: on the CPU.
         info: goes into the metadata.
         output: the `.onnx` file.
-        form: of the network, see `form_of`.
+        conversion: of the network, see `conversion_of`.
 
     Raises:
         onnx.checker.ValidationError: if the graph is not valid ONNX.
-        DataError: if the form cannot be made.
+        DataError: if the conversion cannot be made.
     """
-    _write(labeller_graph(labeller, form), info, output)
+    _write(labeller_graph(labeller, conversion), info, output)
 
 
-def export_segmenter(segmenter: Segmenter, info: ModelInfo, output: Path, form: Form = unchanged) -> None:
+def export_segmenter(segmenter: Segmenter, info: ModelInfo, output: Path, conversion: Conversion = unchanged) -> None:
     """The same for a segmenter."""
-    _write(segmenter_graph(segmenter, form), info, output)
+    _write(segmenter_graph(segmenter, conversion), info, output)
 
 
 def _write(model: onnx_ir.Model, info: ModelInfo, output: Path) -> None:

@@ -17,8 +17,8 @@ torch = pytest.importorskip("torch", reason="needs the [train] packages")
 import onnx  # noqa: E402
 from torch import nn  # noqa: E402
 
-from cpn_export.forms import Calibration, form_of, half_precision  # noqa: E402
-from cpn_export.parts import trace_network  # noqa: E402
+from cpn_export.graph_surgery import trace_network  # noqa: E402
+from cpn_export.quantization import Calibration, conversion_of, half_precision  # noqa: E402
 from cpn_export.runtime import OnnxLabeller, label_rows  # noqa: E402
 from cpn_export.to_onnx import ExportConfig, export_segmenter, run_export  # noqa: E402
 from cpn_export.variants import VariantsConfig, main, run_variants  # noqa: E402
@@ -47,8 +47,8 @@ def files(tmp_path_factory, segmented, calibration):
     found = {"float32": segmented.model}
     for variant in VARIANTS:
         found[variant] = tmp_path_factory.mktemp("variants") / f"{variant}.onnx"
-        form = form_of(variant, segmented.segmenter.net.mean, segmented.info.scales, calibration)
-        export_segmenter(segmented.segmenter, replace(segmented.info, variant=variant), found[variant], form)
+        conversion = conversion_of(variant, segmented.segmenter.net.mean, segmented.info.scales, calibration)
+        export_segmenter(segmented.segmenter, replace(segmented.info, variant=variant), found[variant], conversion)
     return found
 
 
@@ -138,8 +138,10 @@ def test_weights_of_seven_bits(segmented, calibration):
     part = trace_network(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)), ["logits"])
     largest = {}
     for reduced in (False, True):
-        form = form_of("int8", segmented.segmenter.net.mean, (1.0,), replace(calibration, reduce_range=reduced))
-        tensors = [value.const_value.numpy() for value in form(part).graph.initializers.values()]
+        conversion = conversion_of(
+            "int8", segmented.segmenter.net.mean, (1.0,), replace(calibration, reduce_range=reduced)
+        )
+        tensors = [value.const_value.numpy() for value in conversion(part).graph.initializers.values()]
         largest[reduced] = max(int(np.abs(t.astype(int)).max()) for t in tensors if t.dtype == np.int8 and t.ndim == 4)
     assert largest[True] <= 64 < largest[False] <= 128
 
@@ -171,14 +173,14 @@ def test_broken_images_are_left_out_of_the_calibration(segmented, tmp_path, capl
     (tmp_path / "broken.png").write_bytes(b"")
     part, mean = trace_network(nn.Conv2d(3, 2, 1), ["logits"]), segmented.segmenter.net.mean
     with pytest.raises(DataError, match="none of 1 images could be read"):
-        form_of("int8", mean, (1.0,), Calibration(tmp_path, 8, 1024))(part)
+        conversion_of("int8", mean, (1.0,), Calibration(tmp_path, 8, 1024))(part)
     Image.fromarray(segmented.picture(1, 32, 32)[0][0]).save(tmp_path / "good.png")
-    with caplog.at_level(logging.WARNING, logger="cpn_export.forms"):
-        form_of("int8", mean, (1.0,), Calibration(tmp_path, 8, 1024))(part)
+    with caplog.at_level(logging.WARNING, logger="cpn_export.quantization"):
+        conversion_of("int8", mean, (1.0,), Calibration(tmp_path, 8, 1024))(part)
     assert "excluded from the calibration" in caplog.text and "broken.png" in caplog.text
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: no images \(by suffix\) found"):
-        form_of("int8", mean, (1.0,), Calibration(tmp_path / "empty", 8, 1024))
+        conversion_of("int8", mean, (1.0,), Calibration(tmp_path / "empty", 8, 1024))
 
 
 @pytest.mark.parametrize(
@@ -270,10 +272,10 @@ def test_calibration_on_few_or_plain_images_says_so(varied, plain, said, tmp_pat
         grey = np.full((8, 8, 3), 40 * index, np.uint8)
         grey[0] += 7  # sensor noise and JPEG leave a black picture not quite black
         Image.fromarray(grey).save(tmp_path / f"plain{index}.png")
-    form = form_of("int8", torch.full((3,), 0.5), (1.0,), Calibration(tmp_path, 32, 1024))
-    with caplog.at_level(logging.WARNING, logger="cpn_export.forms"):
-        form(trace_network(nn.Conv2d(3, 2, 1), ["logits"]))
-    warned = [one.getMessage() for one in caplog.records if one.name == "cpn_export.forms"]
+    conversion = conversion_of("int8", torch.full((3,), 0.5), (1.0,), Calibration(tmp_path, 32, 1024))
+    with caplog.at_level(logging.WARNING, logger="cpn_export.quantization"):
+        conversion(trace_network(nn.Conv2d(3, 2, 1), ["logits"]))
+    warned = [one.getMessage() for one in caplog.records if one.name == "cpn_export.quantization"]
     if said is None:
         assert warned == []
     else:

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cpn_export.graph_surgery import Conversion, unchanged
 from cpn_export.metadata import Variant
-from cpn_export.parts import Form, unchanged
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import list_images, read_image
 from cpn_fast.files.max_side import reduce_image
@@ -54,15 +54,15 @@ class Calibration:
     reduce_range: bool = False
 
 
-def form_of(
+def conversion_of(
     variant: Variant,
     mean: Tensor,
     scales: Sequence[float],
     calibration: Calibration | None,
     side: int | None = None,
     progress: Progress = SILENT,
-) -> Form:
-    """How a variant changes the network.
+) -> Conversion:
+    """How the network is converted to a precision.
 
     Args:
         variant: "float32", "float16" or "int8".
@@ -83,11 +83,11 @@ def form_of(
         raise DataError("--variant int8 needs images to calibrate on; expected --calibrate FOLDER")
     paths = _chosen(list_images(calibration.folder), calibration)
 
-    def form(part: ir.Model) -> ir.Model:
+    def convert(part: ir.Model) -> ir.Model:
         with progress.items("calibrating", len(paths)) as advance:
             return quantised(part, _views(paths, mean, scales, side, calibration, advance), calibration.reduce_range)
 
-    return form
+    return convert
 
 
 def half_precision(part: ir.Model) -> ir.Model:

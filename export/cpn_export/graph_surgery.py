@@ -35,12 +35,12 @@ smaller images run too, and are tested."""
 
 _NO_LIMIT = 2**62
 
-Form = Callable[[ir.Model], ir.Model]
-"""What a variant makes of the network's part, which takes `views` in float32 and gives float32."""
+Conversion = Callable[[ir.Model], ir.Model]
+"""What a precision makes of the network's part, which takes `views` in float32 and gives float32."""
 
 
 def unchanged(part: ir.Model) -> ir.Model:
-    """The form of the float32 variant."""
+    """The conversion to float32: none."""
     return part
 
 
