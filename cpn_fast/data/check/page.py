@@ -63,9 +63,10 @@ def write_page(path: Path, report: CheckReport, source: Source) -> None:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    images = max((counts.images for counts in report.splits.values()), default=0)
+    whole = report.splits.get("all")
+    counts = [whole] if whole else list(report.splits.values())
     figures = {
-        "images": str(images) if "all" in report.splits else ", ".join(str(c.images) for c in report.splits.values()),
+        "images" if whole else "images per split": ", ".join(str(count.images) for count in counts),
         "classes": str(len(report.classes)),
         "splits": str(len(report.splits)),
         "problems": str(len(report.problems)),

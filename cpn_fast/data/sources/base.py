@@ -107,8 +107,8 @@ class FileSource(ABC):
             count: how many.
             splits: the records of every split that was scanned.
         """
-        records = next(iter(splits.values()), ())
-        return [("", record) for record in records[:count]]
+        records = splits["train"] if "train" in splits else next(iter(splits.values()), ())
+        return [("-", record) for record in records[:count]]
 
     def records(self, split: str) -> Sequence[Record]:
         """The split's records in a stable order.

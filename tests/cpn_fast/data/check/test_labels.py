@@ -84,10 +84,10 @@ def test_strict_makes_warnings_problems(folder: Path, capsys: pytest.CaptureFixt
     assert report.problems == () and any("'Cat' (1 image), 'cat' (1 image)" in line for line in report.warnings)
     assert main(["check-data", str(folder), "--split", "all"]) == 0
     out = capsys.readouterr().out
-    assert "Notes (1):" in out and "  warning: " in out and "No problems found." in out
+    assert "Notes (2):" in out and "  warning: " in out and "No problems found." in out
     assert main(["check-data", str(folder), "--split", "all", "--strict"]) == 1
     captured = capsys.readouterr()
-    assert "Problems (1):" in captured.out and "warning: " not in captured.out and "1 problem" in captured.err
+    assert "Problems (2):" in captured.out and "warning: " not in captured.out and "2 problems" in captured.err
 
 
 def test_no_label_at_all_is_a_problem(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

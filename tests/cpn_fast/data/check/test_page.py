@@ -57,7 +57,7 @@ def test_the_page_is_complete_and_escaped(folder: Path, tmp_path: Path) -> None:
     assert all(link.startswith("data:image/jpeg;base64,") for link in page.links)
     assert len(page.images) == 2 * PER_CLASS
     assert "image 'gone.png' is not in" in page.text and "Problems (1)" in page.text
-    for table in ("the first rows, as understood", "splits", "images per class"):
+    for table in ("The first rows, as understood", "Splits", "Images per class"):
         assert table in page.text
     picture = Image.open(io.BytesIO(base64.b64decode((page.images[0]["src"] or "").partition(",")[2])))
     assert picture.size == (SIDE, SIDE * 300 // 400) and page.images[0]["width"] == str(SIDE)
