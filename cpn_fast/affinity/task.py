@@ -14,6 +14,7 @@ from cpn_fast.affinity.options import LABELS
 from cpn_fast.affinity.validation import WalkValidator, create_walk_validator
 from cpn_fast.config.training import AffinityConfig
 from cpn_fast.data.loading.steps import Span
+from cpn_fast.data.sources.open import open_source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.models import create_affinity_net
@@ -63,7 +64,7 @@ class AffinityTask(TrainingTask[AffinityConfig]):
         super().__init__(config, fabric, progress)
         run = RunFolder(config.output)
         self.store = LabelStore(run.path / LABELS)
-        self.paths = images_of(config.data)
+        self.paths = images_of(open_source(config.data) if config.data else None)
         if config.loop.resume:
             self.store.check_unchanged(config.masks)
             self._learn_from(run.classes)

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cpn_fast.api.errors import in_python_words
 from cpn_fast.api.model import Model, shown
 from cpn_fast.api.run import Run
 from cpn_fast.config.backbones import BACKBONE_NAMES, trust_backbone
@@ -102,7 +103,8 @@ def train(config: TrainingConfig, progress: Progress | bool = False) -> Run:
         output=Path(config.output),
         weights=None if config.weights is None else Path(config.weights),
     )
-    return Run(trainer(config, shown(progress)).path)
+    with in_python_words():
+        return Run(trainer(config, shown(progress)).path)
 
 
 def _trainer(config: TrainingConfig) -> Callable[[Any, Progress], Any]:
@@ -135,7 +137,8 @@ def load(path: str | Path) -> Model:
     if kind not in loaders:
         known = ", ".join(f".{name}" for name in sorted(loaders)) or "none: install cpn-fast again"
         raise DataError(f"{path}: expected a run folder or a file that can be loaded ({known})")
-    return loaders[kind].load()(path)
+    with in_python_words():
+        return loaders[kind].load()(path)
 
 
 def label(
@@ -165,8 +168,9 @@ def label(
         DataError: for a model, source or option that does not fit, or if no image at all could be read.
     """
     loaded = load(model) if isinstance(model, str | Path) else model
-    opened = open_source_for(source, loaded.classes) if isinstance(source, str | Path) else source
-    return loaded.label(opened, Path(output), split, shown(progress), **options)
+    with in_python_words():
+        opened = open_source_for(source, loaded.classes) if isinstance(source, str | Path) else source
+        return loaded.label(opened, Path(output), split, shown(progress), **options)
 
 
 @dataclass(frozen=True)
@@ -218,7 +222,8 @@ def evaluate(
     opened = open_source(source) if isinstance(source, str | Path) else source
     path = target.path if isinstance(target, Run) else Path(target)
     place = None if output is None else Path(output)
-    values = _score(path, opened, split, place, shown(progress), options)
+    with in_python_words():
+        values = _score(path, opened, split, place, shown(progress), options)
     names = ("miou", "background", "foreground", "per_class", "images")
     return Scores(**{name: values[name] for name in names}, beta=values.get("beta"), values=values)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cpn_fast.api.errors import in_python_words
 from cpn_fast.api.images import ImageLabeller
 from cpn_fast.api.model import ModelKind
 from cpn_fast.config.refine import Refine
@@ -112,11 +113,13 @@ class Run:
             raise DataError(f"{self.path}: a run of AffinityNet labels no images; refine masks with it")
         size, where, mirrored = max_side or 1024, device or "auto", True if flip is None else flip
         if self.kind == "cam":
-            return CamLabeller(self.folder, scales, mirrored, beta, threshold, size, where, refine)
+            with in_python_words():
+                return CamLabeller(self.folder, scales, mirrored, beta, threshold, size, where, refine)
         for name, value in (("beta", beta), ("threshold", threshold), ("refine", refine)):
             if value is not None:
                 raise DataError(f"{name} is for CAM networks; {self.path} is a segmentation network: leave it out")
-        return SegmentationLabeller(self.folder, scales, mirrored, size, where)
+        with in_python_words():
+            return SegmentationLabeller(self.folder, scales, mirrored, size, where)
 
     def label(
         self,

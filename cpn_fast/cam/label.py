@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from cpn_fast.cam.inference import Prediction, default_map, open_labeller, predictions
 from cpn_fast.cam.map_options import MapOptions, ResolvedMaps
 from cpn_fast.cam.options import LabelConfig
+from cpn_fast.config.display import resuming
+from cpn_fast.data.sources.base import folders_of
 from cpn_fast.data.sources.open import open_source_for
 from cpn_fast.data.sources.photos import PhotoSource
 from cpn_fast.data.sources.spread import records_of
@@ -23,7 +25,7 @@ from cpn_fast.files.disk_space import FILE_BYTES, MASK_BYTES, SOFT_BYTES, mean_p
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.jobs import Entry, ImageJobs, JobSummary, error_entry
 from cpn_fast.files.jobs import run as run_jobs
-from cpn_fast.files.mask_folder import MaskFolder, class_names, foreground_share
+from cpn_fast.files.mask_folder import MaskFolder, class_names, foreground_share, without_object
 from cpn_fast.files.photos import default_output
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.files.shard import take_shard
@@ -163,7 +165,7 @@ def run_label(config: LabelConfig, progress: Progress = SILENT) -> LabelSummary:
     _check_options(config)
     source = _source(config)
     split, every = records_of(source, config.split)
-    jobs = _jobs(config, source, take_shard(every, config.shard), f"{source.spec} ({split})")
+    jobs = _jobs(config, source, every, split)
     warn_of_size(RunFolder(config.run), every, config.max_side)
     summary = run_jobs(jobs, progress)
     images = {record.id: partial(_image, source, record) for record in every}
@@ -198,7 +200,7 @@ def _output(config: LabelConfig) -> Path:
     return default_output(named)
 
 
-def _jobs(config: LabelConfig, source: Source, records: Sequence[Record], data: str) -> LabelJobs:
+def _jobs(config: LabelConfig, source: Source, every: Sequence[Record], split: str) -> LabelJobs:
     run = RunFolder(config.run)
     beta = run.background_score(config.beta)
     options = MapOptions(
@@ -208,8 +210,10 @@ def _jobs(config: LabelConfig, source: Source, records: Sequence[Record], data: 
     labeller = open_labeller(run, how, config.device, beta, config.threshold, config.compile)
     name = default_map(labeller, config.maps)
     return LabelJobs(
-        output=_output(config), items=records, settings=_settings(config, run, how, beta, name), data=data,
-        workers=config.workers, overwrite=config.overwrite, shard=config.shard,
+        output=_output(config), items=take_shard(every, config.shard),
+        settings=_settings(config, run, how, beta, name), data=f"{source.spec} ({split})",
+        planned=[record.id for record in every], command=resuming("label", config),
+        workers=config.workers, overwrite=config.overwrite, shard=config.shard, reads=folders_of(source),
         source=source, labeller=labeller, how=how, classes=run.classes,
         mapping=ClassMapping.between(source.classes, run.classes),
         options=InferenceOptions(config.max_side, config.batch_size, config.workers, use_labels=config.use_labels),
@@ -247,3 +251,5 @@ def _say_result(
         )
     if sheet is not None:
         progress.say(f"least confident masks: {sheet}")
+    if empty := without_object(summary.done, f"a lower background score may find one, --beta below {jobs.beta:g}"):
+        progress.say(empty)

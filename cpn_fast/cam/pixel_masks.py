@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cpn_fast.data.sources.base import check_same_size
 from cpn_fast.data.types import VOID, Record
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder
+from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder, seen_instead
 from cpn_fast.inference.class_mapping import ClassMapping
 
 log = logging.getLogger(__name__)
@@ -59,10 +59,13 @@ def open_pixel_masks(path: Path, classes: Sequence[str], records: Sequence[Recor
     """
     folder = MaskFolder.find(path)
     if folder is None:
+        hint = seen_instead(path)
         raise DataError(
             f"--pixel-masks {path}: no masks found ({MASK_FOLDER}/ID.png or ID.png); give the folder that `cpn label "
             "--void-band` wrote"
+            f"{hint}"
         )
+    folder.warn_if_half_done()
     named = folder.classes() or tuple(classes)
     unknown = [name for name in named if name not in classes]
     if unknown:

@@ -28,6 +28,7 @@ from cpn_fast.training.validation import (
     resized,
     side_by_side,
     training_mode_kept,
+    warn_without_foreground,
 )
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,11 @@ class CamValidator:
         self.num_classes = len(source.classes)
         self.map_norm = config.options.map_norm
         self._samples = [resized(source.read(record, with_mask=True), config.augment.crop) for record in records]
+
+    @property
+    def masks(self) -> list[NDArray[np.uint8] | None]:
+        """The ground truth of each image, uint8 [h, w]; None without."""
+        return [sample.mask for sample in self._samples]
 
     @torch.no_grad()
     def evaluate(
@@ -115,7 +121,9 @@ def create_validator(source: Source, config: TrainConfig, train_records: Sequenc
         return None
     if not split:
         log.warning("no validation split: the validation metrics are of training images")
-    return CamValidator(source, spread_evenly(records, config.loop.val_images), config)
+    validator = CamValidator(source, spread_evenly(records, config.loop.val_images), config)
+    warn_without_foreground(validator.masks)
+    return validator
 
 
 def picture(sample: Sample, *maps: NDArray[np.floating]) -> NDArray[np.uint8]:

@@ -31,6 +31,12 @@ def command_text(command: str, config: Any) -> str:
     return shlex.join(words + options)
 
 
+def resuming(command: str, config: Any) -> str:
+    """The command line that resumes a job over images: `command_text` of all shards, without doing anything twice."""
+    again = {name: value for name, value in {"shard": None, "overwrite": False}.items() if hasattr(config, name)}
+    return command_text(command, dataclasses.replace(config, **again))
+
+
 def changed_settings(config: Any) -> dict[str, Any]:
     """The settings that differ from their defaults, of a CAM training from those of its preset, by dotted name."""
     values = flat(config_to_dict(config))

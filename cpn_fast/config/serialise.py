@@ -48,7 +48,7 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     return without_groups(type(config), plain(dataclasses.asdict(config)))
 
 
-def config_from_dict(kind: type[T], values: Any, where: str, prefix: str = "") -> T:
+def config_from_dict(kind: type[T], values: Any, where: str, prefix: str = "", remedy: str = "") -> T:
     """The inverse of `config_to_dict`; a field that `values` lacks takes its default.
 
     Args:
@@ -56,6 +56,7 @@ def config_from_dict(kind: type[T], values: Any, where: str, prefix: str = "") -
         values: what `config_to_dict` gave, from JSON.
         where: what to call the values in an error, e.g. a file's path.
         prefix: of the keys in an error, where the values are a part of that file, e.g. "config.".
+        remedy: ends an error.
 
     Raises:
         DataError: for a value of another type than its field, a key that is no field, or a field without default that
@@ -69,7 +70,8 @@ def config_from_dict(kind: type[T], values: Any, where: str, prefix: str = "") -
         grouped = with_groups(kind, values) if isinstance(values, dict) else values
         return _reader(dataclass).validate_json(json.dumps([grouped]))[0]
     except ValidationError as error:
-        raise DataError(f"{where}: {_explained(kind, error.errors(include_url=False), prefix)}") from None
+        explained = _explained(kind, error.errors(include_url=False), prefix)
+        raise DataError(f"{where}: {explained}{f'; {remedy}' if remedy else ''}") from None
 
 
 @functools.cache

@@ -49,13 +49,24 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
+_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+"""A file stands where a folder is to be, or a folder where a file."""
+
+
+_REMEDY = (
+    dict.fromkeys(_FULL, "free disk space")
+    | dict.fromkeys(_FORBIDDEN, "correct the permissions, or give another folder")
+    | dict.fromkeys(_PLACE, "a file stands in the place of a folder, or a folder in that of a file: give another name")
+)
+
+
 def guarded(action: Callable[[], Any]) -> int:
     """Run `action` and turn what a user can mend into one line on stderr.
 
     Returns:
-        0 where it ended, 1 after `DataProblems`, 2 after another `DataError`, a missing optional package, a full disk
-        or a missing permission, 130 after Ctrl-C or SIGTERM. Other exceptions pass: they are faults of the program and
-        keep their traceback.
+        0 where it ended, 1 after `DataProblems`, 2 after another `DataError`, a missing optional package, a full disk,
+        a missing permission or a file where a folder is to be, 130 after Ctrl-C or SIGTERM. Other exceptions pass: they
+        are faults of the program and keep their traceback.
     """
     log_to_terminal()
     try:
@@ -68,10 +79,10 @@ def guarded(action: Callable[[], Any]) -> int:
             raise
         return fail(f"this command needs the package {error.name!r}; {_how_to_install(error.name)}")
     except OSError as error:
-        if error.errno not in _FULL + _FORBIDDEN:
+        if error.errno not in _REMEDY:
             raise
-        mend = "free disk space" if error.errno in _FULL else "correct the permissions, or give another folder"
-        return fail(f"{error.filename or 'a file'}: {error.strerror}; {mend}, and give the same command again")
+        name = error.filename2 or error.filename or "a file"
+        return fail(f"{name}: {error.strerror}; {_REMEDY[error.errno]}, and give the same command again")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED

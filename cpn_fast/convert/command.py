@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,14 @@ from cpn_fast.convert.names import NAMES_FILE, mapping_text
 from cpn_fast.convert.options import ConvertConfig
 from cpn_fast.convert.to_masks import run_to_masks
 from cpn_fast.convert.writer import Converted, Shapes, WriteOptions, Writer, write_file
+from cpn_fast.files.apart import check_apart
 from cpn_fast.files.atomic import atomic_path, atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.jobs import JobSummary, bounded_map
+from cpn_fast.files.mask_folder import LABELMAP_NAME
+from cpn_fast.files.output_folder import MANIFEST_NAME, SETTINGS_NAME
 from cpn_fast.files.progress import SILENT, Progress
+from cpn_fast.files.threads import thread_pool
 
 ABOUT_NAME = "convert.json"
 """In a folder that this command wrote; only such a folder is replaced by --overwrite."""
@@ -75,7 +78,7 @@ def run_convert(config: ConvertConfig, progress: Progress = SILENT) -> ConvertSu
         selection, WriteOptions(config.instances, shapes, config.tolerance, config.image_prefix, config.copy_images)
     )
     try:
-        _check_output(config, kind)
+        _check_output(config, kind, selection.folder)
         objects, void = _convert(progress, config, writer)
     except OSError as error:
         raise DataError(
@@ -128,7 +131,7 @@ def _convert(progress: Progress, config: ConvertConfig, writer: Writer[Any]) -> 
     with (
         progress.items("convert", len(items)) as advance,
         (_new_folder if writer.makes_folder else atomic_path)(config.output) as target,
-        ThreadPoolExecutor(config.workers, thread_name_prefix="convert") as pool,
+        thread_pool(config.workers, "convert") as pool,
     ):
 
         def made() -> Iterator[Converted[Any]]:
@@ -161,7 +164,11 @@ def _names_path(config: ConvertConfig) -> Path:
     return config.output.with_name(f"{config.output.name}.{NAMES_FILE}")
 
 
-def _check_output(config: ConvertConfig, kind: type[Writer[Any]]) -> None:
+def _check_output(config: ConvertConfig, kind: type[Writer[Any]], masks: Path) -> None:
+    check_apart(config.output, [masks, *([] if config.images is None else [config.images])])
+    beside = (masks.parent / name for name in (LABELMAP_NAME, MANIFEST_NAME, SETTINGS_NAME))
+    if any(config.output.resolve() == path.resolve() for path in (config.classes, config.split, *beside) if path):
+        raise DataError(f"{config.output}: is read by this command; give another --output")
     if config.output.is_dir() != kind.makes_folder and config.output.exists():
         found, expected = ("a folder", "file") if config.output.is_dir() else ("a file", "folder")
         raise DataError(f"{config.output}: is {found}; expected the name of the {expected} to write")

@@ -14,7 +14,7 @@ from cpn_fast.convert.names import NameRules, Renamed, changed, written_names
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import IMAGE_SUFFIXES, list_images
 from cpn_fast.files.labelmap import BACKGROUND, VOID, VOID_COLOUR, Labelmap, labelmap_of
-from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder, read_fitting_mask
+from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder, read_fitting_mask, seen_instead
 from cpn_fast.files.masks import check_class_count, read_classes, read_labelmap, voc_palette
 from cpn_fast.files.text import read_lines
 
@@ -70,6 +70,7 @@ class MaskSelection:
         classes: the K foreground classes; mask value k + 1 is classes[k].
         palette: uint8 [256, 3], the colour of each mask value: the labelmap's, all different.
         left_out: masks and images that are there, but not done by the manifest or not in the split.
+        folder: of the masks.
         renamed: names that had to be changed.
     """
 
@@ -77,6 +78,7 @@ class MaskSelection:
     classes: tuple[str, ...]
     palette: NDArray[np.uint8]
     left_out: int
+    folder: Path
     renamed: tuple[Renamed, ...] = ()
 
     def with_void_class(self) -> MaskSelection:
@@ -129,7 +131,10 @@ def select_masks(
     folder = MaskFolder.find(root)
     if folder is None:
         where = root / MASK_FOLDER if (root / MASK_FOLDER).is_dir() else root
-        raise DataError(f"{where}: no masks; expected {MASK_FOLDER}/ID.png, as `cpn label` writes them")
+        raise DataError(
+            f"{where}: no masks; expected {MASK_FOLDER}/ID.png, as `cpn label` writes them{seen_instead(root)}"
+        )
+    folder.warn_if_half_done()
     names = class_names(folder.root, classes)
     paths = folder.paths()
     entries = folder.manifest().entries()
@@ -152,7 +157,7 @@ def select_masks(
         known = str(image or entries.get(name, {}).get("image") or f"{name}.jpg")
         items.append(MaskItem(name, paths[name], PurePosixPath(known).suffix, name, len(names), image, labelmap))
     palette = palette_of(names, labelmap_of(folder.root / "labelmap.txt"))
-    return MaskSelection(tuple(items), names, palette, len(entries.keys() | paths.keys()) - len(items))
+    return MaskSelection(tuple(items), names, palette, len(entries.keys() | paths.keys()) - len(items), folder.masks)
 
 
 def palette_of(classes: Sequence[str], labelmap: Labelmap | None) -> NDArray[np.uint8]:

@@ -127,7 +127,8 @@ def run_to_masks(config: ConvertConfig, progress: Progress) -> JobSummary:
         jobs = ToMasksJobs(
             output=output, items=items, data=f"{path} ({export.format})", workers=config.workers,
             settings={"export": str(path), "export_sha256": _digest(path), "classes": list(classes)},
-            overwrite=config.overwrite, folder=MaskFolder.at(output), classes=classes, void_value=void_value,
+            overwrite=config.overwrite, reads=[place for place in (path, config.images) if place and place.is_dir()],
+            folder=MaskFolder.at(output), classes=classes, void_value=void_value,
             palette=palette_of(export.classes, export.labelmap), images=options.image_paths,
         )  # fmt: skip
         summary = run(jobs, progress)

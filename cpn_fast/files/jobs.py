@@ -11,18 +11,21 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from cpn_fast.files.apart import check_apart
 from cpn_fast.files.disk_space import check_disk_space
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.lock import locked
 from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.output_folder import MANIFEST_NAME, raise_io_errors_as, record_settings
+from cpn_fast.files.plan import write_plan
 from cpn_fast.files.progress import SILENT, Progress, duration
+from cpn_fast.files.threads import thread_pool
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +55,7 @@ def bounded_map(
     try:
         for item in items:
             pending.append(pool.submit(function, item))
-            if len(pending) >= limit:
+            while pending and (len(pending) >= limit or pending[0].done()):
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
@@ -98,6 +101,9 @@ class ImageJobs(ABC, Generic[Item, Ready]):
         workers: threads that call `work`.
         overwrite: do everything again, also with other settings.
         shard: `i/n` where the items are the i-th of n parts.
+        planned: ids of all images that the folder is to hold results of; None = of `items`.
+        command: resumes the job, for who finds it half done; "" = no command line does.
+        reads: folders and files of the data, among which nothing may be written; see `check_apart`.
         verb: what is done to an image, in the infinitive.
         participle: the same, as a participle.
         needed_to: what cannot be done to an image that fails, as a participle.
@@ -112,6 +118,9 @@ class ImageJobs(ABC, Generic[Item, Ready]):
     workers: int
     overwrite: bool = False
     shard: str | None = None
+    reads: Sequence[Path] = ()
+    planned: Sequence[str] | None = None
+    command: str = ""
 
     verb: ClassVar[str]
     participle: ClassVar[str]
@@ -174,14 +183,17 @@ def run(jobs: ImageJobs[Any, Any], progress: Progress = SILENT) -> JobSummary:
         how many images were done, skipped, failed.
 
     Raises:
-        DataError: where another command writes to the folder, it holds results of other settings, the disk is full, or
-            if there were images to do and none could be done.
+        DataError: where the folder lies among the data, another command writes to it, it holds results of other
+            settings, the disk is full, or if there were images to do and none could be done.
     """
+    check_apart(jobs.output, jobs.reads)
     # Overwriting forgets what other shards have done, so they cannot work beside it.
     shard = None if jobs.overwrite else jobs.shard
     with locked(jobs.output, shard, jobs.waits), Manifest(jobs.output / MANIFEST_NAME) as manifest:
         with raise_io_errors_as(jobs.output, "settings and labelmap"):
             record_settings(jobs.output, jobs.settings, jobs.overwrite, jobs.participle)
+            planned = [jobs.id_of(item) for item in jobs.items] if jobs.planned is None else jobs.planned
+            write_plan(jobs.output, planned, jobs.command)
             jobs.prepare()
         todo = _todo(jobs, manifest)
         skipped = len(jobs.items) - len(todo)
@@ -224,7 +236,7 @@ def _made(jobs: ImageJobs[Any, Any], todo: Sequence[Any], manifest: Manifest, pr
     with (
         progress.items(jobs.verb, len(todo)) as advance,
         jobs.threads(),
-        ThreadPoolExecutor(jobs.workers, thread_name_prefix=jobs.verb) as pool,
+        thread_pool(jobs.workers, jobs.verb) as pool,
     ):
         entries = bounded_map(pool, jobs.work, jobs.ready(todo), 2 * jobs.workers + 1)
         for number, entry in enumerate(entries, start=1):

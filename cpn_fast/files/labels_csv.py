@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -118,11 +118,12 @@ def read_label_table(path: str | Path, classes: Sequence[str] | None = None) -> 
     )
     columns = find_columns(table, path)
     named, faults, notes = _names_of(table, columns, classes)
+    found = {name for names in named for name in names or ()} | set(map(normal, columns.one_hot.values()))
     if classes is None:
-        found = {name for names in named for name in names or ()} | set(map(normal, columns.one_hot.values()))
         classes = tuple(sorted(name for name in found - {BACKGROUND} if not class_fault(name)))
     check_class_count(classes, str(path))
     index = {normal(name): number for number, name in enumerate(classes)}
+    _check_some_known(found - {BACKGROUND}, index, path)
     rows: dict[str, LabelRow] = {}
     errors: list[tuple[int, str]] = []
     joined: list[LabelRow] = []
@@ -208,6 +209,16 @@ def _row(
         return f"split {quoted(cells['split'])} {fault}; write train, val, ...", None
     labels = None if names is None else tuple(sorted({index[name] for name in names if name != BACKGROUND}))
     return "", LabelRow(image, labels, line, cells.get("split"), mask or None)
+
+
+def _check_some_known(found: Collection[str], known: Collection[str], path: Path) -> None:
+    """Raise DataError where a file has labels of several classes, all of them others than the known ones."""
+    if len(found) > 1 and known and not any(get_close_matches(name, known) for name in found):
+        shown = ", ".join([*known][:10]) + (f", ... ({len(known)} in all)" if len(known) > 10 else "")
+        raise DataError(
+            f"{path}: none of its {len(found)} labels, such as {quoted(min(found))}, is one of the known classes, "
+            f"{shown}: it is of other classes; correct the labels, or the list of classes (classes.txt)"
+        )
 
 
 def _relative(name: str, root: Path) -> str:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.output_folder import raise_io_errors_as
+from cpn_fast.files.output_folder import check_is_folder, raise_io_errors_as
 from cpn_fast.files.shard import parse_shard
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ def locked(folder: Path, shard: str | None = None, wait: bool = False) -> Iterat
     Raises:
         DataError: where another command holds the folder, or the lock cannot be written.
     """
+    check_is_folder(folder)
     with raise_io_errors_as(folder, "its lock"):
         made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)

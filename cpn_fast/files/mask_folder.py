@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,13 +16,22 @@ from cpn_fast.files.images import image_size, list_images
 from cpn_fast.files.labelmap import Labelmap, labelmap_of
 from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.masks import read_mask, write_labelmap, write_mask
-from cpn_fast.files.output_folder import MANIFEST_NAME, SETTINGS_NAME, raise_io_errors_as, read_settings
+from cpn_fast.files.other_masks import other_masks
+from cpn_fast.files.output_folder import (
+    MANIFEST_NAME,
+    SETTINGS_NAME,
+    raise_io_errors_as,
+    read_settings,
+)
+from cpn_fast.files.plan import read_plan
 from cpn_fast.files.regular import is_regular
 from cpn_fast.files.soft_maps import SoftMaps, read_soft_maps, write_soft_maps
 
 MASK_FOLDER = "SegmentationClass"
 SOFT_FOLDER = "SoftMaps"
 LABELMAP_NAME = "labelmap.txt"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,27 @@ class MaskFolder:
         """How the masks were made; empty where nobody has said. Raises DataError where it cannot be read."""
         path = self.root / SETTINGS_NAME
         return read_settings(path) if path.is_file() else {}
+
+    def lacking(self) -> tuple[int, list[str], str]:
+        """Of how many images masks were to be made, the ids that have none yet, and the command that resumes.
+
+        Without a plan or manifest, as of masks of other tools, nothing is known: 0 images. Raises DataError for a plan
+        that cannot be read.
+        """
+        entries, plan = self.manifest().entries(), read_plan(self.root)
+        ids = tuple(entries) if plan is None else plan.ids
+        lacking = [name for name in ids if entries.get(name, {}).get("status") != "ok"]
+        return len(ids), lacking, "" if plan is None else plan.command
+
+    def warn_if_half_done(self) -> None:
+        """Warn where images that were to get a mask have none: who reads the folder goes on with the others."""
+        total, lacking, command = self.lacking()
+        if lacking:
+            log.warning(
+                "%s: %d of %d images have a mask, %s for instance has none; to finish it: %s",
+                self.root, total - len(lacking), total, lacking[0],
+                f"`{command}`" if command else "label with the same settings again",
+            )  # fmt: skip
 
     def paths(self) -> dict[str, Path]:
         """Id -> PNG of every mask, sorted; hidden files (unfinished ones are) do not count.
@@ -188,9 +219,30 @@ def check_size(path: Path, found: tuple[int, ...], image_path: Path, image: NDAr
         )
 
 
+def seen_instead(target: Path) -> str:
+    """Ends the error of a folder without masks: what is there instead, or ""."""
+    seen = other_masks(target / MASK_FOLDER) or (other_masks(target) if target.is_dir() else "")
+    return f" ({seen})" if seen else ""
+
+
 def foreground_share(mask: NDArray[np.uint8]) -> float:
-    """The share of pixels that are of a class, neither background nor void, in 0..1."""
-    return round(float(np.mean((mask > 0) & (mask < 255))), 4)
+    """The share of pixels that are of a class, neither background nor void, in 0..1; 0 only where there is none."""
+    share = float(np.mean((mask > 0) & (mask < 255)))
+    return round(share, 4) or share
+
+
+def without_object(entries: Sequence[Mapping[str, Any]], remedy: str) -> str:
+    """How many masks hold no object, in one line with what may help; "" where all do.
+
+    Args:
+        entries: of the manifest, with `foreground`; those of images that are known to hold no class do not count.
+        remedy: what to do.
+    """
+    counted = [entry for entry in entries if not (entry.get("labels") == [] and entry.get("labels_from") == "image")]
+    empty = [entry for entry in counted if entry["foreground"] == 0]
+    if not empty:
+        return ""
+    return f"{len(empty)} of {len(counted)} masks hold no object, that of {empty[0]['id']} for instance: {remedy}"
 
 
 def class_names(classes: Sequence[str], present: Sequence[bool] | NDArray[np.bool_]) -> list[str]:

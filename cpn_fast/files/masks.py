@@ -59,10 +59,13 @@ def read_mask(
         uint8 [H, W].
 
     Raises:
-        DataError: if the file cannot be read, is no palette or grey image, or holds an unknown value or colour.
+        DataError: if the file cannot be read, is a JPEG, is no palette or grey image, or holds an unknown value or
+            colour.
     """
     path = Path(path)
     with open_image(path, max_pixels) as image:
+        if image.format == "JPEG":
+            raise DataError(f"{path}: a mask as JPEG, which changes the class numbers; export it again as PNG")
         mask = stored_values(image, str(path))
         if mask is not None:
             mask = mask if labelmap is None else labelmap.class_values(mask, image)

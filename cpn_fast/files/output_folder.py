@@ -16,6 +16,16 @@ SETTINGS_NAME = "settings.json"
 MANIFEST_NAME = "manifest.jsonl"
 
 
+def check_is_folder(output: Path) -> None:
+    """Refuse an output folder in whose place, or in that of a folder around it, a file stands. Raises DataError."""
+    found = next((place for place in (output, *output.parents) if place.exists()), None)
+    if found is not None and not found.is_dir():
+        raise DataError(
+            f"output {output}: {'it' if found == output else found} is a file; expected a folder, there or new: give "
+            "another --output"
+        )
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """The content of a `settings.json`.
 
@@ -24,7 +34,10 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     stored = read_json(path, "settings", "use --overwrite to make everything in its folder again")
     if not isinstance(stored, dict):
-        raise DataError(f"{path}: found {type(stored).__name__}, expected a JSON object; use --overwrite to begin anew")
+        raise DataError(
+            f"{path}: found {type(stored).__name__}, expected a JSON object; use --overwrite to make "
+            "everything in its folder again"
+        )
     return stored
 
 

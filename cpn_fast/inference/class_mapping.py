@@ -12,6 +12,10 @@ from cpn_fast.data.types import VOID
 from cpn_fast.files.errors import DataError
 
 
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
+
+
 @dataclass(frozen=True)
 class ClassMapping:
     """The classes of a data set in the order of a network's, which may know more of them.
@@ -29,6 +33,11 @@ class ClassMapping:
         """Match classes by name. Raises DataError for a class that the network doesn't know."""
         unknown = [name for name in source if name not in network]
         if unknown:
+            if len(unknown) == len(source):
+                raise DataError(
+                    f"the data is of other classes, {_some(source)}, than the run: it knows {_some(network)}; give the "
+                    "run that was trained on these classes, or without labels the images alone (folder:PATH)"
+                )
             raise DataError(
                 f"the data names classes that the run was not trained on: {', '.join(unknown[:5])}"
                 f"{' ...' if len(unknown) > 5 else ''}; the run knows {', '.join(network)} (folders whose names are no "

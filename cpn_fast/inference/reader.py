@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -15,6 +14,7 @@ from cpn_fast.data.types import Record, Sample, Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.jobs import bounded_map
 from cpn_fast.files.max_side import reduce_image
+from cpn_fast.files.threads import thread_pool
 
 Item = TypeVar("Item")
 Read = TypeVar("Read")
@@ -97,7 +97,7 @@ def equal_sizes(
             return Failure(item, str(error))
 
     waiting: dict[tuple[int, ...], list[tuple[Read, NDArray[np.uint8]]]] = defaultdict(list)
-    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode") as pool:
+    with thread_pool(max(1, workers), "decode") as pool:
         for found in bounded_map(pool, attempt, items, 2 * workers + batch_size + 1):
             if isinstance(found, Failure):
                 yield found

@@ -71,9 +71,12 @@ def iou_point(confusion: NDArray[np.int64], beta: float = math.nan) -> Threshold
         beta: the background score it belongs to, NaN for masks that were read.
 
     Returns:
-        the IoU values; those of classes in neither rows nor columns are None and count in no mean.
+        the IoU values; those of classes in neither rows nor columns are None and count in no mean. Without a pixel of a
+        class in the truth all are NaN or None: all background would be perfect, so nothing is measured.
     """
     classes = len(confusion)
+    if not confusion[1:].any():
+        return ThresholdScores(float(beta), math.nan, math.nan, math.nan, (None,) * classes)
     inside = np.diag(confusion).astype(np.float64)
     union = confusion[:, :classes].sum(0) + confusion.sum(1) - inside
     iou = np.divide(inside, union, out=np.full(classes, np.nan), where=union > 0)

@@ -31,7 +31,7 @@ def confusion_of(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], num_cla
 
 
 def warn_without_foreground(data: str, confusion: NDArray[np.int64]) -> None:
-    """Warn where the ground truth holds no class: masks that are all background are then perfect.
+    """Warn where the ground truth holds no class: masks that are all background would be perfect, so no score is given.
 
     Args:
         data: what was scored.
@@ -39,6 +39,6 @@ def warn_without_foreground(data: str, confusion: NDArray[np.int64]) -> None:
     """
     if not confusion[1:].any():
         log.warning(
-            "%s: no pixel of any class in the ground truth: the score says only how much was left background. Is 255, "
-            "which means void, meant as foreground? Write 1..%d there", data, len(confusion) - 1,
+            "%s: no pixel of any class in the ground truth: all background would be perfect, so no score is given. Is "
+            "255, which means void, meant as foreground? Write 1..%d there", data, len(confusion) - 1,
         )  # fmt: skip

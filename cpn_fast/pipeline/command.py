@@ -14,9 +14,11 @@ from rich.table import Table
 from cpn_fast.config.display import default_settings
 from cpn_fast.config.training import replace_dotted
 from cpn_fast.console.exit_status import EXIT_FAILED_IMAGES
+from cpn_fast.data.sources.base import folders_of
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import default_split
 from cpn_fast.data.types import Source
+from cpn_fast.files.apart import check_apart
 from cpn_fast.files.digest import weights_sha256
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.lock import locked
@@ -65,6 +67,7 @@ def run_pipeline(config: PipelineConfig, runner: Runner = run_process) -> Path:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, split=default_split(source)))
     stages = plan(config, *_splits(config, source))
     _check_weights(config)
+    check_apart(config.output, folders_of(source))
     with raise_io_errors_as(config.output, "its state"), locked(config.output) as lock:
         pipeline = _Pipeline(config, source, console, runner, lock)
         for number, stage in enumerate(stages, start=1):

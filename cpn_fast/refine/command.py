@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
+from cpn_fast.config.display import resuming
 from cpn_fast.device import ready_device
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.jobs import JobSummary
 from cpn_fast.files.jobs import run as run_jobs
+from cpn_fast.files.mask_folder import without_object
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.inference.options import check_positive
 from cpn_fast.models.affinity_labels import alpha_of_beta
@@ -59,6 +61,8 @@ def run_refine(config: RefineConfig, progress: Progress = SILENT) -> RefineSumma
     changed = sum(entry["changed"] for entry in summary.done) / summary.written if summary.written else math.nan
     text = f"{summary.written} masks written to {jobs.written.masks}"
     progress.say(text + (f"; {100 * changed:.1f}% of their pixels got another label" if summary.written else ""))
+    if empty := without_object(summary.done, _remedy(jobs)):
+        progress.say(empty)
     return RefineSummary(**vars(summary), changed=changed)
 
 
@@ -73,9 +77,19 @@ def _jobs(config: RefineConfig) -> RefineJobs:
         settings["beta"] = SOFT_BETA
     return RefineJobs(
         output=config.output, items=folder.entries, settings=settings, data=str(folder.path),
-        workers=config.workers or torch.get_num_threads(), overwrite=config.overwrite,
+        workers=config.workers or torch.get_num_threads(), overwrite=config.overwrite, reads=folder.read_folders(),
+        planned=folder.planned, command=resuming("refine", config),
         folder=folder, initial_scores=initial_scores, steps=steps, soft_maps=config.soft_maps,
     )  # fmt: skip
+
+
+def _remedy(jobs: RefineJobs) -> str:
+    """What to do about masks without an object."""
+    background = jobs.initial_scores.background
+    if background is None:
+        return "the labelling's own masks may hold none, or the CRF has taken it away: label with a lower --beta"
+    option = "a lower --beta" if background.rule == "constant" else f"a higher --alpha than {background.value:.3g}"
+    return f"less background may find one, {option}"
 
 
 def _warn(jobs: RefineJobs) -> None:

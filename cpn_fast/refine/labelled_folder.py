@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cpn_fast.data.sources.base import folders_of
 from cpn_fast.data.sources.open import open_source
+from cpn_fast.data.types import Source
 from cpn_fast.files.background_score import background_score
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import read_image
 from cpn_fast.files.mask_folder import SOFT_FOLDER, MaskFolder
 from cpn_fast.files.masks import read_labelmap
 from cpn_fast.files.output_folder import MANIFEST_NAME, SETTINGS_NAME
+from cpn_fast.files.plan import read_plan
 from cpn_fast.files.regular import is_regular
 
 
@@ -30,6 +33,7 @@ class LabelledFolder:
         classes: the K foreground class names.
         settings: of the labelling, such as `beta`; empty where it left none.
         images: image path by id, where they are known better than the manifest says.
+        sources: the folders of the source that knows them.
     """
 
     masks: MaskFolder
@@ -37,6 +41,7 @@ class LabelledFolder:
     classes: tuple[str, ...]
     settings: Mapping[str, Any]
     images: Mapping[str, Path]
+    sources: tuple[Path, ...] = ()
 
     @classmethod
     def open(cls, path: Path, data: str | None = None) -> LabelledFolder:
@@ -61,7 +66,17 @@ class LabelledFolder:
         for entry in ok:
             if not isinstance(entry.get("image"), str):
                 raise DataError(f"{manifest}: {entry['id']!r} has no `image`, the path of its image; label it again")
-        return cls(masks, tuple(ok), read_labelmap(path / "labelmap.txt"), masks.settings(), images_of(data))
+        masks.warn_if_half_done()
+        classes, settings = read_labelmap(path / "labelmap.txt"), masks.settings()
+        source = open_source(data) if data else None
+        sources = () if source is None else folders_of(source)
+        return cls(masks, tuple(ok), classes, settings, images_of(source), sources)
+
+    @property
+    def planned(self) -> list[str]:
+        """The ids of all images that were to be labelled, also of those that are not yet."""
+        plan = read_plan(self.path)
+        return [entry["id"] for entry in self.entries] if plan is None else list(plan.ids)
 
     @property
     def path(self) -> Path:
@@ -91,6 +106,15 @@ class LabelledFolder:
         """Where the image of a manifest entry lies."""
         return self.images.get(entry["id"], Path(entry["image"]))
 
+    def read_folders(self) -> tuple[Path, ...]:
+        """What is read: the masks, the source where one is given, and the folders that the ids of images begin in.
+
+        Images beside the labelling were given one by one, in a folder that holds more than images.
+        """
+        found = {_begins_in(self.image_path(entry), entry["id"]) for entry in self.entries}
+        around = [folder for folder in sorted(found) if not self.path.resolve().is_relative_to(folder.resolve())]
+        return (*self.sources, *around, self.masks.masks, self.path / SOFT_FOLDER)
+
     def read_image(self, entry: Mapping[str, Any]) -> NDArray[np.uint8]:
         """The image, uint8 [H, W, 3]. Raises DataError where it is gone or cannot be read."""
         path = self.image_path(entry)
@@ -102,9 +126,16 @@ class LabelledFolder:
         return read_image(path)
 
 
-def images_of(data: str | None) -> dict[str, Path]:
+def images_of(source: Source | None) -> dict[str, Path]:
     """Image path by id, over all splits of a source; empty without a source."""
-    if not data:
+    if source is None:
         return {}
-    source = open_source(data)
     return {record.id: record.image_path for split in source.splits() for record in source.records(split)}
+
+
+def _begins_in(image: Path, image_id: str) -> Path:
+    """The folder of which an id is the path, or of `images` in a data set the data set's."""
+    below = len(PurePosixPath(image_id).parts)
+    folder = image.parents[min(below, len(image.parents)) - 1]
+    listed = folder.name == "images" and any(folder.parent.glob("*.csv"))
+    return folder.parent if listed else folder

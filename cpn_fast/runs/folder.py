@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -37,6 +37,8 @@ TAKEN_BY = {
     "segment": "`cpn segment predict`, `cpn segment evaluate` and `cpn export` take",
 }
 """What can be done with a run of each kind, for those who try something else."""
+
+_RESTORE = "restore the file, or train again"
 
 COMMAND_OF = {"train": "train", "affinity": "train-affinity", "segment": "segment train"}
 """The command that trains a run of each kind."""
@@ -140,15 +142,17 @@ class RunFolder:
     def _stored(self) -> StoredRun:
         if not self.config_path.exists():
             raise DataError(f"{self.path}: no run here (config.json not found); train one with `cpn train`")
-        content = read_json(self.config_path, "what `cpn train` wrote", "restore the file, or train again")
+        content = read_json(self.config_path, "what `cpn train` wrote", _RESTORE)
         if isinstance(content, dict):
             known = {f.name for f in fields(StoredRun)}
             content = {key: value for key, value in content.items() if key in known}
-        stored = config_from_dict(StoredRun, content, str(self.config_path))
+        stored = config_from_dict(StoredRun, content, str(self.config_path), remedy=_RESTORE)
         if not stored.classes or "" in stored.classes or len(set(stored.classes)) < len(stored.classes):
-            raise DataError(f"{self.config_path}: key classes: expected at least one name, each once, none empty")
+            raise DataError(
+                f"{self.config_path}: key classes: expected at least one name, each once, none empty; {_RESTORE}"
+            )
         if wrong := next((fault for fault in map(class_fault, stored.classes) if fault), ""):
-            raise DataError(f"{self.config_path}: key classes: a name {wrong}")
+            raise DataError(f"{self.config_path}: key classes: a name {wrong}; {_RESTORE}")
         return stored
 
     @property
@@ -165,7 +169,7 @@ class RunFolder:
             raise DataError(
                 f"{self.path}: a run of task {task!r}{taken}, expected one of {task_name(kind)!r}; give another folder"
             )
-        return config_from_dict(kind, stored.config, str(self.config_path), "config.")
+        return config_from_dict(kind, stored.config, str(self.config_path), "config.", _RESTORE)
 
     @property
     def config(self) -> TrainConfig:
@@ -285,7 +289,10 @@ class RunFolder:
         try:
             net.load_state_dict({**{name: own[name] for name in heads & own.keys()}, **fitting})
         except (RuntimeError, TypeError, AttributeError) as error:
-            raise DataError(f"{source}: does not fit the training: {' '.join(str(error).split())}") from error
+            raise DataError(
+                f"{source}: does not fit the training: {_misfit(own, {**own, **fitting})}; begin with a run of "
+                "the same method and options"
+            ) from error
         log.info("begins with the weights of %s%s", self.path, f"; not shared: {len(heads)} of heads" if heads else "")
 
     def _read_weights(self) -> tuple[Path, dict[str, Any]]:
@@ -307,8 +314,10 @@ class RunFolder:
         try:
             net.load_state_dict(weights)
         except (RuntimeError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{source}: does not fit the settings in {self.config_path}: {reason}") from error
+            raise DataError(
+                f"{source}: does not fit the settings in {self.config_path}: {_misfit(net.state_dict(), weights)}; put "
+                "back the two files of one run, or train again"
+            ) from error
 
     def records(self, kind: str | None = None) -> list[dict[str, Any]]:
         """The records of metrics.jsonl, of one kind ("step", "eval", "maps") or all; a torn last line is left out."""
@@ -330,6 +339,26 @@ class RunFolder:
         for folder in (self.path, self.checkpoint_path.parent):
             for leftover in folder.glob(".tmp-*") if folder.is_dir() else ():
                 leftover.unlink()
+
+
+def _misfit(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """How weights by name differ from those that a network has."""
+
+    def shape(value: Any) -> str:
+        return "x".join(map(str, value.shape)) or "one number"
+
+    other = [name for name in expected if name in found and expected[name].shape != found[name].shape]
+    missing, unknown = [sorted(one.keys() - two.keys()) for one, two in ((expected, found), (found, expected))]
+    parts = []
+    if other:
+        name = other[0]
+        parts.append(
+            f"{len(other)} weights have another size, such as {name}: {shape(found[name])}, expected "
+            f"{shape(expected[name])}"
+        )
+    parts += [f"{len(missing)} weights are missing, such as {missing[0]}"] if missing else []
+    parts += [f"{len(unknown)} are unknown, such as {unknown[0]}"] if unknown else []
+    return "; ".join(parts) or "the weights cannot be loaded"
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,16 @@ from numpy.typing import NDArray
 
 from cpn_fast.cam.inference import Prediction, default_map, open_labeller, predictions
 from cpn_fast.cam.map_options import MapOptions
+from cpn_fast.data.sources.base import folders_of
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import records_of, spread_evenly
 from cpn_fast.data.types import Record, Source
+from cpn_fast.files.apart import check_apart
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder
+from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder, seen_instead
+from cpn_fast.files.output_folder import check_is_folder
 from cpn_fast.files.progress import SILENT, Progress
+from cpn_fast.files.threads import thread_pool
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.image_size import warn_of_size
 from cpn_fast.inference.options import check_positive
@@ -73,7 +77,9 @@ def run_evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> dict[st
     split, every = records_of(source, config.split)
     records = spread_evenly(every, config.images)
     config = dataclasses.replace(config, split=split)
-    log.info("scoring on %d images of split %r of %s", len(records), split, source.spec)
+    if config.output is not None:
+        check_is_folder(config.output)
+        check_apart(config.output, folders_of(source))
     if not config.others:
         return _evaluate_target(config, source, records, progress)
     if config.output is not None:
@@ -112,6 +118,7 @@ def _evaluate_run(
     mapping = ClassMapping.between(source.classes, classes)
     warn_of_size(run, records, config.max_side)
     stream = predictions(labeller, source, records, mapping, options)
+    _say_begin(config, source, records)
     with progress.items("evaluate", len(records)) as advance:
         _count_all(stream, tally, advance)
     _need_masks(config, tally)
@@ -144,9 +151,13 @@ def _evaluate_run(
     return metrics
 
 
+def _say_begin(config: EvaluateConfig, source: Source, records: Sequence[Record]) -> None:
+    log.info("scoring on %d images of split %r of %s", len(records), config.split, source.spec)
+
+
 def _count_all(stream: Iterator[Prediction | Failure[Record]], tally: Tally, advance: Callable[[int], None]) -> None:
     """Count every prediction, each while the network works on the next."""
-    with ThreadPoolExecutor(1) as pool:
+    with thread_pool(1, "count") as pool:
         counted: Future[None] | None = None
         for prediction in stream:
             if isinstance(prediction, Failure):
@@ -260,12 +271,16 @@ def _evaluate_masks(
     config: EvaluateConfig, source: Source, records: Sequence[Record], progress: Progress
 ) -> dict[str, Any]:
     folder = _mask_folder(config.target)
+    if config.output is None:
+        _check_other_than_truth(config, folder, records)
+    folder.warn_if_half_done()
     classes = folder.classes() or tuple(source.classes)
     mapping = ClassMapping.between(source.classes, classes)
     confusion = np.zeros((len(classes) + 1, len(classes) + 2), dtype=np.int64)
     each: dict[str, NDArray[np.int64]] = {}
     missing: list[str] = []
     without_truth = 0
+    _say_begin(config, source, records)
     with progress.items("evaluate", len(records)) as advance:
         for record, counts in zip(records, _count_masks(source, records, folder, mapping, config.workers), strict=True):
             advance(1)
@@ -302,11 +317,23 @@ def _evaluate_masks(
 def _mask_folder(target: Path) -> MaskFolder:
     folder = MaskFolder.find(target)
     if folder is None:
+        hint = seen_instead(target)
         raise DataError(
             f"{target}: neither a run (config.json) nor a folder of masks ({MASK_FOLDER}/ID.png or ID.png); give the "
             "folder that `cpn train` or `cpn label` wrote"
+            f"{hint}"
         )
     return folder
+
+
+def _check_other_than_truth(config: EvaluateConfig, folder: MaskFolder, records: Sequence[Record]) -> None:
+    """Raise DataError where the masks are the source's own, beside which the scores would be written."""
+    own = next((r for r in records if r.mask_path and folder.mask_path(r.id).resolve() == r.mask_path.resolve()), None)
+    if own is not None:
+        raise DataError(
+            f"{config.target}: its masks, such as {own.mask_path}, are the ground truth of {config.data} itself; give "
+            "the folder that `cpn label`, `cpn refine` or `cpn segment predict` wrote, or --output for the scores"
+        )
 
 
 def _count_masks(
@@ -327,7 +354,7 @@ def _count_masks(
         return confusion_of(truth, predicted, mapping.num_classes)
 
     chunk = 16 * workers  # map() would start on everything at once
-    with ThreadPoolExecutor(workers) as pool:
+    with thread_pool(workers, "count") as pool:
         for start in range(0, len(records), chunk):
             yield from pool.map(count, records[start : start + chunk])
 

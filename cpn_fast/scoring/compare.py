@@ -96,6 +96,10 @@ def open_target(text: str) -> Target:
     for part in text.split(","):
         folder, wanted = (part, None) if Path(part).exists() else _split_map(part)
         path = Path(folder)
+        if not path.exists():
+            raise DataError(
+                f"{folder}: no such folder; expected a run or a folder of masks that `cpn evaluate` has scored"
+            )
         counts = read_counts(path / COUNTS_NAME if path.is_dir() or not path.suffix else path)
         name = wanted or next(name for name in ("rcam", "cam", "masks") if name in counts.maps)
         if name not in counts.maps:
@@ -131,6 +135,11 @@ def _compare(config: CompareConfig, first: Target, second: Target) -> dict[str, 
     num_classes = len(first.scored[0].classes)
     if len(first.scored[0].ids) < 2:
         raise DataError(f"{first.scored[0].path}: one image; a comparison needs at least two")
+    if not any((run.truths > 0).any() for run in (*first.runs, *second.runs)):
+        raise DataError(
+            f"{first.scored[0].path}: no pixel of any class in the ground truth: all background would be perfect; "
+            "compare on images with masks of the classes"
+        )
     arguments = (first.runs, second.runs, num_classes, config.resamples, config.seed)
     return {"halves": compare_halves(*arguments), "best": compare_best(*arguments)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,13 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from cpn_fast.data.sources.base import folders_of
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import records_of
 from cpn_fast.data.types import Record
 from cpn_fast.device import threads_shared_by
+from cpn_fast.files.apart import check_apart
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.output_folder import raise_io_errors_as
+from cpn_fast.files.output_folder import check_is_folder, raise_io_errors_as
 from cpn_fast.files.progress import SILENT, Progress
+from cpn_fast.files.threads import thread_pool
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.image_size import warn_of_size
 from cpn_fast.inference.reader import Failure
@@ -53,6 +56,9 @@ def run_segment_evaluate(config: SegmentEvaluateConfig, progress: Progress = SIL
     options = config.inference_options(with_mask=True)
     crf = config.crf_settings(config.crf_preset) if config.crf else None
     run, source = RunFolder(config.run), open_source(config.data)
+    if config.output is not None:
+        check_is_folder(config.output)
+        check_apart(config.output, folders_of(source))
     inferences = {SINGLE: ((1.0,), False), MULTI: (config.scales, config.flip)}
     segmenters = open_segmenters(run, inferences, config.device)
     classes = run.classes
@@ -127,7 +133,7 @@ def _count_all(
 ) -> None:
     """Run CRF and counting in threads while the network works on the next images."""
     pending: deque[Future[dict[str, NDArray[np.int64]] | None]] = deque()
-    with nullcontext() if crf is None else threads_shared_by(workers), ThreadPoolExecutor(workers) as pool:
+    with nullcontext() if crf is None else threads_shared_by(workers), thread_pool(workers, "count") as pool:
         for item in stream:
             if isinstance(item, Failure):
                 raise DataError(f"{item.error}; a score needs every image of the split")

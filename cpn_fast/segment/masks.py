@@ -14,7 +14,7 @@ from cpn_fast.data.loading.parallel import parallel_map
 from cpn_fast.data.sources.base import check_same_size
 from cpn_fast.data.types import Record, Sample, Source
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder
+from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder, seen_instead
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.inference.class_mapping import ClassMapping
 
@@ -104,10 +104,13 @@ def open_masks(masks: str, source: Source) -> TrainingMasks:
         return TruthMasks(source)
     folder = MaskFolder.find(Path(masks))
     if folder is None:
+        hint = seen_instead(Path(masks))
         raise DataError(
             f"--masks {masks}: no masks there ({MASK_FOLDER}/ID.png or ID.png); give the folder that `cpn label` or "
             f"`cpn refine` wrote, or `--masks {TRUTH}` for the masks of {source.spec}"
+            f"{hint}"
         )
+    folder.warn_if_half_done()
     classes = folder.classes() or source.classes
     unknown = [name for name in classes if name not in source.classes]
     if unknown:

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from cpn_fast.config.display import resuming
+from cpn_fast.data.sources.base import folders_of
 from cpn_fast.data.sources.open import open_source_for
 from cpn_fast.data.sources.spread import records_of
 from cpn_fast.data.types import Record, Source
@@ -17,7 +19,7 @@ from cpn_fast.device import threads_shared_by
 from cpn_fast.files.disk_space import FILE_BYTES, MASK_BYTES, mean_pixels
 from cpn_fast.files.jobs import Entry, ImageJobs, JobSummary, error_entry
 from cpn_fast.files.jobs import run as run_jobs
-from cpn_fast.files.mask_folder import MaskFolder, class_names, foreground_share
+from cpn_fast.files.mask_folder import MaskFolder, class_names, foreground_share, without_object
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.files.shard import take_shard
 from cpn_fast.inference.class_mapping import ClassMapping
@@ -135,6 +137,9 @@ def run_segment_predict(config: PredictConfig, progress: Progress = SILENT) -> J
         changed = sum(entry["changed"] for entry in summary.done) / summary.written
         text += f"; the CRF gave {100 * changed:.1f}% of their pixels another label"
     progress.say(text)
+    remedy = "the network finds background alone there: train it longer, or on masks that hold more objects"
+    if empty := without_object(summary.done, remedy):
+        progress.say(empty)
     if config.voc_zip is not None:
         write_voc_zip(config.voc_zip, config.output, [record.id for record in every])
         progress.say(f"{config.voc_zip}: {len(every)} masks")
@@ -157,7 +162,8 @@ def _jobs(config: PredictConfig) -> tuple[PredictJobs, Sequence[Record]]:
     warn_of_size(run, records, config.max_side)
     jobs = PredictJobs(
         output=config.output, items=records, settings=_settings(config, run, crf), data=f"{source.spec} ({split})",
-        workers=config.workers, overwrite=config.overwrite, shard=config.shard,
+        workers=config.workers, overwrite=config.overwrite, shard=config.shard, reads=folders_of(source),
+        planned=[record.id for record in every], command=resuming("segment predict", config),
         source=source, segmenter=segmenters[_MULTI], classes=classes, mapping=mapping, options=options, crf=crf,
     )  # fmt: skip
     return jobs, every

@@ -24,6 +24,7 @@ from cpn_fast.training.validation import (
     never,
     resized,
     training_mode_kept,
+    warn_without_foreground,
 )
 
 log = logging.getLogger(__name__)
@@ -108,4 +109,5 @@ def create_segment_validator(
     if not samples:
         log.warning("no validation metrics: no image of %s has a mask; name another split with --val-split", split)
         return None
+    warn_without_foreground([sample.mask for sample in samples])
     return SegmentValidator(samples, len(source.classes), round(sum(config.augment.resize_range()) / 2))

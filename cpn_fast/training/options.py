@@ -44,20 +44,27 @@ def parse_training(argv: Sequence[str], default: C, recipe: Callable[[C], C] | N
     """
     import tyro
 
+    for_cpu = False
     kind, output = type(default), value_of(argv, "--output")
     if "--resume" in argv and output is not None:
         default = replace_dotted(RunFolder(output).config_of(kind), {"resume": False})
     else:
         default = default if recipe is None else recipe(default)
-        if default.backbone == kind.backbone and takes_cpu_network(argv):
+        for_cpu = default.backbone == kind.backbone and takes_cpu_network(argv)
+        if for_cpu:
             default = _for_cpu(default)
     config = tyro.cli(kind, args=list(argv), default=default, prog=prog, description=description)
     check_ranges(config)
+    if for_cpu:  # said last: an option that does not fit is the only thing to be said
+        log.info(
+            "no GPU and no --backbone: taking %s and, unless --crop says otherwise, crops of %d pixels (with a GPU: "
+            "resnet38 and 448)", CPU_BACKBONE, CPU_CROP,
+        )  # fmt: skip
     return config
 
 
 def takes_cpu_network(argv: Sequence[str]) -> bool:
-    """Whether a command line leaves the network to a machine without GPU: then `CPU_BACKBONE`, and this is logged.
+    """Whether a command line leaves the network to a machine without GPU: then `CPU_BACKBONE`.
 
     Args:
         argv: arguments without the program's name. `--weights` in MXNet's format are ResNet38's, the default else.
@@ -68,13 +75,7 @@ def takes_cpu_network(argv: Sequence[str]) -> bool:
     from cpn_fast.device import has_gpu
 
     accelerator = value_of(argv, "--accelerator")
-    if accelerator != "cpu" and (accelerator == "cuda" or has_gpu()):
-        return False
-    log.info(
-        "no GPU and no --backbone: taking %s and, unless --crop says otherwise, crops of %d pixels (with a GPU: "
-        "resnet38 and 448)", CPU_BACKBONE, CPU_CROP,
-    )  # fmt: skip
-    return True
+    return accelerator == "cpu" or (accelerator != "cuda" and not has_gpu())
 
 
 def _for_cpu(default: C) -> C:

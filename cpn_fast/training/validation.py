@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import cv2
@@ -10,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from cpn_fast.data.types import Sample
+from cpn_fast.data.types import VOID, Sample
 from cpn_fast.files.errors import NonFiniteError
 from cpn_fast.files.masks import voc_palette
+
+log = logging.getLogger(__name__)
 
 NUM_IMAGES = 4
 
@@ -29,6 +32,16 @@ def check_finite_maps(what: str, *arrays: NDArray[np.floating]) -> None:
 def never() -> bool:
     """Nobody asks to stop."""
     return False
+
+
+def warn_without_foreground(masks: Iterable[NDArray[np.uint8] | None]) -> None:
+    """Warn where validation masks uint8 [H, W] hold no class: all background would be perfect, so no mIoU is given."""
+    known = [mask for mask in masks if mask is not None]
+    if known and not any(((mask > 0) & (mask < VOID)).any() for mask in known):
+        log.warning(
+            "no pixel of any class in the %d masks of the validation: no mIoU is given. Is 255, which means "
+            "void, meant as foreground?", len(known),
+        )  # fmt: skip
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS, read_image
 from cpn_fast.files.jobs import Entry, ImageJobs, JobSummary, error_entry
 from cpn_fast.files.jobs import run as run_jobs
-from cpn_fast.files.mask_folder import MaskFolder, foreground_share
+from cpn_fast.files.mask_folder import MaskFolder, foreground_share, without_object
 from cpn_fast.files.max_side import enlarge, reduce_image
 from cpn_fast.files.output_folder import SETTINGS_NAME
 from cpn_fast.files.photos import Photo, count_other_files, default_output, find_photos, with_labels
@@ -236,7 +237,7 @@ def run_label_onnx(config: LabelOnnxConfig, progress: Progress = SILENT) -> JobS
     photos = find_photos(config.images)
     if config.image_labels is not None:
         photos = with_labels(photos, config.image_labels, labeller.info.classes)
-    summary = label_photos(config, labeller, photos, progress)
+    summary = label_photos(config, labeller, photos, config.images, progress, _resuming(config))
     others = count_other_files(config.images)
     if others:
         progress.say(f"{others} files skipped, hidden or no images by their suffix")
@@ -244,7 +245,12 @@ def run_label_onnx(config: LabelOnnxConfig, progress: Progress = SILENT) -> JobS
 
 
 def label_photos(
-    config: LabelOnnxConfig, labeller: OnnxLabeller, photos: Sequence[Photo], progress: Progress = SILENT
+    config: LabelOnnxConfig,
+    labeller: OnnxLabeller,
+    photos: Sequence[Photo],
+    reads: Sequence[Path],
+    progress: Progress = SILENT,
+    command: str = "",
 ) -> JobSummary:
     """Label photos that have been found, and make the contact sheet.
 
@@ -252,7 +258,9 @@ def label_photos(
         config: how; its `images` are only shown.
         labeller: the model.
         photos: the images.
+        reads: the folders and files that they are, where nothing may be written.
         progress: where plan, bar and result are shown.
+        command: resumes the labelling.
 
     Returns:
         how many images were labelled, skipped, failed.
@@ -261,7 +269,7 @@ def label_photos(
         DataError: as `run_label_onnx` does.
     """
     _check(config)
-    jobs = _jobs(config, labeller, take_shard(photos, config.shard))
+    jobs = _jobs(config, labeller, photos, reads, command)
     summary = run_jobs(jobs, progress)
     images = {photo.id: partial(read_image, photo.path, config.max_pixels) for photo in photos}
     sheet = write_least_confident(jobs.folder, images, config.sheet, labeller.info.classes, jobs.palette)
@@ -270,7 +278,16 @@ def label_photos(
     )
     if sheet is not None:
         progress.say(f"least confident masks: {sheet}")
+    if empty := without_object(summary.done, _remedy(labeller.info)):
+        progress.say(empty)
     return summary
+
+
+def _remedy(info: ModelInfo) -> str:
+    """What to do about masks without an object."""
+    if info.beta is None:
+        return "the network finds background alone there: train it longer, or on masks that hold more objects"
+    return f"a lower background score may find one: `cpn export` with --beta below {info.beta:g}"
 
 
 def _check(config: LabelOnnxConfig) -> None:
@@ -282,7 +299,9 @@ def _check(config: LabelOnnxConfig) -> None:
         raise DataError("no images given; expected a folder or files after the model")
 
 
-def _jobs(config: LabelOnnxConfig, labeller: OnnxLabeller, photos: Sequence[Photo]) -> OnnxJobs:
+def _jobs(
+    config: LabelOnnxConfig, labeller: OnnxLabeller, photos: Sequence[Photo], reads: Sequence[Path], command: str
+) -> OnnxJobs:
     output = default_output(config.images) if config.output is None else config.output
     max_side = labeller.info.max_side if config.max_side is None else config.max_side
     with open_regular(config.model) as file:
@@ -291,12 +310,21 @@ def _jobs(config: LabelOnnxConfig, labeller: OnnxLabeller, photos: Sequence[Phot
     if not config.overwrite and not (output / SETTINGS_NAME).exists():
         _check_older(MaskFolder.at(output), fingerprint)
     return OnnxJobs(
-        output=output, items=photos, settings={"model_sha256": content, "max_side": max_side},
+        output=output, items=take_shard(photos, config.shard), planned=[photo.id for photo in photos], command=command,
+        settings={"model_sha256": content, "max_side": max_side},
         data=", ".join(map(str, config.images[:3])) + (" ..." if len(config.images) > 3 else ""),
-        workers=config.workers, overwrite=config.overwrite, shard=config.shard,
+        workers=config.workers, overwrite=config.overwrite, shard=config.shard, reads=reads,
         labeller=labeller, max_side=max_side, max_pixels=config.max_pixels, batch_size=config.batch_size,
         fingerprint=fingerprint,
     )  # fmt: skip
+
+
+def _resuming(config: LabelOnnxConfig) -> str:
+    words = ["cpn-label", str(config.model), *map(str, config.images)]
+    for name in ("output", "image_labels", "max_side"):
+        value = getattr(config, name)
+        words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
 
 
 def _check_older(folder: MaskFolder, fingerprint: str) -> None:

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from cpn_export.label import LabelOnnxConfig, active_labels, label_photos
 from cpn_export.metadata import ModelInfo
 from cpn_export.runtime import OnnxLabeller, Provider, label_rows
+from cpn_fast.api.errors import in_python_words
 from cpn_fast.api.images import ImageLabeller, LabelledImage
+from cpn_fast.data.sources.base import folders_of
 from cpn_fast.data.sources.spread import records_of
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.errors import DataError
@@ -98,8 +100,9 @@ class OnnxModel:
                     "the run again with `cpn export`"
                 )
         size = self.info.max_side if max_side is None else max_side
-        check_positive(max_side=size)
-        return _PhotoLabeller(self._session(device or "cpu"), size)
+        with in_python_words():
+            check_positive(max_side=size)
+            return _PhotoLabeller(self._session(device or "cpu"), size)
 
     def _session(self, device: str) -> OnnxLabeller:
         if device not in DEVICES:
@@ -140,7 +143,7 @@ class OnnxModel:
         photos = [_photo(record, mapping, bool(options.get("use_labels", True))) for record in records]
         chosen = {option: value for option, value in options.items() if option in known}
         config = LabelOnnxConfig(self.path, (Path(f"{source.spec} ({name})"),), output, **chosen)
-        return label_photos(config, self._session(options.get("device", "cpu")), photos, progress)
+        return label_photos(config, self._session(options.get("device", "cpu")), photos, folders_of(source), progress)
 
 
 def _photo(record: Record, mapping: ClassMapping, use_labels: bool) -> Photo:

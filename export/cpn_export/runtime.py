@@ -102,6 +102,11 @@ def label_rows(labels: Sequence[tuple[int, ...] | None], num_classes: int) -> ND
     return rows
 
 
+def _is_no_model(error: Exception) -> bool:
+    """Whether onnxruntime could not even read the graph; it names its exceptions by what happened."""
+    return type(error).__name__ in ("InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NoModel")
+
+
 def _installed_onnxruntime() -> Any:
     """The package `onnxruntime`, whichever distribution brought it."""
     try:
@@ -135,6 +140,11 @@ def _open_session(path: Path, provider: Provider, threads: int) -> onnxruntime.I
         session = onnxruntime.InferenceSession(str(path), options, providers=list(PROVIDERS[provider]))
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         reason = str(error).splitlines()[0]
+        if _is_no_model(error):
+            raise DataError(
+                f"{path}: damaged, or no ONNX model ({reason}); copy it again, or export the run again "
+                "with `cpn export`"
+            ) from error
         raise DataError(f"{path}: onnxruntime cannot open it with --provider {provider}: {reason}") from error
     if session.get_providers()[0] != wanted:
         raise DataError(

@@ -262,7 +262,7 @@ def test_unusable_models(write_toy_model, tmp_path):
     with pytest.raises(DataError, match=r"missing\.onnx: no such file"):
         OnnxLabeller(tmp_path / "missing.onnx")
     (tmp_path / "text.onnx").write_text("not a model")
-    with pytest.raises(DataError, match=r"text\.onnx: onnxruntime cannot open"):
+    with pytest.raises(DataError, match=r"text\.onnx: damaged, or no ONNX model .*export the run again"):
         OnnxLabeller(tmp_path / "text.onnx")
     with pytest.raises(DataError, match=r"bare\.onnx.*cpn export"):
         OnnxLabeller(write_toy_model(tmp_path / "bare.onnx", metadata={}))
@@ -380,3 +380,12 @@ def test_a_model_that_gives_nan_labels_nothing(write_toy_model, photos, tmp_path
         run_label_onnx(config)
     assert "the model's scores or maps hold NaN or infinity" in entries(output)["bild 0"]["error"]
     assert not list(output.rglob("*.png"))
+
+
+@pytest.mark.parametrize("place", [".", "masks", "ünter ordner"])
+def test_an_output_among_the_images_is_refused_before_anything_is_written(model, photos, place, capsys):
+    before = sorted(photos.rglob("*"))
+    assert main([str(model), str(photos), "--output", str(photos / place)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "lies in the data" in line and "outside of that folder" in line
+    assert sorted(photos.rglob("*")) == before

@@ -65,7 +65,7 @@ def check_source(
     Args:
         source: the source.
         split: only this split; None = all.
-        measure: also time superpixels and backbones, for the estimates.
+        measure: also time superpixels and backbones, for the estimates, unless there are problems.
         track: called with 1 after each image.
         total: called once with the number of images.
 
@@ -87,6 +87,7 @@ def check_source(
     trained = "train" if "train" in scans else next(iter(scans), "")
     warnings = label_warnings(source.classes, scans[trained].records, trained) if trained else []
     warnings += sharing_warnings(source.classes, scans[trained].records, trained) if trained else []
+    warnings += dict.fromkeys(warning for scan in scans.values() for warning in scan.warnings)
     warnings += mask_warnings(source.classes, [(record, found[path].values) for path, record in records.items()])
     digests = {path: inspection.digest for path, inspection in found.items()}
     warnings += leaks({name: scan.records for name, scan in scans.items()}, digests)
@@ -97,7 +98,7 @@ def check_source(
         problems=tuple(dict.fromkeys(problems)),
         notes=tuple(dict.fromkeys(notes)),
         warnings=tuple(warnings),
-        rates=_rates(source, records, found) if measure else None,
+        rates=_rates(source, records, found) if measure and not problems else None,
         description=source.description if isinstance(source, FileSource) else "",
         preview=_preview(source, scans),
         pairs=pairs(source.classes, list(records.values())),
@@ -253,6 +254,7 @@ def run_check(config: CheckConfig) -> CheckReport:
         report = check_source(
             source,
             config.split,
+            measure=config.estimate,
             track=lambda count: progress.advance(task, count),
             total=lambda count: progress.update(task, total=count),
         )

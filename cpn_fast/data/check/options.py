@@ -22,6 +22,7 @@ class CheckConfig:
         max_pixels: images with more pixels than this are a problem.
         strict: warnings are problems, too.
         html: also write a page with sample pictures to this file.
+        estimate: also time superpixels and backbones for a table of costs; not where there are problems.
     """
 
     data: Annotated[str, tyro.conf.Positional]
@@ -29,3 +30,4 @@ class CheckConfig:
     max_pixels: int = DEFAULT_MAX_PIXELS
     strict: bool = False
     html: Path | None = None
+    estimate: bool = True

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
-from cpn_fast.data.types import Record, Sample
+from cpn_fast.data.types import Record, Sample, Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS, read_image
 from cpn_fast.files.masks import read_mask
+from cpn_fast.files.other_masks import other_masks
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,13 @@ class Scan:
         records: the images that can be used.
         problems: what is wrong with the rest.
         notes: what is no fault but may not be meant.
+        warnings: what is passed over although it was meant; also said where the records are used.
     """
 
     records: tuple[Record, ...]
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class FileSource(ABC):
@@ -64,6 +70,7 @@ class FileSource(ABC):
         self.max_pixels = max_pixels
         self._spec = spec
         self._scans: dict[str, Scan] = {}
+        self._said: set[str] = set()
 
     @property
     def spec(self) -> str:
@@ -83,6 +90,11 @@ class FileSource(ABC):
     @abstractmethod
     def splits(self) -> tuple[str, ...]:
         """The split names that `records` knows."""
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Folders of which everything is data, or single files; nothing may be written there."""
+        return (self.root,)
 
     @abstractmethod
     def _scan(self, split: str) -> Scan:
@@ -123,6 +135,10 @@ class FileSource(ABC):
             raise DataError(f"{scan.problems[0]}{rest}")
         if not scan.records:
             raise DataError(f"{self.spec}: split {split!r} has no images")
+        for warning in scan.warnings:
+            if warning not in self._said:
+                self._said.add(warning)
+                log.warning("%s", warning)
         return scan.records
 
     def read(self, record: Record, with_mask: bool = False) -> Sample:
@@ -144,6 +160,11 @@ class FileSource(ABC):
         return read_mask(record.mask_path, len(self.classes), self.max_pixels)
 
 
+def folders_of(source: Source) -> tuple[Path, ...]:
+    """The folders of a source of files, see `FileSource.folders`; none of another source."""
+    return source.folders if isinstance(source, FileSource) else ()
+
+
 def check_same_size(record: Record, image: np.ndarray, mask: np.ndarray) -> None:
     """Raise DataError unless mask [H, W] and image [H, W, 3] have the same size."""
     if mask.shape != image.shape[:2]:
@@ -151,6 +172,12 @@ def check_same_size(record: Record, image: np.ndarray, mask: np.ndarray) -> None
             f"{record.mask_path or record.image_path}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels, its "
             f"image {record.image_path} {image.shape[1]} x {image.shape[0]} (after EXIF rotation); make them equal"
         )
+
+
+def unread_masks(folder: Path, records: Iterable[Record]) -> tuple[str, ...]:
+    """A warning where images without a mask have one in `folder` that is no PNG."""
+    text = other_masks(folder, [record.id for record in records if record.mask_path is None])
+    return (text,) if text else ()
 
 
 def label_vector(labels: tuple[int, ...] | None, num_classes: int) -> np.ndarray | None:

@@ -6,20 +6,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from cpn_fast.data.sources.base import FileSource, Problem, Scan, canonical, unknown_class
+from cpn_fast.data.sources.base import FileSource, Problem, Scan, canonical, unknown_class, unread_masks
 from cpn_fast.data.sources.folder import ALL, hash_split
+from cpn_fast.data.sources.split_names import SPLIT_NAMES
 from cpn_fast.data.types import Record
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, list_images
 from cpn_fast.files.masks import check_class_count, read_classes
 from cpn_fast.files.names import class_fault, quoted
 from cpn_fast.files.regular import is_regular
-
-SPLIT_NAMES = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-    "testing": "test",
-}  # fmt: skip
-"""Folder name in lower case -> split."""
 
 BACKGROUND = "background"
 """A folder of this name holds images with none of the classes."""
@@ -101,7 +96,8 @@ class ClassFolderSource(FileSource):
                 labels = () if name == BACKGROUND else (number_of[canonical(name)],)
                 mask = self.root / MASKS / f"{key}.png"
                 records[canonical(key)] = Record(key, image, labels, mask if is_regular(mask) else None)
-        return Scan(tuple(records[key] for key in sorted(records)), tuple(problems))
+        found = tuple(records[key] for key in sorted(records))
+        return Scan(found, tuple(problems), warnings=unread_masks(self.root / MASKS, found))
 
     def _parts(self, image: Path) -> tuple[str, ...]:
         return image.relative_to(self.root).parts

@@ -90,6 +90,12 @@ class CocoSource(FileSource):
         """The instances files' names, and `train` and `val` for short."""
         return tuple(self._files)
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Annotations and images: what lies beside them is not read."""
+        names = ("annotations", "images", *self._files)
+        return tuple(self.root / name for name in names)
+
     def _scan(self, split: str) -> Scan:
         path = self._files[split]
         full_name = path.stem.removeprefix(_PREFIX)

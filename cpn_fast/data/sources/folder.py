@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from cpn_fast.data.sources.base import FileSource, Problem, Scan, canonical
+from cpn_fast.data.sources.base import FileSource, Problem, Scan, canonical, unread_masks
+from cpn_fast.data.sources.split_names import unusual_splits
 from cpn_fast.data.types import Record
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS, list_images
@@ -88,7 +89,11 @@ class FolderSource(FileSource):
         notes = self._table.notes if self._table else ()
         if self._table is not None and unlabelled:
             notes += (f"images without labels in {self._table.path}: {len(unlabelled)}, e.g. {unlabelled[0]}",)
-        return Scan(tuple(by_split[split]), tuple(self._problems), notes)
+        if self._table is not None and self._table.has_splits:
+            named = {name: len(records) for name, records in by_split.items() if name != ALL}
+            notes += unusual_splits(named, self._table.path)
+        warnings = unread_masks(self.root / "masks", by_split[ALL])
+        return Scan(tuple(by_split[split]), tuple(self._problems), notes, warnings)
 
     def first(self, count: int, splits: Mapping[str, Sequence[Record]]) -> list[tuple[str, Record]]:
         """The images of the table's first lines; without a table the first images."""

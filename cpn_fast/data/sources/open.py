@@ -40,6 +40,9 @@ def open_source(spec: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Sourc
             for.
     """
     text = str(spec)
+    if not text.strip():
+        kinds = ", ".join(f"{kind}:PATH" for kind in KINDS)
+        raise DataError(f"data {text!r}: names nothing; expected a path or one of {kinds}")
     kind, colon, rest = text.partition(":")
     if not colon or kind not in KINDS:
         kind, rest = _recognised(text), text

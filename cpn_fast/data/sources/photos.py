@@ -27,12 +27,18 @@ class PhotoSource(FileSource):
     def __init__(self, paths: Sequence[Path], max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
         shown = ", ".join(map(str, paths[:3])) + (" ..." if len(paths) > 3 else "")
         super().__init__(shown, Path(), max_pixels)
+        self._paths = tuple(paths)
         self._records = tuple(Record(photo.id, photo.path, None) for photo in find_photos(paths))
 
     @property
     def classes(self) -> tuple[str, ...]:
         """None are known."""
         return ()
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """What was given."""
+        return self._paths
 
     def splits(self) -> tuple[str, ...]:
         """`all`."""

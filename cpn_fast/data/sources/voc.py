@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cpn_fast.data.sources.base import FileSource, Problem, Scan, canonical, unknown_class
+from cpn_fast.data.sources.base import FileSource, Problem, Scan, canonical, unknown_class, unread_masks
 from cpn_fast.data.types import Record
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES
@@ -91,6 +91,12 @@ class VocSource(FileSource):
         """The list files' names, and `train_aug` where it can be put together."""
         return tuple(self._lists)
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Those of the layout: what lies beside them is not read."""
+        names = ("JPEGImages", "Annotations", "ImageSets", "SegmentationClass", "SegmentationClassAug")
+        return tuple(self.root / name for name in names)
+
     def _find_lists(self) -> dict[str, tuple[Path, ...]]:
         """Split name -> list files; several are joined."""
         folder = self.root / "ImageSets" / "Segmentation"
@@ -142,7 +148,7 @@ class VocSource(FileSource):
                 continue
             labels = self._labels(annotations[key], problems) if key in annotations else None
             records.append(Record(name, images[key], labels, masks.get(key)))
-        return Scan(tuple(records), tuple(problems))
+        return Scan(tuple(records), tuple(problems), warnings=unread_masks(self.root / "SegmentationClass", records))
 
     def read_mask(self, record: Record) -> np.ndarray | None:
         """The ground truth, uint8 [H, W], or None where there is none. Raises DataError if it cannot be read."""

@@ -16,6 +16,7 @@ from sklearn.metrics import jaccard_score
 
 import cpn_fast
 import cpn_kernels
+from cpn_fast.api.errors import python_words
 from cpn_fast.config.training import AugmentOptions, DeviceOptions, LoopOptions, PatchOptions
 from cpn_fast.files.masks import read_mask
 from cpn_fast.models.build import create_deeplab
@@ -240,3 +241,14 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
             cpn_fast.load(path)
     with pytest.raises(cpn_fast.DataError, match="no such file"):
         cpn_fast.load(tmp_path / "model.onnx")
+
+
+def test_errors_name_arguments_and_leave_commands_alone(run: cpn_fast.Run, demo: str, tmp_path: Path) -> None:
+    with pytest.raises(cpn_fast.DataError, match=r"^max_side 0: expected at least 1"):
+        cpn_fast.label(run, demo, tmp_path / "masks", max_side=0)
+    with pytest.raises(cpn_fast.DataError, match=r"^batch_size 0: expected"):
+        cpn_fast.evaluate(run, demo, output=tmp_path / "scores", batch_size=0)
+    with pytest.raises(cpn_fast.DataError, match=r"^scales 0: expected different numbers"):
+        run.labeller(scales=(0,))
+    said = "give `cpn label --soft-maps` --hard, --no-flip or --max-side; a--b, `--x` and -- stay"
+    assert python_words(said) == "give `cpn label --soft-maps` hard, flip=False or max_side; a--b, `--x` and -- stay"

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,15 +15,17 @@ import cpn_fast.files.contact_sheet as sheet_module
 from cpn_fast.cam.inference import open_labeller, predictions
 from cpn_fast.cam.label import LabelConfig, run_label
 from cpn_fast.cam.map_options import MapOptions
+from cpn_fast.cam.pixel_masks import open_pixel_masks
 from cpn_fast.cli.main import main as cpn
 from cpn_fast.console.terminal import TerminalProgress
+from cpn_fast.convert.folder import select_masks
 from cpn_fast.data.sources.demo_scenes import CLASSES
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import default_split
 from cpn_fast.files import disk_space
 from cpn_fast.files.contact_sheet import CELL, SheetItem, overlay, write_contact_sheet
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.mask_folder import MaskFolder
+from cpn_fast.files.mask_folder import MaskFolder, foreground_share, without_object
 from cpn_fast.files.masks import read_labelmap, voc_palette
 from cpn_fast.files.max_side import enlarge, reduce_image
 from cpn_fast.files.soft_maps import SoftMaps, read_soft_maps, write_soft_maps
@@ -29,7 +33,9 @@ from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.reader import Failure, InferenceOptions
 from cpn_fast.metrics.confidence import map_confidence, probability_confidence
 from cpn_fast.models.labeller import Labeller
+from cpn_fast.refine.labelled_folder import LabelledFolder
 from cpn_fast.scoring.command import EvaluateConfig, run_evaluate
+from cpn_fast.segment.masks import open_masks
 
 SCALES = (0.5, 1.0)
 PER_SCALE = {"refine": "learnt", "refine_at": "scale"}
@@ -506,3 +512,94 @@ def test_soft_maps_round_trip_and_damage(tmp_path):
     np.savez(path, classes=np.array([{}], dtype=object))
     with pytest.raises(DataError, match=r"b\.npz"):
         read_soft_maps(path)
+
+
+def tree(*folders):
+    """Every file below, with its bytes."""
+    return {path: path.read_bytes() for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("place", [".", "images", "masks", "images/set 0", "out"])
+def test_an_output_in_the_data_is_refused_before_anything_is_written(run, data, place):
+    before = tree(data)
+    with pytest.raises(DataError, match=r"output .*: lies in the data, .*give an --output outside"):
+        run_label(config(run, data, data / place))
+    assert tree(data) == before
+
+
+def test_ground_truth_in_voc_layout_is_never_replaced(run, small_demo, tmp_path):
+    root = shutil.copytree(small_demo, tmp_path / "demo")
+    before = tree(root)
+    for place in (root, root / "SegmentationClass", root / "JPEGImages/masks"):
+        with pytest.raises(DataError, match="lies in the data"):
+            run_label(LabelConfig(run.path, f"demo:{root}", place, split="val", device="cpu", sheet=0))
+    assert tree(root) == before
+
+
+def test_the_usual_output_beside_bare_photographs_is_fine(run, data, monkeypatch):
+    folder = data / "images/set 0"
+    monkeypatch.chdir(folder)
+    options = {"images": (Path("photo0.png"),), "beta": 0.3, "device": "cpu", "sheet": 0, "scales": SCALES}
+    assert run_label(LabelConfig(run.path, **options)).output == Path("photo0-masks")
+    with pytest.raises(DataError, match="lies in the data"):
+        run_label(LabelConfig(run.path, **{**options, "images": (Path(),)}))
+
+
+def test_a_half_done_labelling_is_said_by_all_who_read_it(run, data, tmp_path, caplog):
+    out = tmp_path / "out"
+    run_label(config(run, data, out, soft_maps=True, shard="1/5"))  # as after an interruption: 1 of 5 images
+    caplog.clear()
+    source = open_source(f"folder:{data}")
+    readers = {
+        "refine, train-affinity": lambda: LabelledFolder.open(out),
+        "segment train": lambda: open_masks(str(out), source),
+        "pixel masks": lambda: open_pixel_masks(out, CLASSES, source.records("all")),
+        "convert": lambda: select_masks(out),
+    }
+    for name, read in readers.items():
+        read()
+        (said,) = [message for message in caplog.messages if "to finish it" in message]
+        assert said.startswith(f"{out}: 1 of 5 images have a mask, set "), name
+        assert f"`cpn label {run.path} --data folder:{data} --output {out}" in said and "--shard" not in said
+        caplog.clear()
+    run_label(config(run, data, out, soft_maps=True))
+    for read in readers.values():
+        read()
+    assert not any("to finish it" in message for message in caplog.messages)
+
+
+def test_images_that_failed_count_as_lacking(run, data, tmp_path):
+    out = tmp_path / "out"
+    (data / "images/set 0/photo1.png").write_bytes(b"no image")
+    run_label(config(run, data, out))
+    assert MaskFolder.at(out).lacking()[:2] == (5, ["set 0/photo1"])
+    (out / "plan.json").unlink()  # as of an earlier version: the manifest alone
+    assert MaskFolder.at(out).lacking() == (5, ["set 0/photo1"], "")
+    (out / "plan.json").write_text('["set 0/photo1"]')
+    with pytest.raises(DataError, match=r"plan.json: expected an object with `command`.*; delete it"):
+        MaskFolder.at(out).lacking()
+
+
+def test_masks_without_an_object_are_counted_at_the_end(run, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    run_label(config(run, data, out, beta=1.0), TerminalProgress())  # which no normalised map exceeds
+    assert not any(mask.any() for mask in masks(out).values())
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("5 of 5 masks hold no object, that of set ") and last.endswith("--beta below 1")
+    run_label(config(run, data, tmp_path / "low", beta=0.0), TerminalProgress())
+    assert "hold no object" not in capsys.readouterr().out
+
+
+def test_what_counts_as_a_mask_without_an_object():
+    mask = np.zeros((1000, 1000), np.uint8)
+    assert foreground_share(mask) == 0
+    mask[5, 5] = 3
+    assert foreground_share(mask) == 1e-6  # rounded to four places it would be none
+    entries = [
+        {"id": "a", "foreground": 0.0, "labels": [], "labels_from": "image"},  # known to hold no class
+        {"id": "b", "foreground": 0.0, "labels": ["cat"], "labels_from": "image"},
+        {"id": "c", "foreground": 1e-6, "labels": ["cat"], "labels_from": "image"},
+        {"id": "d", "foreground": 0.0, "labels": [], "labels_from": "mask"},
+    ]
+    assert without_object(entries, "do that") == "2 of 3 masks hold no object, that of b for instance: do that"
+    assert without_object(entries[2:3], "do that") == ""

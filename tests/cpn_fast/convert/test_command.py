@@ -335,3 +335,11 @@ def test_254_classes_and_many_images_in_order(tmp_path: Path) -> None:
     annotations = coco.dataset["annotations"]
     assert [a["category_id"] for a in annotations] == list(range(254, 194, -1))
     assert all(coco_mask.area(a["segmentation"]) == 6 for a in annotations)
+
+
+@pytest.mark.parametrize("name", ["SegmentationClass/masks.json", "SegmentationClass/pixel.png", "labelmap.txt"])
+def test_an_output_among_the_masks_is_refused(masks: Path, name: str) -> None:
+    before = {path: path.read_bytes() for path in masks.rglob("*") if path.is_file()}
+    with pytest.raises(DataError, match=r"lies in the data|is read by this command"):
+        run_convert(ConvertConfig(masks, "coco", masks / name, overwrite=True))
+    assert {path: path.read_bytes() for path in masks.rglob("*") if path.is_file()} == before

@@ -144,3 +144,10 @@ def test_background_that_is_nowhere_has_no_iou():
     point = iou_point(np.array([[0, 0], [0, 4]]), 0.2)
     assert math.isnan(point.background)
     assert point.miou == point.foreground == 1.0
+
+
+def test_a_truth_without_foreground_gives_no_score():
+    """However well the background is found: masks that find nothing would score 100%."""
+    for matrix in ([[9, 0, 0], [0, 0, 0]], [[4, 5, 0], [0, 0, 0]], [[0, 0, 0], [0, 0, 0]]):
+        point = iou_point(np.array(matrix))
+        assert np.isnan([point.miou, point.background, point.foreground]).all() and point.per_class == (None, None)

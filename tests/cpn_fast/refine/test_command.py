@@ -361,3 +361,16 @@ def test_scores_that_are_not_finite_make_no_mask(masks, to, monkeypatch):
     made = lines(to["output"])
     assert (summary.written, summary.failed) == (5, 1) and bad not in found(to["output"])
     assert made[bad]["status"] == "error" and "the refined scores hold NaN or infinity" in made[bad]["error"]
+
+
+def test_an_output_in_the_data_is_refused_before_anything_is_written(labelled):
+    demo = labelled.parent / "demo"
+    files = sorted(labelled.parent.rglob("*"))
+    places = [demo / "JPEGImages", demo / "JPEGImages/refined", labelled / "SegmentationClass/refined"]
+    for place in places:
+        with pytest.raises(DataError, match="lies in the data"):
+            run_refine(config(labelled, output=place))
+    for place in (demo, demo / "SegmentationClass"):  # the ground truth's folder is known from the source
+        with pytest.raises(DataError, match="lies in the data"):
+            run_refine(config(labelled, output=place, data=f"demo:{demo}"))
+    assert sorted(labelled.parent.rglob("*")) == files

@@ -111,3 +111,19 @@ def test_records_skip_what_is_none(run: RunFolder) -> None:
     assert run.records() == [json.loads(good)]
     run.truncate_records(0)
     assert run.metrics_path.read_bytes() == b""
+
+
+def test_weights_of_another_run_say_which_differ(run: RunFolder) -> None:
+    weights = load_file(run.model_path)
+    kernel = weights["classifier.weight"]
+    save_file({**weights, "classifier.weight": kernel[:2].contiguous()}, run.model_path)
+    found, expected = "x".join(map(str, kernel[:2].shape)), "x".join(map(str, kernel.shape))
+    sizes = rf"classifier\.weight: {found}, expected {expected}"
+    with pytest.raises(
+        DataError, match=rf"config\.json: 1 weights have another size, such as {sizes}; put back .*, or train again$"
+    ):
+        run.load_model()
+    others = {name: value for name, value in weights.items() if name != "classifier.weight"}
+    save_file({**others, "x": kernel.clone()}, run.model_path)
+    with pytest.raises(DataError, match=r": 1 weights are missing, such as classifier\.weight; 1 are unknown"):
+        run.load_model()

@@ -151,7 +151,7 @@ def test_a_wrong_value_is_named_with_its_key(key: str, value: Any, message: str,
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", "found [], expected an object"),
+        ("[]", "found [], expected an object; restore the file, or train again"),
         ("{", "not JSON"),
         ("[" * 100_000, "lists or objects nested too deep"),
         ('{"classes": ["a"]}', "key config: not found"),

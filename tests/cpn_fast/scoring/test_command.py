@@ -27,6 +27,9 @@ from cpn_fast.models.cam import CamNet
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.runs.folder import DEFAULT_BETA, RunFolder
 from cpn_fast.scoring.command import EvaluateConfig, Tally, run_evaluate
+from cpn_fast.scoring.compare import run_compare
+from cpn_fast.scoring.compare_options import CompareConfig
+from cpn_fast.segment.masks import open_masks
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 
@@ -393,5 +396,43 @@ def test_masks_of_0_and_255_give_no_score_and_no_beta(run, data, tmp_path, caplo
         write_mask(
             tmp_path / "masks" / f"{record.id}.png", np.zeros(Image.open(record.image_path).size[::-1], np.uint8)
         )
-    assert run_evaluate(config(tmp_path / "masks", blind))["miou"] == 1.0
-    assert "no pixel of any class in the ground truth: the score says only how much was left background" in caplog.text
+    scores = run_evaluate(config(tmp_path / "masks", blind))
+    assert scores["miou"] is scores["foreground"] is scores["background"] is None
+    assert set(scores["per_class"].values()) == {None}
+    assert "all background would be perfect, so no score is given" in caplog.text
+    with pytest.raises(DataError, match="no pixel of any class in the ground truth"):
+        run_compare(CompareConfig(str(tmp_path / "masks"), (str(tmp_path / "masks"),), resamples=10))
+
+
+def test_the_ground_truth_itself_is_refused_as_masks(data):
+    before = sorted(data.rglob("*"))
+    with pytest.raises(DataError, match=r"are the ground truth of folder:.* itself; give"):
+        run_evaluate(config(data / "masks", data))
+    assert sorted(data.rglob("*")) == before
+
+
+@pytest.mark.parametrize("place", [".", "masks", "images/scores"])
+def test_scores_are_not_written_into_the_data(run, data, place):
+    before = sorted(data.rglob("*"))
+    with pytest.raises(DataError, match="lies in the data"):
+        run_evaluate(config(run.path, data, output=data / place))
+    assert sorted(data.rglob("*")) == before
+
+
+def test_scores_of_a_half_done_labelling_say_so(data, tmp_path, caplog):
+    for name in ("0", "2"):
+        shutil.copy2(data / f"masks/{name}.png", tmp_path / f"{name}.png")
+    (tmp_path / "manifest.jsonl").write_text(
+        "".join(json.dumps({"id": name, "status": "ok"}) + "\n" for name in ("0", "2"))
+    )
+    (tmp_path / "plan.json").write_text(json.dumps({"command": "cpn label R", "ids": ["0", "1", "2", "3"]}))
+    assert run_evaluate(config(tmp_path, data, allow_missing=True))["missing"] == 1
+    assert f"{tmp_path}: 2 of 4 images have a mask, 1 for instance has none; to finish it: `cpn label R`" in caplog.text
+
+
+def test_a_folder_of_masks_that_are_no_png_says_so(data, tmp_path):
+    Image.new("L", (6, 4)).save(tmp_path / "0.bmp")
+    with pytest.raises(DataError, match=r"1 masks in .* are no PNG and are not read, such as 0\.bmp; save them as PNG"):
+        run_evaluate(config(tmp_path, data))
+    with pytest.raises(DataError, match=r"such as 0\.bmp; save them as PNG"):
+        open_masks(str(tmp_path), open_source(f"folder:{data}"))

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import jaccard_score
 
 from cpn_fast.console.terminal import TerminalProgress
 from cpn_fast.data.sources.voc import VOC_CLASSES
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.masks import read_mask
+from cpn_fast.files.masks import read_mask, write_mask
 from cpn_fast.segment.evaluate import SegmentEvaluateConfig, run_segment_evaluate
 from cpn_fast.segment.predict import PredictConfig, run_segment_predict
 from tests.cpn_fast.segment.test_predict import make_segment_run
@@ -101,3 +102,18 @@ def test_an_image_that_cannot_be_read_is_an_error(run: Path, tmp_path: Path) -> 
             SegmentEvaluateConfig(run, f"voc:{data}", output=tmp_path, scales=(1.0,), crf=True, device="cpu")
         )
     assert not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_a_truth_without_any_class_gives_no_score(
+    value: int, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = make(tmp_path / "voc")
+    for path in (data / "SegmentationClass").glob("val_*.png"):
+        with Image.open(path) as mask:
+            size = mask.size
+        write_mask(path, np.full(size[::-1], value, np.uint8))
+    settings = SegmentEvaluateConfig(run, f"voc:{data}", output=tmp_path, scales=(1.0,), device="cpu")
+    metrics = run_segment_evaluate(settings)
+    assert {values["miou"] for values in metrics["results"].values()} == {None} and metrics["background"] is None
+    assert "all background would be perfect, so no score is given" in caplog.text

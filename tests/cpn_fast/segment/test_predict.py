@@ -384,3 +384,11 @@ def test_a_network_that_gives_nan_segments_nothing(run: Path, squares: Path, tmp
     save_file(weights, diverged / "model.safetensors")
     with pytest.raises(DataError, match=r"model\.safetensors: classifier\.weight of \d+ tensors hold NaN"):
         run_segment_predict(config(diverged, squares, output=tmp_path / "other"))
+
+
+@pytest.mark.parametrize("place", [".", "SegmentationClass", "JPEGImages/masks"])
+def test_ground_truth_is_never_replaced(run: Path, squares: Path, place: str) -> None:
+    before = {path: path.read_bytes() for path in squares.rglob("*") if path.is_file()}
+    with pytest.raises(DataError, match="lies in the data"):
+        run_segment_predict(config(run, squares, output=squares / place))
+    assert {path: path.read_bytes() for path in squares.rglob("*") if path.is_file()} == before

@@ -123,9 +123,15 @@ def test_mistyped_command_leaves_no_folder(
     assert not places["out"].exists()
 
 
+@pytest.mark.parametrize("value", [255, 0])
 @pytest.mark.parametrize("kind", KINDS)
-def test_masks_of_void_alone_end_no_training(
-    kind: str, begin: Begin, tmp_path: Path, make_labelling: Callable[..., Path]
+def test_masks_without_any_class_end_no_training_and_give_no_score(
+    kind: str,
+    value: int,
+    begin: Begin,
+    tmp_path: Path,
+    make_labelling: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The validation's masks of cam and segment, and the truth of AffinityNet's walk, have no pixel of any class."""
     changes: dict[str, object] = {}
@@ -137,7 +143,7 @@ def test_masks_of_void_alone_end_no_training(
         (source / "masks").mkdir()
         for image in sorted(photos.glob("*.png")):
             (source / "images" / image.name).write_bytes(image.read_bytes())
-            Image.fromarray(np.full((40, 56), 255, np.uint8)).save(source / "masks" / image.name)
+            Image.fromarray(np.full((40, 56), value, np.uint8)).save(source / "masks" / image.name)
         (source / "labels.csv").write_text("image,labels\n" + "".join(f"{i}.png,red\n" for i in range(4)))
         (source / "classes.txt").write_text("red\ngreen\nunseen\n")
         changes["data"] = f"folder:{source}"
@@ -145,12 +151,14 @@ def test_masks_of_void_alone_end_no_training(
         for path in (tmp_path / "voc/SegmentationClass").glob("val_*.png"):
             with Image.open(path) as mask:
                 size = mask.size
-            Image.new("L", size, 255).save(path)
+            Image.new("L", size, value).save(path)
     run = begin(kind, **changes)
     assert run.model_path.is_file()
     (record,) = run.records("eval")
     figures = {key: value for key, value in record.items() if key.endswith("miou")}
     assert figures and set(figures.values()) == {None}
+    if kind != "affinity":
+        assert "no mIoU is given" in caplog.text
 
 
 def test_batch_of_one_position_is_refused(begin: Begin, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+import cpn_fast.data.check.command as command_module
 from cpn_fast.cli.main import main
 from cpn_fast.data.check import estimates
 from cpn_fast.data.check.command import CheckConfig, check_source, print_report, run_check
@@ -193,3 +194,31 @@ def test_without_torch_everything_but_the_costs_is_checked(
     assert done.returncode == 0, done.stderr
     assert "No problems found" in done.stdout and "rough cost" not in done.stdout
     assert "cpn-fast[train]" in done.stderr
+
+
+def test_split_names_that_no_command_takes_are_noted(folder: Path) -> None:
+    table = folder / "labels.csv"
+    lines = table.read_text().splitlines()
+    names = ["split", "tran", "Train", "foo", "validation"]
+    table.write_text("\n".join(line.rpartition(",")[0] + f",{name}" for line, name in zip(lines, names, strict=True)))
+    notes = check_source(open_source(folder), measure=False).notes
+    assert notes == (
+        f"{table}: 1 images are of split 'Train', which is used only by --split Train; did you mean 'train'?",
+        f"{table}: 1 images are of split 'foo', which is used only by --split foo; expected train, val or test",
+        f"{table}: 1 images are of split 'tran', which is used only by --split tran; did you mean 'train'?",
+        f"{table}: 1 images are of split 'validation', which is used only by --split validation; did you mean 'val'?",
+        f"{table}: no image is of split 'train', which trainings take unless --split names another",
+    )
+
+
+def test_costs_are_not_measured_where_there_are_problems_or_nobody_asks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("timed")
+
+    monkeypatch.setattr(command_module, "measure_rates", never)
+    assert main(["check-data", str(folder), "--no-estimate"]) == 0
+    assert "rough cost" not in capsys.readouterr().out
+    (folder / "0.png").write_bytes(b"")
+    assert main(["check-data", str(folder)]) == 1

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cpn_fast.data.check.command import check_source
+from cpn_fast.data.sources.classes import ClassFolderSource
 from cpn_fast.data.sources.folder import FolderSource, hash_split
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.labels_csv import LabelRow
@@ -179,3 +181,44 @@ def test_time_grows_with_the_number_of_images_and_not_with_its_square(
     monkeypatch.setattr(LabelRow, "__getattribute__", counted)
     assert len(FolderSource(tmp_path).records("all")) == count
     assert looks < 60 * count
+
+
+@pytest.mark.parametrize(
+    ("suffix", "remedy"),
+    [
+        (".bmp", "save them as PNG with their numbers unchanged"),
+        (".tif", "save them as PNG with their numbers unchanged"),
+        (".gif", "save them as PNG with their numbers unchanged"),
+        (".jpg", "JPEG changes the class numbers, so these are lost: export the masks again as PNG"),
+    ],
+)
+def test_masks_that_are_no_png_are_said_and_not_silently_missing(
+    tmp_path: Path, suffix: str, remedy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder(tmp_path, ["a.png", "sub/b.png", "c.png"], "image,labels\na.png,x\nsub/b.png,x\nc.png,x\n")
+    write_mask(tmp_path / "masks/c.png", np.ones((4, 6), np.uint8))
+    (tmp_path / "masks/sub").mkdir()
+    for name in ("a", "sub/b", "c", "unrelated"):  # that of c has a PNG beside it, which is read
+        Image.new("L", (6, 4)).save(tmp_path / f"masks/{name}{suffix}")
+    source = FolderSource(tmp_path)
+    said = f"2 masks in {tmp_path / 'masks'} are no PNG and are not read, such as a{suffix}; {remedy}"
+    assert source.scan("all").warnings == (said,)
+    assert [record.id for record in source.records("all") if record.mask_path] == ["c"]
+    source.records("train" if "train" in source.splits() else "val")
+    assert caplog.messages == [said]  # once
+    assert said in check_source(source, measure=False).warnings
+
+
+def test_masks_of_class_folders_that_are_no_png_are_said(tmp_path: Path) -> None:
+    folder(tmp_path, ["x/a.png", "y/b.png"])
+    (tmp_path / "masks/x").mkdir(parents=True)
+    Image.new("L", (6, 4)).save(tmp_path / "masks/x/a.bmp")
+    assert "such as a.bmp; save them as PNG" in ClassFolderSource(tmp_path).scan("all").warnings[0]
+
+
+def test_a_mask_named_by_the_csv_as_jpeg_is_refused(tmp_path: Path) -> None:
+    folder(tmp_path, ["a.png"], "image,labels,mask\na.png,x,m.jpg\n")
+    Image.new("L", (6, 4)).save(tmp_path / "m.jpg")
+    source = FolderSource(tmp_path)
+    with pytest.raises(DataError, match=r"m\.jpg: a mask as JPEG, which changes the class numbers; export it again"):
+        source.read(source.records("all")[0], with_mask=True)
