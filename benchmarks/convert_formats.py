@@ -1,4 +1,4 @@
-"""CPU seconds that `cpn convert` takes there and back for many tiny masks: the cost per image, and that it does not grow.
+"""CPU seconds that `cpn convert` takes there and back for many tiny masks: that the cost per image does not grow.
 
 python -m benchmarks.convert_formats --images 10000
 """

@@ -86,6 +86,8 @@ def _of_folder(path: Path) -> FormatName:
         return _of_file(files[0])
     if MaskFolder.find(path) is not None:
         return "voc"
+    if (path / "annotations.xml").is_file():
+        raise DataError(f'{path}: "CVAT for images", which is not read as masks; export as "Segmentation mask 1.1"')
     raise DataError(
         f"{path}: not known as an export; expected one of {', '.join(FORMATS)}: say which with --format, or give the "
         "folder that holds its files"

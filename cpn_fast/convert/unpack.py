@@ -14,7 +14,7 @@ from cpn_fast.files.images import IMAGE_SUFFIXES
 from cpn_fast.files.names import path_fault, quoted
 from cpn_fast.files.regular import open_regular
 
-_WANTED = IMAGE_SUFFIXES | {".json", ".jsonl", ".geojson", ".txt", ".yaml", ".csv"}
+_WANTED = IMAGE_SUFFIXES | {".json", ".jsonl", ".geojson", ".txt", ".yaml", ".csv", ".xml"}
 _MOST_FILES = 2_000_000
 
 

@@ -129,7 +129,10 @@ def _font(number: int, size: int) -> Font | None:
 @lru_cache(maxsize=1)
 def _found() -> tuple[str, ...]:
     """The fonts beside Pillow's own that can be opened here."""
-    spec = importlib.util.find_spec("matplotlib")
+    try:
+        spec = importlib.util.find_spec("matplotlib")
+    except ImportError:
+        spec = None
     shipped = [] if spec is None or spec.origin is None else [
         str(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf")
     ]  # fmt: skip

@@ -485,5 +485,9 @@ def test_what_is_no_export(tmp_path: Path) -> None:
     for name, message in (("no", "no such file"), ("empty", "an empty folder"), ("other", "not known as an export")):
         with pytest.raises(DataError, match=message):
             run_convert(ConvertConfig(tmp_path / name, output=tmp_path / "back", to="masks"))
+    (tmp_path / "other" / "annotations.xml").write_text("<annotations/>")
+    for path in (tmp_path / "other", packed(tmp_path / "other")):
+        with pytest.raises(DataError, match='"CVAT for images", which is not read as masks'):
+            run_convert(ConvertConfig(path, output=tmp_path / "back", to="masks"))
     with pytest.raises(DataError, match="the export itself"):
         run_convert(ConvertConfig(tmp_path / "other", output=tmp_path / "other", to="masks"))
