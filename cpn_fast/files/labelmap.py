@@ -102,7 +102,7 @@ class Labelmap:
 def read_labelmap_file(path: str | Path) -> Labelmap:
     """Read a `labelmap.txt`: `name:r,g,b::` a line, in any order, background among them.
 
-    A line in VOC's colour for void, (224, 224, 192), is void and no class.
+    A line in VOC's colour for void, (224, 224, 192), is void and no class. Where no line has a colour, they are VOC's.
 
     Raises:
         DataError: if the file is missing, a line is not of that form, a name comes twice or cannot be a class, or there
@@ -124,6 +124,10 @@ def read_labelmap_file(path: str | Path) -> Labelmap:
             raise DataError(f"{path}, line {number}: {quoted(parts[0])} comes twice; remove one line")
         names.append(parts[0])
         colours.append((int(colour[1]), int(colour[2]), int(colour[3])) if colour else None)
+    if not any(colours):  # Datumaro leaves them out, and colours the masks as VOC does
+        from cpn_fast.files.masks import voc_palette
+
+        colours = [tuple(map(int, colour)) for colour in voc_palette()[: len(names)]]
     if BACKGROUND not in names:
         raise DataError(f"{path}: none of its {len(names)} labels is called background (mask value 0); add one")
     if len(names) > 255:

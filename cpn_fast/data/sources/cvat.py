@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cpn_fast.data.sources.base import Problem
@@ -14,7 +15,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.files.labelmap import read_labelmap_file
 from cpn_fast.files.masks import check_class_count
 from cpn_fast.files.names import quoted
-from cpn_fast.files.regular import is_regular
+from cpn_fast.files.regular import is_regular, open_regular
 from cpn_fast.files.text import read_lines
 from cpn_fast.files.xml_file import Node, read_xml
 
@@ -22,6 +23,7 @@ XML = "annotations.xml"
 _MASKS, _LABELMAP = "SegmentationClass", "labelmap.txt"
 _WHAT = 'CVAT\'s XML ("CVAT for images 1.1")'
 _LISTS = "ImageSets/Segmentation"
+_HEAD_BYTES = 400
 _SIDES = ("xtl", "ytl", "xbr", "ybr")
 _UNPLACED = ("tag", "polyline", "points", "skeleton", "cuboid")
 """Of these no pixel is certain: they name a class of the image."""
@@ -32,7 +34,7 @@ def recognises(path: Path) -> bool:
     if path.is_file():
         return path.suffix.lower() == ".xml"
     masks = (path / _MASKS).is_dir() and (path / _LABELMAP).is_file() and not (path / "Annotations").is_dir()
-    return (path / XML).is_file() or masks
+    return masks or bool(_xml_files(path))
 
 
 def read(path: Path) -> Export:
@@ -41,15 +43,41 @@ def read(path: Path) -> Export:
     Raises:
         DataError: if neither form is there, or it cannot be read as a whole.
     """
-    if path.is_file() or (path / XML).is_file():
-        file = path if path.is_file() else path / XML
-        return _read_xml(file)
+    if files := [path] if path.is_file() else _xml_files(path):
+        return _read_xml(files)
     if (path / _MASKS).is_dir() and (path / _LABELMAP).is_file():
         return _read_masks(path)
     raise DataError(f"{path}: no {XML}, and no {_MASKS}/ with {_LABELMAP}; expected an export of CVAT")
 
 
-def _read_xml(path: Path) -> Export:
+def _xml_files(root: Path) -> list[Path]:
+    """`annotations.xml`, else the XML files of annotations, one per subset, as Datumaro writes them for CVAT."""
+    if is_regular(root / XML):
+        return [root / XML]
+    return [path for path in sorted(root.glob("*.xml")) if is_regular(path) and _begins_as_annotations(path)]
+
+
+def _begins_as_annotations(path: Path) -> bool:
+    with open_regular(path) as file:
+        return b"<annotations" in file.read(_HEAD_BYTES)
+
+
+def _read_xml(paths: Sequence[Path]) -> Export:
+    files = ImageFiles(paths[0].parent)
+    every = [_read_one_xml(path, files) for path in paths]
+    export = every[0]
+    for path, other in zip(paths[1:], every[1:], strict=True):
+        if other.classes != export.classes:
+            raise DataError(f"{path}: its labels differ from those of {paths[0]}; give each set its own folder")
+    if len(every) > 1:
+        entries = [replace(e, split=path.stem) for path, one in zip(paths, every, strict=True) for e in one.entries]
+        problems = [problem for one in every for problem in one.problems]
+        notes = [note for one in every for note in one.notes]
+        export = replace(export, entries=entries, problems=problems, notes=notes)
+    return export
+
+
+def _read_one_xml(path: Path, files: ImageFiles) -> Export:
     tree = read_xml(path, _WHAT)
     if tree.tag != "annotations":
         raise DataError(f"{path}, line {tree.line}: <{tree.tag}> is its root; expected <annotations>, {_WHAT}")
@@ -58,7 +86,6 @@ def _read_xml(path: Path) -> Export:
     labels = [node.findtext("name") or "" for node in tree.iterfind("meta//labels/label")]
     classes = listed_classes(labels, f"{path}: <labels>") if labels else None
     check_class_count(classes or (), str(path))
-    files = ImageFiles(path.parent)
     export = Export("CVAT for images 1.1", path.parent, classes)
     subsets = {node.get("subset") for node in tree.iterfind("image")} - {None, "", "default", "Default"}
     for node in tree.iterfind("image"):

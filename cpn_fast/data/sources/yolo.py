@@ -140,7 +140,10 @@ def _read(root: Path, settings: Path, names: Sequence[object], places: dict[str,
 
 def _split_of(relative: Path, places: dict[str, str]) -> str | None:
     if not places:
-        return next((_SPLITS[part] for part in relative.parts[:-1] if part in _SPLITS), None)
+        parts = (
+            part.removeprefix("obj_").removesuffix("_data") for part in relative.parts[:-1]
+        )  # CVAT: obj_train_data
+        return next((_SPLITS[part] for part in parts if part in _SPLITS), None)
     name = relative.as_posix()
     parents = (parent.as_posix() for parent in relative.parents)
     return places.get(name) or next((places[parent] for parent in parents if parent in places), None)

@@ -65,6 +65,9 @@ GOOD: dict[str, tuple[Files, dict[str, tuple[str, ...] | None]]] = {
                  "images/Train/a.png": None, "images/Test/b.png": None}, {"Train/a": CAT, "Test/b": DOG}),
     "a label called background": (one(square("background", 0, 0, 2, 2), square("cat", 1, 1, 3, 3),
                                       labels=LABELS + "<label><name>background</name></label>"), {"a": CAT}),
+    "a file per subset": ({"train.xml": xml(image("a.png", BOX.format("cat"))), "images/a.png": None,
+                           "val.xml": xml(image("sub/b.png", BOX.format("dog"))), "images/sub/b.png": None},
+                          {"a": CAT, "sub/b": DOG}),
     "escaped names": (one('<tag label="a &lt;&amp; b"/>', labels="<label><name>a &lt;&amp; b</name></label>"),
                       {"a": ("a <& b",)}),
 }  # fmt: skip
@@ -122,7 +125,8 @@ def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
 
 
 def test_splits_are_the_subsets(tmp_path: Path) -> None:
-    assert opened(write(tmp_path, GOOD["subsets"][0])).splits() == ("test", "train", "all")
+    assert opened(write(tmp_path / "a", GOOD["subsets"][0])).splits() == ("test", "train", "all")
+    assert opened(write(tmp_path / "b", GOOD["a file per subset"][0])).splits() == ("train", "val", "all")
 
 
 def test_the_ground_truth(tmp_path: Path) -> None:
@@ -197,6 +201,18 @@ def test_bad_masks(tmp_path: Path, name: str) -> None:
     changed, message = BAD_MASKS[name]
     found = complaint(f"cvat:{write(tmp_path, {**MASKS, **changed})}")
     assert re.search(message, found), found
+
+
+def test_a_labelmap_without_colours_is_in_those_of_voc(tmp_path: Path) -> None:
+    """As Datumaro 1.13 writes it."""
+    colours = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+    colours[1], colours[2] = (128, 0, 0), (0, 128, 0)
+    files = {**MASKS, "labelmap.txt": "# label:color_rgb:parts:actions\nbackground:::\ncat:::\ndog:::\n",
+             "SegmentationClass/a.png": colours, "SegmentationClass/b.png": colours * 0}  # fmt: skip
+    source = opened(write(tmp_path, files))
+    assert named(source) == {"a": BOTH, "b": ()}
+    mask = mask_of(source, "a")
+    assert mask is not None and mask[1:3, 0].tolist() == [1, 2]
 
 
 def test_voc_annotations_with_a_namespace_and_a_labelmap(tmp_path: Path) -> None:

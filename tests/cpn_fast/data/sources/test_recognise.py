@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
 
-from cpn_fast.data.sources.open import open_source
+from cpn_fast.cli.main import parse
+from cpn_fast.data.sources.open import KINDS, open_source
 from cpn_fast.files.errors import DataError
 from tests.exports import Files, write
 
@@ -74,6 +76,15 @@ def test_two_files_of_one_kind(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected one JSON of labels in it, found labels\.json, more\.json; name it"):
         open_source(f"json:{root}")
     assert open_source(f"json:{root / 'more.json'}").classes == ("dog",)
+
+
+def test_the_guide_names_every_kind(repository: Path) -> None:
+    text = (repository / "docs" / "guide" / "data.md").read_text(encoding="utf-8")
+    assert [kind for kind in KINDS if f"| `{kind}:" not in text] == []
+    commands = re.findall(r"`cpn (check-data [^`]+)`", text)
+    assert len(commands) >= 9
+    for command in commands:
+        assert parse("check-data", command.split()[1:]).data.partition(":")[0] in KINDS
 
 
 def test_a_file_of_no_kind(tmp_path: Path) -> None:

@@ -36,8 +36,9 @@ GOOD: dict[str, tuple[Files, dict[str, tuple[str, ...]]]] = {
                           "train.txt": "./images/a.png\n", "val.txt": "images\\b.png\n", "images/a.png": None,
                           "images/b.png": None, "labels/a.txt": BOX, "labels/b.txt": OUTLINE}, {"a": DOG, "b": CAT}),
     "classes.txt beside labels": ({"classes.txt": "cat\ndog\n", "images/a.png": None, "labels/a.txt": BOX}, {"a": DOG}),
-    "as CVAT writes it": ({"obj.names": "cat\ndog\n", "obj_train_data/a.png": None, "obj_train_data/a.txt": BOX},
-                          {"obj_train_data/a": DOG}),
+    "as CVAT writes it": ({"obj.names": "cat\ndog\n", "obj_train_data/a.png": None, "obj_train_data/a.txt": BOX,
+                           "obj_valid_data/b.png": None, "obj_valid_data/b.txt": OUTLINE},
+                          {"obj_train_data/a": DOG, "obj_valid_data/b": CAT}),
     "empty and missing labels": ({"data.yaml": YAML, **split("train"), **split("val", ""),
                                   "images/val/other.png": None},
                                  {"train/train": DOG, "val/val": (), "val/other": ()}),
@@ -94,6 +95,7 @@ def test_splits_and_the_yaml_itself(tmp_path: Path) -> None:
     source = opened(root / "data.yaml")
     assert source.splits() == ("train", "val", "all") and source.classes == ("cat", "dog")
     assert [record.id for record in source.records("val")] == ["val/val"]
+    assert opened(write(tmp_path / "cvat", GOOD["as CVAT writes it"][0])).splits() == ("train", "val", "all")
 
 
 def test_outlines_are_the_ground_truth_and_boxes_void(tmp_path: Path) -> None:
