@@ -491,3 +491,40 @@ def test_what_is_no_export(tmp_path: Path) -> None:
             run_convert(ConvertConfig(path, output=tmp_path / "back", to="masks"))
     with pytest.raises(DataError, match="the export itself"):
         run_convert(ConvertConfig(tmp_path / "other", output=tmp_path / "other", to="masks"))
+
+
+LINE = '{"file_name": "a.jpg", "mask_file_name": "m.png"}'
+LABELS = '{"0": "background", "1": "cat"}'
+BAD_FOLDERS: dict[str, tuple[dict[str, str], str]] = {
+    "hf no line": ({"metadata.jsonl": "", "id2label.json": LABELS}, "no images in it"),
+    "hf no json": ({"metadata.jsonl": "{", "id2label.json": LABELS}, r"metadata\.jsonl, line 1: no JSON object"),
+    "hf no mask": ({"metadata.jsonl": '{"file_name": "a.jpg"}', "id2label.json": LABELS}, "is no text but NoneType"),
+    "hf outside": ({"metadata.jsonl": LINE.replace("m.", "../m."), "id2label.json": LABELS}, "outside the folder"),
+    "hf gone": ({"metadata.jsonl": LINE, "id2label.json": LABELS}, r"m\.png: no such file"),
+    "hf twice": ({"metadata.jsonl": f"{LINE}\n{LINE}", "id2label.json": LABELS}, "of one id 'a'"),
+    "hf no names": ({"metadata.jsonl": LINE}, r"id2label\.json: no such file"),
+    "hf gap": ({"metadata.jsonl": LINE, "id2label.json": '{"0": "background", "2": "x"}'}, "with the numbers 0, 1"),
+    "hf no background": ({"metadata.jsonl": LINE, "id2label.json": '{"0": "cat"}'}, "0 is 'cat'; expected background"),
+    "hf no class": ({"metadata.jsonl": LINE, "id2label.json": '{"0": "background"}'}, "no classes"),
+    "voc no png": ({"labelmap.txt": "background:0,0,0::\na:1,1,1::"}, "no masks"),
+    "voc text": ({"labelmap.txt": "background:0,0,0::\na:1,1,1::", "SegmentationClass/a.png": "x"}, "not an image"),
+    "voc no background": ({"labelmap.txt": "a:1,1,1::", "SegmentationClass/a.png": "x"}, "is called background"),
+    "voc no class": ({"labelmap.txt": "background:0,0,0::", "SegmentationClass/a.png": "x"}, "no class but background"),
+    "voc no labelmap": ({"SegmentationClass/a.png": "x"}, "no such file; give the class names"),
+    "voc colour": ({"labelmap.txt": "background:0,0,999::", "SegmentationClass/a.png": "x"}, "expected `name:r,g,b::`"),
+    "names": ({"metadata.jsonl": LINE, "id2label.json": LABELS, "names.csv": "a,b\n"}, r"names\.csv, line 1: expected"),
+    "names row": ({"metadata.jsonl": LINE, "id2label.json": LABELS, "names.csv": "kind,name,written\nimage,a\n"},
+                  r"names\.csv, line 2: 2 columns"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_FOLDERS)
+def test_bad_folders(tmp_path: Path, name: str) -> None:
+    files, message = BAD_FOLDERS[name]
+    for file, content in files.items():
+        path = tmp_path / "export" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        run_convert(ConvertConfig(tmp_path / "export", output=tmp_path / "back", to="masks"))
+    assert not list((tmp_path / "back").rglob("*.png"))
