@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from PIL import Image, ImageEnhance
 
 from cpn_fast.config.training import AugmentOptions
+from cpn_fast.data.loading.jitter import jittered_crop
+from cpn_kernels.ops.jittered_crop import Kind, Place, Step
 
 # Loader processes are forked, and OpenCV's own thread pool would not survive that.
 cv2.setNumThreads(1)
+
+_KINDS: tuple[Kind, ...] = ("brightness", "contrast", "saturation", "hue")
 
 IMAGENET_MEAN_PIXEL = (124, 116, 104)
 """ImageNet's mean colour as uint8 RGB: what the padding of a crop shows."""
@@ -42,20 +45,11 @@ class Geometry:
         """Share of the image's area that the crop shows, in (0, 1]."""
         return self.extent[0] * self.extent[1] / (self.scaled[0] * self.scaled[1])
 
-    def resize(self, image: np.ndarray) -> np.ndarray:
-        """Resize (cubic) and flip an image: uint8 [H, W, 3] -> uint8 [scaled, 3]."""
-        height, width = self.scaled
-        picture = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-        resized = np.asarray(picture)
-        return resized[:, ::-1] if self.flip else resized
-
-    def cut(self, image: np.ndarray, fill: tuple[int, int, int] = IMAGENET_MEAN_PIXEL) -> np.ndarray:
-        """Crop a resized image: uint8 [scaled, 3] -> uint8 [crop, crop, 3], `fill` where there is no image."""
-        out = np.empty((self.crop, self.crop, 3), np.uint8)
-        out[:] = fill
-        (top, left), (row, column), (rows, columns) = self.source, self.target, self.extent
-        out[row : row + rows, column : column + columns] = image[top : top + rows, left : left + columns]
-        return out
+    @property
+    def place(self) -> Place:
+        """The same for the operator that makes the crop."""
+        size = (self.crop, self.crop)
+        return Place(self.scaled, self.flip, size, self.source, self.target, self.extent)
 
     def apply_map(self, labels: np.ndarray, fill: int = -1) -> np.ndarray:
         """Transform a map of integers as the image was, by nearest neighbour.
@@ -72,7 +66,8 @@ class Geometry:
         across = np.arange(left, left + columns)
         across = _nearest(self.scaled[1] - 1 - across if self.flip else across, self.scaled[1], labels.shape[1])
         out = np.full((self.crop, self.crop), fill, np.int32)
-        out[row : row + rows, column : column + columns] = labels[down[:, None], across]
+        # Rows, then columns: many times faster than both at once.
+        out[row : row + rows, column : column + columns] = labels[down].take(across, axis=1)
         return out
 
 
@@ -119,38 +114,27 @@ def draw_geometry(height: int, width: int, options: AugmentOptions, rng: np.rand
     )
 
 
-def colour_jitter(image: np.ndarray, ranges: tuple[float, float, float, float], rng: np.random.Generator) -> np.ndarray:
-    """Change brightness, contrast, saturation and hue, in random order.
+def draw_jitter(ranges: tuple[float, float, float, float], rng: np.random.Generator) -> list[Step]:
+    """Draw changes of brightness, contrast, saturation and hue, in random order.
 
     Args:
-        image: uint8 [H, W, 3] RGB.
         ranges: brightness, contrast, saturation: factors are drawn from [1 - r, 1 + r] (not below 0); hue: shift in
             turns of the colour circle from [-r, r]. 0 leaves that property as it is.
-        rng: where the numbers come from.
+        rng: where the numbers come from; the same count of numbers is drawn whatever the ranges.
 
     Returns:
-        uint8 [H, W, 3].
+        The steps in their order.
     """
     order = rng.permutation(4)
     draws = rng.uniform(-1.0, 1.0, 4)
-    picture = Image.fromarray(image)
-    for step in order:
-        amount = float(draws[step]) * ranges[step]
-        if ranges[step] == 0:
+    steps = []
+    for number in order:
+        amount = float(draws[number]) * ranges[number]
+        if ranges[number] == 0:
             continue
-        if step == 3:
-            picture = _shift_hue(picture, amount)
-        else:
-            enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[step]
-            picture = enhance(picture).enhance(max(0.0, 1.0 + amount))
-    return np.asarray(picture)
-
-
-def _shift_hue(picture: Image.Image, turns: float) -> Image.Image:
-    # OpenCV's conversion keeps 256 hues like Pillow's, at a tenth of the time.
-    hsv = cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(round(turns * 256) % 256)
-    return Image.fromarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL))
+        kind = _KINDS[number]
+        steps.append(Step(kind, amount if kind == "hue" else max(0.0, 1.0 + amount)))
+    return steps
 
 
 def augment(
@@ -160,6 +144,8 @@ def augment(
     fill: tuple[int, int, int] = IMAGENET_MEAN_PIXEL,
 ) -> tuple[np.ndarray, Geometry]:
     """Augment one image: long side resized (cubic), horizontal flip, colour jitter, random crop with mean fill.
+
+    The crop is what it would be if the whole resized image were jittered; only what it shows is.
 
     Args:
         image: uint8 [H, W, 3] RGB.
@@ -171,8 +157,7 @@ def augment(
         The crop, uint8 [crop, crop, 3], and the geometry to transform maps with.
     """
     geometry = draw_geometry(image.shape[0], image.shape[1], options, rng)
-    jittered = colour_jitter(geometry.resize(image), options.jitter, rng)
-    return geometry.cut(jittered, fill), geometry
+    return jittered_crop(image, geometry.place, draw_jitter(options.jitter, rng), fill), geometry
 
 
 def grid_patches(geometry: Geometry, sides: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -7,19 +7,20 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from cpn_fast.config.training import AugmentOptions
 from cpn_fast.data.loading.augment import (
     IMAGENET_MEAN_PIXEL,
     Geometry,
     augment,
-    colour_jitter,
     draw_geometry,
+    draw_jitter,
     grid_patches,
     scaled_size,
 )
+from cpn_fast.data.loading.jitter import jittered_crop
 from cpn_fast.data.loading.random import generator
+from cpn_kernels.ops.jittered_crop import Place
 
 STILL = (0.0, 0.0, 0.0, 0.0)
 
@@ -110,11 +111,11 @@ def test_long_side_is_drawn_from_the_whole_range_and_crops_from_everywhere():
     assert scaled_size(1, 3000, 300) == (1, 300)
 
 
-def test_resize_is_pillows_cubic_then_flip():
-    image = rng().integers(0, 256, (30, 40, 3)).astype(np.uint8)
-    geometry = Geometry(scaled=(45, 60), flip=True, crop=60, source=(0, 0), target=(0, 0), extent=(45, 60))
-    expected = np.asarray(Image.fromarray(image).resize((60, 45), Image.Resampling.BICUBIC))[:, ::-1]
-    assert np.array_equal(geometry.resize(image), expected)
+def colour_jitter(image: np.ndarray, ranges: tuple[float, float, float, float], numbers: np.random.Generator):
+    """The whole image, jittered alone: neither resized nor cut."""
+    size = image.shape[:2]
+    place = Place(size, False, size, (0, 0), (0, 0), size)
+    return jittered_crop(image, place, draw_jitter(ranges, numbers), IMAGENET_MEAN_PIXEL)
 
 
 def grey(image: np.ndarray) -> np.ndarray:

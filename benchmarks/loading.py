@@ -1,0 +1,106 @@
+"""Training crops per second of one core, jittered whole and then cut, and by the operator that jitters what is shown:
+
+    python -m benchmarks.loading --data voc:FOLDER --images 96
+
+prints one JSON object. Both ways make every batch; nothing is printed where they differ in a bit. Time is that of the
+process, not of the clock, so that a busy machine does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from unittest.mock import patch
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+
+from cpn_fast.cam.batches import BatchStream
+from cpn_fast.config.training import DeviceOptions, LoopOptions, TrainConfig
+from cpn_fast.data.sources.open import open_source
+from cpn_fast.data.types import Record, Source
+from cpn_fast.device import tune_allocator
+from cpn_kernels.ops.jittered_crop import Place, Step
+
+BATCH = 8
+ROUNDS = 3
+CHANGED = "cpn_fast.data.loading.augment.jittered_crop"
+ENHANCERS: dict[str, Callable[[Image.Image], ImageEnhance._Enhance]] = {
+    "brightness": ImageEnhance.Brightness,
+    "contrast": ImageEnhance.Contrast,
+    "saturation": ImageEnhance.Color,
+}
+
+
+def whole_then_cut(image: np.ndarray, place: Place, steps: Sequence[Step], fill: tuple[int, int, int]) -> np.ndarray:
+    """Pillow on the whole resized image, and the cut at the end."""
+    height, width = place.scaled
+    picture = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    resized = np.asarray(picture)
+    picture = Image.fromarray(resized[:, ::-1] if place.flip else resized)
+    for kind, amount in steps:
+        if kind == "hue":
+            hsv = cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2HSV_FULL)
+            hsv[..., 0] += np.uint8(round(amount * 256) % 256)
+            picture = Image.fromarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL))
+        else:
+            picture = ENHANCERS[kind](picture).enhance(amount)
+    out = np.empty((*place.size, 3), np.uint8)
+    out[:] = fill
+    (top, left), (row, column), (rows, columns) = place.source, place.target, place.extent
+    out[row : row + rows, column : column + columns] = np.asarray(picture)[top : top + rows, left : left + columns]
+    return out
+
+
+def batches(source: Source, records: Sequence[Record], config: TrainConfig) -> tuple[list[torch.Tensor], float]:
+    """The crops of one epoch, and the seconds of this process per image."""
+    stream = iter(BatchStream(source, records, config, 0, len(records) // BATCH))
+    first = next(stream).images
+    started = time.process_time()
+    crops = [first, *(batch.images for batch in stream)]
+    return crops, (time.process_time() - started) / (len(records) - BATCH)
+
+
+def main() -> int:
+    """Measure both, alternating."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--images", type=int, default=96)
+    parser.add_argument("--method", choices=["cam", "cpn"], default="cam")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    tune_allocator()  # as a training does, whose workers are its children
+    source = open_source(given.data)
+    records = list(source.records(given.split))[: given.images // BATCH * BATCH]
+    config = TrainConfig(
+        given.data,
+        Path("unused"),
+        method=given.method,
+        loop=LoopOptions(batch_size=BATCH),
+        device=DeviceOptions(workers=0),
+    )
+    seconds: dict[str, list[float]] = {"before": [], "after": []}
+    for _ in range(ROUNDS):
+        with patch(CHANGED, whole_then_cut):
+            expected, spent = batches(source, records, config)
+            seconds["before"].append(spent)
+        found, spent = batches(source, records, config)
+        seconds["after"].append(spent)
+        if not all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)):
+            print("the crops differ", file=sys.stderr)
+            return 1
+    rates = {name: round(1 / statistics.median(of_way), 1) for name, of_way in seconds.items()}
+    print(json.dumps({"images": len(records), "images_per_second_of_a_core": rates}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
