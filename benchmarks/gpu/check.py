@@ -39,11 +39,38 @@ RUNS = {
     "matplotlib": "matplotlib",
 }
 PARTS = {
-    "kernels": {**BASE, "pytest": "pytest", "cv2": "opencv-python-headless", "scipy": "scipy"},
+    "kernels": {
+        **BASE,
+        "pytest": "pytest",
+        "xdist": "pytest-xdist",
+        "tyro": "tyro",
+        "cv2": "opencv-python-headless",
+        "scipy": "scipy",
+    },
     "bench": {**BASE, **RUNS, "pytest": "pytest"},
     "train": {**BASE, **RUNS},
 }
 """What each part imports."""
+
+COMPILERS = 8
+"""Processes that compile and run the kernels' tests side by side."""
+
+NVCC = """
+import os, shutil, sys
+asked = os.environ.get("CUDACXX") or "nvcc"
+beside = os.path.join(os.environ.get("CUDA_PATH", "/usr/local/cuda"), "bin", "nvcc")
+if shutil.which(asked) is None and not os.path.exists(beside):
+    sys.exit(f"{asked} is not there: without it the CUDA half of the native library is not built, and its superpixels "
+             "would be left out of every figure; install the CUDA toolkit, or name its nvcc in PATH or CUDACXX")
+"""
+"""Says in words what is missing, before minutes of a rented GPU go into the rest."""
+
+CUDA_HALF = """
+import sys
+from cpn_kernels import native_library
+if not native_library.has_cuda():
+    sys.exit(native_library.missing() or "the native library was built without its CUDA half; see configure.log")
+"""
 
 
 def missing(part: str) -> list[str]:
@@ -60,7 +87,9 @@ def how_to_give(names: list[str]) -> str:
         f"{Path(sys.executable).name} -m pip install {listed}\n"
         "Without one, on another machine with the same Python version: "
         f"pip install --target wheels {listed}\n"
-        "then bring the folder here and put it last: PYTHONPATH=wheels make gpu-check ..."
+        "then bring the folder here and put it last: PYTHONPATH=wheels make gpu-check ...\n"
+        "pytest, pytest-xdist and tyro are pure Python, with what they need a few MB: they can lie in the repository's "
+        "folder."
     )
 
 
@@ -130,15 +159,29 @@ def build_steps(out: Path, capability: str) -> list[Step]:
     architecture = capability.replace(".", "")
     configure = [cmake, "-S", str(ROOT), "-B", str(out / "build"), "-DCMAKE_BUILD_TYPE=Release"]
     return [
+        Step("nvcc", [sys.executable, "-c", NVCC], 30, needed=True),
         Step("configure", [*configure, f"-DCMAKE_CUDA_ARCHITECTURES={architecture}"], 60, needed=True),
         Step("build", [cmake, "--build", str(out / "build"), "--parallel"], 180, needed=True),
+        Step("cuda-half", [sys.executable, "-c", CUDA_HALF], 60, needed=True),
     ]
 
 
 def gpu_test_files(folder: str) -> list[str]:
-    """Files under `folder` that hold a test marked `gpu`: other files may import what is not here."""
-    files = sorted((ROOT / folder).rglob("test_*.py"))
-    return [str(file.relative_to(ROOT)) for file in files if "mark.gpu" in file.read_text(encoding="utf-8")]
+    """Files under `folder` with a test marked `gpu`, those of kernels first: other files may import what is not here.
+
+    A conftest may mark its whole folder.
+    """
+    marking = "mark.gpu"
+    whole = {
+        file.parent for file in (ROOT / folder).rglob("conftest.py") if marking in file.read_text(encoding="utf-8")
+    }
+    files = [
+        file
+        for file in (ROOT / folder).rglob("test_*.py")
+        if whole & set(file.parents) or marking in file.read_text(encoding="utf-8")
+    ]
+    files.sort(key=lambda file: ("cpn_kernels" not in file.parts, file))
+    return [str(file.relative_to(ROOT)) for file in files]
 
 
 def part_steps(part: str, out: Path, data: str | None, weights: Path | None, backbone: str) -> list[Step]:
@@ -147,7 +190,9 @@ def part_steps(part: str, out: Path, data: str | None, weights: Path | None, bac
     pytest = [python, "-m", "pytest", "-p", "benchmarks.gpu.outcomes", "-p", "no:cacheprovider", "-v", "--tb=short"]
     outcomes = out / "tests.jsonl"
     if part == "kernels":
-        return [Step("tests", [*pytest, "-m", "gpu", *gpu_test_files("tests")], 400, outcomes)]
+        # What cannot be collected here is one failed line, and keeps nothing else from running.
+        spread = ["--continue-on-collection-errors", "-n", str(COMPILERS), "--dist", "worksteal"]
+        return [Step("tests", [*pytest, *spread, "-m", "gpu", *gpu_test_files("tests")], 400, outcomes)]
     if part == "bench":
         recorded = [*pytest, "--record", "--results", str(out)]
         figures = out / f"gpu-torch{version('torch').partition('+')[0]}.json"
@@ -165,7 +210,7 @@ def part_steps(part: str, out: Path, data: str | None, weights: Path | None, bac
     crop = [] if data else ["--crop", "112", "--patch.segments", "40"]
     train = [
         *cpn, "train", "--data", source, "--method", "cpn", "--backbone", backbone, *given, *crop, "--max-steps", "60",
-        "--eval-every", "0", "--precision", "bf16-mixed", "--output", str(run),
+        "--options.warm-up", "0", "--eval-every", "0", "--precision", "bf16-mixed", "--output", str(run),
     ]  # fmt: skip
     steps = [
         Step("step", [python, "-m", "benchmarks.gpu.train_step", str(timed)], 150, timed),

@@ -218,6 +218,8 @@ class DeviceOptions:
         compile: torch.compile network and loss.
         channels_last: memory format (faster in trials on a CPU; not tried on a GPU).
         tf32: TF32 matrix products on a GPU.
+        cudnn_benchmark: let cuDNN time its convolutions on a GPU at the first step of each size and take the fastest;
+            two runs may then differ in their last bits.
     """
 
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
@@ -227,6 +229,7 @@ class DeviceOptions:
     compile: bool = False
     channels_last: bool = True
     tf32: bool = True
+    cudnn_benchmark: bool = True
 
 
 @dataclass(frozen=True)

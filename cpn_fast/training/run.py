@@ -56,6 +56,7 @@ def run_training(config: ConfigT, kind: type[TrainingTask[ConfigT]], progress: P
     """
     tune_allocator()
     set_tf32(config.device.tf32)
+    torch.backends.cudnn.benchmark = config.device.cudnn_benchmark
     check_ranges(config)
     folder = RunFolder(config.output)
     if not config.loop.resume:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 OLDEST = (8, 0)
 """The first compute capability with bfloat16 tensor cores; the kernels are compiled for it and what came after."""
@@ -43,3 +49,18 @@ def use_triton(*tensors: Tensor | None) -> bool:
     if any(not x.is_cuda or x.dtype == torch.float64 or x.numel() == 0 for x in given):
         return False
     return triton_ready()
+
+
+def on_its_device(
+    function: Callable[Concatenate[Tensor, Given], Result],
+) -> Callable[Concatenate[Tensor, Given], Result]:
+    """Launch kernels on the device of the first argument: Triton launches on the current one, whatever it is given."""
+
+    @functools.wraps(function)
+    def launched(first: Tensor, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        if first.device.type != "cuda":  # Triton's interpreter
+            return function(first, *args, **kwargs)
+        with torch.cuda.device(first.device):
+            return function(first, *args, **kwargs)
+
+    return launched

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import waterfall
 from benchmarks.gpu import check
 from benchmarks.gpu.steps import OUT_OF_TIME, Record, Step, read_figures, run_steps
 from benchmarks.gpu.train_step import TrainStep
@@ -181,6 +182,49 @@ def test_the_parts_are_planned(tmp_path: Path) -> None:
     assert [step.name for step in train] == ["step", "train", "label", "evaluate", "compiled-step"]
     assert "voc:x" in train[1].argv and "w.safetensors" in train[1].argv
     assert check.BUDGET < 8 * 60
+
+
+def test_the_kernels_part_runs_the_triton_folder_first_and_side_by_side(tmp_path: Path, repository: Path) -> None:
+    (tests,) = check.part_steps("kernels", tmp_path, None, None, "resnet38_tiny")
+    files = [word for word in tests.argv if word.endswith(".py")]
+    triton = sorted((repository / "tests" / "cpn_kernels" / "ops" / "triton").glob("test_*.py"))
+    assert len(triton) >= 5 and {str(file.relative_to(repository)) for file in triton} <= set(files)
+    kinds = ["cpn_kernels" in file for file in files]
+    assert kinds == sorted(kinds, reverse=True) and not all(kinds), "kernels come first, the rest is there"
+    assert "--continue-on-collection-errors" in tests.argv and tests.argv[tests.argv.index("-n") + 1] == "8"
+    assert {"xdist", "tyro"} <= set(check.PARTS["kernels"])
+
+
+def test_the_trained_steps_have_a_cpn_step_among_them(tmp_path: Path) -> None:
+    train = next(s for s in check.part_steps("train", tmp_path, None, None, "resnet38_tiny") if s.name == "train")
+    assert train.argv[train.argv.index("--options.warm-up") + 1] == "0"
+
+
+def test_a_missing_nvcc_ends_the_part_with_its_reason(tmp_path: Path) -> None:
+    nvcc = check.build_steps(tmp_path, "9.0")[0]
+    record = Record(tmp_path / "part.json", {})
+    steps = [nvcc, Step("tests", python("pass"), 20)]
+    bare = {"PATH": str(tmp_path), "CUDA_PATH": str(tmp_path)}
+    assert not run_steps(steps, record, 60, bare, tmp_path)
+    assert record.content["steps"]["tests"]["outcome"] == "not run: nvcc failed"
+    assert "nvcc is not there" in (tmp_path / "nvcc.log").read_text()
+    compiler = tmp_path / "nvcc"
+    compiler.write_text("")
+    compiler.chmod(0o755)
+    assert run_steps(steps, record, 60, bare, tmp_path)
+
+
+def test_a_library_without_its_cuda_half_ends_the_part(tmp_path: Path, repository: Path) -> None:
+    half = check.build_steps(tmp_path, "9.0")[-1]
+    without = os.environ | {"CPN_NATIVE_LIBRARY": "none", "PYTHONPATH": str(repository / "kernels")}
+    assert half.needed and not run_steps([half], Record(tmp_path / "part.json", {}), 60, without, tmp_path)
+    assert "CPN_NATIVE_LIBRARY is none" in (tmp_path / "cuda-half.log").read_text()
+
+
+def test_the_waterfall_on_a_gpu_has_four_rows() -> None:
+    every, few = ([row.name for row in waterfall.rows(cuda)] for cuda in (False, True))
+    assert few == [name for name in every if name in few] and len(few) == 4
+    assert (few[0], few[-1]) == (every[0], every[-1])
 
 
 def test_one_step_of_a_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

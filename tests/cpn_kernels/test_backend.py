@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from cpn_kernels import backend
 
@@ -62,3 +66,31 @@ def test_an_export_is_told_from_a_compiled_graph(strict: bool) -> None:
     assert torch.compile(Doubled(), fullgraph=True, backend="eager")(torch.ones(2)).tolist() == [2, 2]
     exported = torch.export.export(Doubled(), (torch.ones(2),), strict=strict)
     assert exported.module()(torch.ones(2)).tolist() == [3, 3]
+
+
+OPERATORS = {
+    "cp_loss.launch": ("forward", "backward"),
+    "cp_triplet.triton_kernel": ("triplet",),
+    "dense_crf.launch": ("dense_crf",),
+    "pixel_correlation.launch": ("forward", "backward"),
+    "random_walk.triton_kernel": ("random_walk",),
+}
+
+
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
+    """A tensor of a second GPU is no tensor of the current one; fake tensors have a device without there being one."""
+    entered = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device) or contextlib.nullcontext())
+    launched = backend.on_its_device(lambda first, factor: (len(entered), first.device, factor))
+    with FakeTensorMode():
+        assert launched(torch.empty(2, device="cuda:1"), factor=3) == (1, torch.device("cuda", 1), 3)
+    assert entered == [torch.device("cuda", 1)]
+    assert launched(torch.empty(2), 4) == (1, torch.device("cpu"), 4)
+
+
+@pytest.mark.parametrize("module", OPERATORS)
+def test_every_operator_that_launches_kernels_is_guarded(module):
+    found = importlib.import_module(f"cpn_kernels.ops.{module}")
+    for name in OPERATORS[module]:
+        assert getattr(found, name).__wrapped__.__name__ == name
+        assert getattr(found, name).__code__ is backend.on_its_device(len).__code__

@@ -93,3 +93,23 @@ def test_a_missing_tool_is_told_and_is_no_fault(monkeypatch: pytest.MonkeyPatch)
 
 def test_every_target_has_a_limit() -> None:
     assert set(SHARED_LIMIT) == set(offline.TARGETS)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_no_stride_of_32_bits_is_doubled(channels_last: bool) -> None:
+    """Up to 2^31 - 1 elements of a view are launched with an int32 stride, whose double would not fit."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from cpn_kernels.ops.cp_triplet.offline_cases import offline_cases
+
+    if triton.knobs.runtime.interpret:
+        pytest.skip("interpreted kernels are not compiled")
+    case = next(case for case in offline_cases((9, 0)) if case.constants["CHANNELS_LAST"] == channels_last)
+    signature = {name: case.types.get(name, "constexpr") for name in case.kernel.arg_names} | {"view_stride": "i32"}
+    source = ASTSource(case.kernel, signature, constexprs=case.constants)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=case.options)
+    uses = [line for line in compiled.asm["ttir"].splitlines() if "%view_stride" in line and "tt.func" not in line]
+    assert uses
+    assert not [line for line in uses if "arith." in line and "arith.ext" not in line], uses

@@ -12,9 +12,18 @@ from cpn_fast.data.loading.augment import Geometry
 from cpn_fast.data.superpixels.cache import SuperpixelCache
 from cpn_fast.data.superpixels.maps import LEVELS
 from cpn_fast.data.types import Record
+from cpn_fast.device import free_memory
 
-BUDGET = 16 * 2**30
-"""Bytes of device memory that maps may take. VOC's 10,582 images (500 x 375, three levels, 2 bytes) are 11.9 GB."""
+SHARE = 0.25
+"""Of the memory that is free on a GPU as the maps are laid there: the rest is the network's. VOC's 10,582 images
+(500 x 375, three levels, 2 bytes) are 11.9 GB."""
+
+
+def map_budget(device: torch.device) -> int:
+    """Bytes of device memory that maps may take by themselves."""
+    free = free_memory(device)
+    return 2**34 if free is None else int(SHARE * free)
+
 
 GEOMETRY_NUMBERS = 11
 
@@ -43,13 +52,14 @@ class DeviceMaps:
         cache: prepared, of all the records.
         records: the images, in the order in which `geometry_numbers` counts them.
         device: where the maps are kept and the patches are made.
-        budget: bytes on the device.
+        budget: bytes on the device; None = a share of what is free there.
     """
 
     def __init__(
-        self, cache: SuperpixelCache, records: Sequence[Record], device: torch.device, budget: int = BUDGET
+        self, cache: SuperpixelCache, records: Sequence[Record], device: torch.device, budget: int | None = None
     ) -> None:
         self.device = device
+        budget = map_budget(device) if budget is None else budget
         sizes = np.array([cache.map_size(record) for record in records], np.int64).reshape(-1, 2)
         pixels = np.repeat(sizes.prod(1), LEVELS)
         wide = any(max(cache.segment_counts(record)) > 2**16 for record in records)

@@ -10,6 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
+from cpn_kernels.backend import on_its_device
 from cpn_kernels.ops.cp_loss import triton_gradient, triton_kernel
 from cpn_kernels.ops.cp_loss.options import CpLossOptions
 
@@ -108,6 +109,7 @@ class _Call:
         return {"UPSAMPLE": self.upsample, "KP": padded(self.classes), "SPAN": self.span} | TILED
 
 
+@on_its_device
 def forward(
     cam: Tensor,
     rcam: Tensor | None,
@@ -182,6 +184,7 @@ def forward(
     return torch.stack([mean[0], mean[1] + mean[2]]), stats, ranks
 
 
+@on_its_device
 def backward(
     upstream: Tensor,
     cam: Tensor,

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cpn_kernels.backend import on_its_device
 from cpn_kernels.ops.cp_triplet.reference import IMAGENET_STD
 
 BLOCK = 1024
@@ -23,8 +24,11 @@ def _write_views(output, place, view_stride, value, state, inside):
     """`value` to I where the pixel is no padding, to I_h where it is visible, to I_hbar where it is hidden; else 0."""
     kind = output.dtype.element_ty
     tl.store(output + place, tl.where(state != 0, value, 0.0).to(kind), mask=inside)
-    tl.store(output + view_stride + place, tl.where(state == 1, value, 0.0).to(kind), mask=inside)
-    tl.store(output + 2 * view_stride + place, tl.where(state == 2, value, 0.0).to(kind), mask=inside)
+    # Pointer by pointer: twice a stride of 32 bits might not fit into 32 bits.
+    output += view_stride
+    tl.store(output + place, tl.where(state == 1, value, 0.0).to(kind), mask=inside)
+    output += view_stride
+    tl.store(output + place, tl.where(state == 2, value, 0.0).to(kind), mask=inside)
 
 
 @triton.jit
@@ -98,6 +102,7 @@ def triplet_kernel(
         tl.store(fraction + image, visible.to(tl.float32) / tl.maximum(whole, 1).to(tl.float32))
 
 
+@on_its_device
 def triplet(
     images: Tensor,
     patches: Tensor,

@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 from torch.nn import functional as F
 
+from cpn_kernels.backend import on_its_device
 from cpn_kernels.ops.dense_crf import reference
 from cpn_kernels.ops.dense_crf.limits import ROWS
 from cpn_kernels.ops.dense_crf.triton_kernel import blur_kernel, sum_kernel, update_kernel
@@ -139,6 +140,7 @@ def mean_field(log_probabilities: Tensor, iterations: int, filters: Sequence[Fil
     return q[:, :classes]
 
 
+@on_its_device
 def dense_crf(
     images: Tensor,
     log_probabilities: Tensor,

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cpn_kernels.backend import on_its_device
 from cpn_kernels.ops.pixel_correlation import triton_kernel as kernels
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -165,6 +166,7 @@ def _correlate(
     return output, totals
 
 
+@on_its_device
 def forward(
     embedding: Tensor, queries: Tensor | None, maps: Tensor, eps: float, precision: str
 ) -> tuple[Tensor, Tensor]:
@@ -176,6 +178,7 @@ def forward(
     return _correlate(asked, keys, values, maps.shape[1], eps, True, shape)
 
 
+@on_its_device
 def backward(
     gradient: Tensor,
     embedding: Tensor,

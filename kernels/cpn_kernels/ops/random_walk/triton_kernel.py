@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cpn_kernels.backend import on_its_device
 from cpn_kernels.ops.random_walk.limits import BLOCK, TOGETHER, launch_grid
 from cpn_kernels.ops.random_walk.reference import OFFSETS
 
@@ -60,6 +61,7 @@ def step_kernel(
     tl.store(output + place, walked / total[None], mask=own)
 
 
+@on_its_device
 def random_walk(affinity: Tensor, maps: Tensor, steps: int) -> Tensor:
     """Maps after the steps; see the public function.
 

@@ -8,6 +8,7 @@ import torch
 
 from cpn_fast.config.training import AugmentOptions
 from cpn_fast.data.loading.augment import Geometry, draw_geometry
+from cpn_fast.data.superpixels import device_maps
 from cpn_fast.data.superpixels.device_maps import GEOMETRY_NUMBERS, DeviceMaps, geometry_numbers
 
 SIZES = [(30, 44), (61, 20), (1, 9), (40, 40), (7, 64)]
@@ -73,3 +74,9 @@ def test_budget() -> None:
         assert maps.bytes_on_device + maps.bytes_on_host == total
         assert (maps.bytes_on_device > 0) == (budget >= 2 * 30 * 44)
     assert maps.bytes_on_host == 0
+
+
+def test_the_budget_is_a_quarter_of_what_is_free(monkeypatch):
+    for free, expected in ((8 * 2**30, 2 * 2**30), (None, 16 * 2**30)):
+        monkeypatch.setattr(device_maps, "free_memory", lambda device, free=free: free)
+        assert device_maps.map_budget(torch.device("cuda")) == expected

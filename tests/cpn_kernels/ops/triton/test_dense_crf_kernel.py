@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from skimage import data
 from torch import Tensor
 
 from cpn_kernels import native_library
@@ -209,6 +208,7 @@ def test_nothing_is_read_or_written_beyond_the_tensors(device: torch.device) -> 
 
 @pytest.mark.skipif(not native_library.available(), reason=native_library.load()[1] or "there")
 def test_labels_of_a_photograph_are_those_of_the_native_form(device: torch.device) -> None:
+    data = pytest.importorskip("skimage.data")
     image = torch.from_numpy(data.chelsea()[60:92, 120:160].copy())[None]
     probabilities = scene(32, 40, 21)[1]
     native = dense_crf(image, probabilities, 2, backend="native")
