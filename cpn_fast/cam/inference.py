@@ -94,8 +94,9 @@ def open_labeller(
         net.compile(dynamic=True)
     settings = run.config.options
     return Labeller(
-        net, how.scales, how.flip, beta, threshold, settings.map_norm, settings.scale_resize, how.refine, how.side
-    ).to(device)
+        net, how.scales, how.flip, beta, threshold, settings.map_norm, settings.scale_resize, how.refine, how.side,
+        how.pairs,
+    ).to(device)  # fmt: skip
 
 
 def default_map(labeller: Labeller, wanted: Literal["auto", "rcam", "cam"] = "auto") -> MapName:

@@ -204,7 +204,13 @@ def _jobs(config: LabelConfig, source: Source, every: Sequence[Record], split: s
     run = RunFolder(config.run)
     beta = run.background_score(config.beta)
     options = MapOptions(
-        config.scales, config.scales_of, config.flip, config.refine, config.refine_at, config.affinity_power
+        config.scales,
+        config.scales_of,
+        config.flip,
+        config.refine,
+        config.refine_at,
+        config.affinity_power,
+        config.pairs,
     )
     how = options.resolved(run)
     labeller = open_labeller(run, how, config.device, beta, config.threshold, config.compile)

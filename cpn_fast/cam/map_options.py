@@ -12,6 +12,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.inference.options import check_scales
 from cpn_fast.runs.folder import RunFolder
 
+MOST_PAIRS = 16
 PAPER_PRESETS = ("paper", "released")
 """Presets that label as the paper does: its four scales of the image, each refined by the trained heads."""
 
@@ -29,6 +30,7 @@ class MapOptions:
             the heads that they trained, else "raw".
         refine_at: see `RefineOptions`; None = "fused", or for the presets of the paper "scale".
         affinity_power: exponent of the affinities.
+        pairs: complementary pairs at every scale, see `Labeller`.
     """
 
     scales: Sequence[float] | None = None
@@ -37,6 +39,7 @@ class MapOptions:
     refine: Refine | None = None
     refine_at: RefineAt | None = None
     affinity_power: float = 1.0
+    pairs: int = 0
 
     def resolved(self, run: RunFolder) -> ResolvedMaps:
         """The options with what follows from a CAM network's run. Raises DataError for one that does not fit it."""
@@ -54,12 +57,14 @@ class MapOptions:
             )
         if not self.affinity_power > 0:
             raise DataError(f"--affinity-power {self.affinity_power}: expected a number above 0")
+        if not 0 <= self.pairs <= MOST_PAIRS:
+            raise DataError(f"--pairs {self.pairs}: expected 0 to {MOST_PAIRS}")
         options = RefineOptions(refine, self.refine_at or ("scale" if of_paper else "fused"), self.affinity_power)
         scales_of = self.scales_of or ("image" if of_paper or self.scales is not None else "training")
         default, side = (CAM_SCALES, None) if scales_of == "image" else (TRAINING_SCALES, training_side(run))
         scales = default if self.scales is None else self.scales
         check_scales(scales)
-        return ResolvedMaps(tuple(scales), side, self.flip, options)
+        return ResolvedMaps(tuple(scales), side, self.flip, options, self.pairs)
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,14 @@ class ResolvedMaps:
         side: long side in pixels that scale 1 brings an image to; None = the image's own.
         flip: also run the mirrored image.
         refine: how RCAM is made.
+        pairs: complementary pairs at every scale.
     """
 
     scales: tuple[float, ...]
     side: int | None
     flip: bool
     refine: RefineOptions
+    pairs: int = 0
 
     def settings(self) -> dict[str, Any]:
         """As JSON values, for records of what made a file."""
@@ -87,6 +94,7 @@ class ResolvedMaps:
             "refine": self.refine.refine,
             "refine_at": self.refine.at,
             "affinity_power": self.refine.power,
+            **({"pairs": self.pairs} if self.pairs else {}),
         }
 
     def __str__(self) -> str:
@@ -99,7 +107,8 @@ class ResolvedMaps:
             "learnt": f"learnt refinement of {where}",
             "pixels": "maps of the pixel head",
         }[self.refine.refine]
-        return f"scales {factors}{of}, flip {self.flip}, {how}"
+        pairs = f", {self.pairs} complementary pairs" if self.pairs else ""
+        return f"scales {factors}{of}, flip {self.flip}{pairs}, {how}"
 
 
 def training_side(run: RunFolder) -> int:

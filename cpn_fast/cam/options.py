@@ -67,6 +67,8 @@ class LabelConfig:
         refine_at: refine the "fused" CAM of all scales once, or that of each "scale"; None = fused (presets paper,
             released: scale).
         affinity_power: exponent of the affinities of refinement.
+        pairs: also run so many complementary pairs of the image at every scale, and add what their views show: more of
+            the object, at two passes more for each.
         maps: which maps make the mask; auto = RCAM where there is refinement, else CAM.
         max_side: longer images are reduced to this long side in pixels first, and the mask enlarged back.
         threshold: class probability above which a class counts as present without image labels (the best always does).
@@ -93,6 +95,7 @@ class LabelConfig:
     refine: Refine | None = None
     refine_at: RefineAt | None = None
     affinity_power: float = 1.0
+    pairs: int = 0
     beta: float | None = None
     void_band: tuple[float, float] | None = None
     maps: Literal["auto", "rcam", "cam"] = "auto"

@@ -26,6 +26,7 @@ class ExportConfig:
         refine: of a CAM network, how RCAM is made of CAM, "raw", "learnt" or "none", as for `cpn label`.
         refine_at: of a CAM network, refine the "fused" CAM of all scales, or that of each "scale", as for `cpn label`.
         affinity_power: of a CAM network, exponent of the affinities of refinement; None = 1.
+        pairs: of a CAM network, complementary pairs at every scale, as for `cpn label`; None = 0.
         beta: of a CAM network, background score of the masks, in [0, 1]; None = the best one that `cpn evaluate` found
             for the run.
         threshold: of a CAM network, class probability above which a class stands in where an image has no labels;
@@ -46,6 +47,7 @@ class ExportConfig:
     refine: Refine | None = None
     refine_at: RefineAt | None = None
     affinity_power: float | None = None
+    pairs: int | None = None
     beta: float | None = None
     threshold: float | None = None
     max_side: int = 1024

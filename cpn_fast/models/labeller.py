@@ -13,6 +13,7 @@ from cpn_fast.config.refine import PER_SCALE, RefineOptions
 from cpn_fast.config.scales import CAM_SCALES, FEATURE_SCALE
 from cpn_fast.files.background_score import DEFAULT_BETA
 from cpn_fast.models.cam import CamNet, CamOutput
+from cpn_fast.models.pairs import pair_cam, patterns, shown_pixels
 from cpn_fast.models.refinement import refine_raw
 from cpn_kernels.cam_norm import MapNorm, normalise_cam
 from cpn_kernels.ops.cp_triplet import normalise_images
@@ -173,7 +174,10 @@ class Labeller(nn.Module):
         resize: how images are brought to a scale: "bilinear" without antialiasing, or "bicubic" as Pillow does it.
         refine: how RCAM is made; a network without refinement heads has no "learnt" one, its RCAM is the CAM.
         side: long side in pixels that scale 1 brings an image to; None = the image's own.
+        pairs: so many complementary pairs of the image at every scale, the mean of whose maps is added to the CAM.
     """
+
+    shown: Tensor
 
     def __init__(
         self,
@@ -186,9 +190,11 @@ class Labeller(nn.Module):
         resize: ScaleResize = "bilinear",
         refine: RefineOptions = PER_SCALE,
         side: int | None = None,
+        pairs: int = 0,
     ) -> None:
         super().__init__()
         self.net = net.eval()
+        self.register_buffer("shown", patterns(pairs), persistent=False)
         self.scales, self.flip, self.beta = tuple(scales), flip, beta
         self.scoring_pass = self._nearest(1.0)
         self.feature_pass = self._nearest(1.0 if side is None else FEATURE_SCALE)
@@ -225,13 +231,25 @@ class Labeller(nn.Module):
         """The network at every scale; of refinement once, only the features that it takes are kept."""
         raw, passes = self.refine.refine == "raw", []
         for index, scale in enumerate(self.scales):
-            output = self.net(self._at_scale(images, views, scale), raw)
+            scaled = self._at_scale(images, views, scale)
+            output = self.net(scaled, raw)
+            if len(self.shown):
+                output = output._replace(cam=F.relu(output.cam) + self._pairs_cam(scaled))
             if output.pixels is not None and self.refine.refine == "pixels":
                 output = output._replace(features=output.pixels)
             elif self.refined_once and index != self.feature_pass:
                 output = output._replace(features=output.features[:, :0])
             passes.append(output)
         return passes
+
+    def _pairs_cam(self, views: Tensor) -> Tensor:
+        """The mean over the pairs of their CAM >= 0 of the views of one scale."""
+        size = (views.shape[2], views.shape[3])
+        maps = [
+            pair_cam(lambda hidden: self.net(hidden).cam, views, shown_pixels(pattern, *size), self.flip)
+            for pattern in self.shown.unbind()
+        ]
+        return torch.stack(maps).mean(dim=0)
 
     def refine_map(self, cam: Tensor, features: Tensor, labels: Tensor) -> Tensor:
         """Un-normalised RCAM [M, K, h, w] of a CAM, with the features [M, E, h, w] that `refine` names."""

@@ -19,7 +19,7 @@ from cpn_fast.segment.options import SegmentEvaluateConfig
 FREE = (FREE_ON_RESUME - {"max_steps"}) | {"overwrite", "device", "sheet", "allow_failures"}
 """Options of the commands that change nothing in what they write."""
 
-MAP_OPTIONS = ("scales", "scales_of", "flip", "refine", "refine_at", "affinity_power")
+MAP_OPTIONS = ("scales", "scales_of", "flip", "refine", "refine_at", "affinity_power", "pairs")
 """Options of `cpn label` that decide how maps are made."""
 
 NOWHERE = Path()

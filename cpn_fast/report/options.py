@@ -29,6 +29,7 @@ class ReportConfig:
         refine: how the pictures' RCAM is made, "raw", "learnt" or "none", as for `cpn label`.
         refine_at: refine the "fused" CAM of all scales, or that of each "scale", as for `cpn label`.
         affinity_power: exponent of the affinities of refinement.
+        pairs: complementary pairs at every scale, as for `cpn label`.
         max_side: longer images are reduced to this long side in pixels first.
         device: where the network runs; auto = a GPU where there is one.
     """
@@ -45,5 +46,6 @@ class ReportConfig:
     refine: Refine | None = None
     refine_at: RefineAt | None = None
     affinity_power: float = 1.0
+    pairs: int = 0
     max_side: int = 1024
     device: Literal["auto", "cpu", "cuda"] = "auto"

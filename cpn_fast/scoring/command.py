@@ -105,7 +105,13 @@ def _evaluate_run(
 ) -> dict[str, Any]:
     run = RunFolder(config.target)
     wanted = MapOptions(
-        config.scales, config.scales_of, config.flip, config.refine, config.refine_at, config.affinity_power
+        config.scales,
+        config.scales_of,
+        config.flip,
+        config.refine,
+        config.refine_at,
+        config.affinity_power,
+        config.pairs,
     )
     how = wanted.resolved(run)
     labeller = open_labeller(run, how, config.device, 0.0, config.threshold)

@@ -32,6 +32,8 @@ class EvaluateConfig:
         refine_at: refine the "fused" CAM of all scales once, or that of each "scale"; None = fused (presets paper,
             released: scale).
         affinity_power: exponent of the affinities of refinement.
+        pairs: also run so many complementary pairs of the image at every scale, and add what their views show: more of
+            the object, at two passes more for each.
         max_side: longer images are reduced to this long side in pixels first, and the result enlarged back.
         threshold: class probability above which a class counts as present without image labels (the best always does).
         use_labels: False ignores image labels.
@@ -53,6 +55,7 @@ class EvaluateConfig:
     refine: Refine | None = None
     refine_at: RefineAt | None = None
     affinity_power: float = 1.0
+    pairs: int = 0
     max_side: int = 1024
     threshold: float = 0.5
     use_labels: bool = True

@@ -119,7 +119,7 @@ def labeller_graph(labeller: Labeller, conversion: Conversion = unchanged) -> ir
     calls: Any = _Calls(labeller)
     around = _CallingLabeller(
         calls, labeller.scales, labeller.flip, labeller.beta, labeller.threshold, labeller.map_norm, labeller.resize,
-        labeller.refine, labeller.side,
+        labeller.refine, labeller.side, len(labeller.shown),
     )  # fmt: skip
     model = trace_around(_Graph(around), net.num_classes, labeller.scales, ["rcam", "scores", "mask"])
     return assemble(model, parts)

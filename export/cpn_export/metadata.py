@@ -46,6 +46,7 @@ class ModelInfo:
         refine: how RCAM is made: "raw", "learnt" or "none"; None for a segmentation network.
         refine_at: "fused" or "scale"; None for a segmentation network.
         affinity_power: exponent of the affinities; None for a segmentation network.
+        pairs: complementary pairs at every scale.
     """
 
     classes: tuple[str, ...]
@@ -67,6 +68,7 @@ class ModelInfo:
     refine: str | None = "learnt"
     refine_at: str | None = "scale"
     affinity_power: float | None = 1.0
+    pairs: int = 0
 
     def to_metadata(self) -> dict[str, str]:
         """The flat string map that ONNX keeps: every field as JSON under a common prefix."""

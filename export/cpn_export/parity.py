@@ -136,7 +136,7 @@ class Pair:
             resize = run.config.options.scale_resize
             eager = Labeller(
                 run.load_model(), info.scales, info.flip, info.beta, info.threshold, map_norm, resize, refine,
-                info.scale_side,
+                info.scale_side, info.pairs,
             )  # fmt: skip
         return cls(eager, onnx, threads)
 

@@ -60,7 +60,10 @@ def run_export(config: ExportConfig, progress: Progress = SILENT) -> Path:
 def _export_cam(config: ExportConfig, run: RunFolder, progress: Progress) -> ModelInfo:
     settings = run.config
     power = 1.0 if config.affinity_power is None else config.affinity_power
-    how = MapOptions(config.scales, config.scales_of, config.flip, config.refine, config.refine_at, power).resolved(run)
+    wanted = MapOptions(
+        config.scales, config.scales_of, config.flip, config.refine, config.refine_at, power, config.pairs or 0
+    )
+    how = wanted.resolved(run)
     info = ModelInfo(
         classes=run.classes,
         palette=PALETTE,
@@ -79,13 +82,14 @@ def _export_cam(config: ExportConfig, run: RunFolder, progress: Progress) -> Mod
         refine=how.refine.refine,
         refine_at=how.refine.at,
         affinity_power=how.refine.power,
+        pairs=how.pairs,
     )
     net = run.load_model()
     assert info.beta is not None and info.threshold is not None
     options = settings.options
     labeller = Labeller(
         net, how.scales, how.flip, info.beta, info.threshold, options.map_norm, options.scale_resize, how.refine,
-        how.side,
+        how.side, how.pairs,
     )  # fmt: skip
     conversion = conversion_of(config.variant, net.mean, how.scales, _calibration(config), how.side, progress)
     export_labeller(labeller, info, config.output, conversion)
@@ -94,7 +98,7 @@ def _export_cam(config: ExportConfig, run: RunFolder, progress: Progress) -> Mod
 
 
 def _export_segmentation(config: ExportConfig, run: RunFolder, progress: Progress) -> ModelInfo:
-    for name in ("beta", "threshold", "scales_of", "refine", "refine_at", "affinity_power"):
+    for name in ("beta", "threshold", "scales_of", "refine", "refine_at", "affinity_power", "pairs"):
         if getattr(config, name) is not None:
             raise DataError(
                 f"--{name.replace('_', '-')} is for CAM networks; {run.path} is a segmentation network: leave it out"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import onnx  # noqa: E402
 from cpn_export.agreement import MAPS_BAR, Agreement, Outputs  # noqa: E402
 from cpn_export.parity import Pair, ParityConfig, main, run_parity  # noqa: E402
 from cpn_export.runtime import OnnxLabeller, label_rows  # noqa: E402
+from cpn_export.to_onnx import ExportConfig, run_export  # noqa: E402
 from cpn_fast.files.errors import DataError  # noqa: E402
 
 SIZES = [(1, 64, 96), (3, 64, 96), (2, 97, 131), (1, 33, 500), (2, 500, 33), (1, 200, 264), (1, 9, 40), (1, 5, 5)]
@@ -62,6 +64,21 @@ def test_graph_equals_eager(pair, picture, shape):
         assert agreement.met, agreement
         if min(shape[1:]) >= 33:
             assert (eager.mask > 0).mean() >= 0.1, "a mask without foreground proves little"
+
+
+def test_complementary_pairs_are_part_of_the_graph(trained, picture, tmp_path):
+    config = ExportConfig(trained.run.path, tmp_path / "pairs.onnx", scales=(1.0, 1.5), refine="raw", pairs=1)
+    run_export(config)
+    pairs = Pair.of_run(trained.run, config.output, threads=1)
+    assert pairs.onnx.info.pairs == 1 and len(pairs.eager.shown) == 1
+    plain = Pair.of_run(trained.run, run_export(replace(config, output=tmp_path / "plain.onnx", pairs=0)), threads=1)
+    for shape in ((2, 64, 96), (1, 97, 131)):
+        images, labels = picture(*shape)
+        eager, exported = pairs.run_eager(images, labels), pairs.run_onnx(images, labels)
+        agreement = Agreement()
+        agreement.add(eager, exported, shape[0])
+        assert agreement.met, agreement
+        assert np.abs(exported.maps - plain.run_onnx(images, labels).maps).max() > 0.01
 
 
 def test_rows_of_a_batch_keep_to_themselves(pair, picture):

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from importlib import import_module
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cpn_fast.data.sources import cvat, datumaro, imagefolder, json_map, label_studio, roboflow, yolo
+from cpn_fast.data.sources.classes import ClassFolderSource
+from cpn_fast.data.sources.coco import CocoSource
+from cpn_fast.data.sources.export import Export, ExportSource
+from cpn_fast.data.sources.folder import FolderSource
+from cpn_fast.data.sources.recognise import LOOKED_FOR, coco_elsewhere, coco_reader, export_path, kinds_of
+from cpn_fast.data.sources.voc import VocSource
 from cpn_fast.data.types import Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS
 
 log = logging.getLogger(__name__)
 
-SOURCES = {
-    "voc": "voc:VocSource", "folder": "folder:FolderSource", "classes": "classes:ClassFolderSource",
-    "coco": "coco:CocoSource",
+SOURCES: dict[str, Callable[[Path, str, int], Source]] = {
+    "voc": VocSource, "folder": FolderSource, "classes": ClassFolderSource, "coco": CocoSource,
 }  # fmt: skip
-"""Kind -> module and class of the source."""
+"""Kind -> what opens a path; the text that a user typed; the largest image in pixels."""
 
-EXPORTS = {
-    "yolo": "yolo", "roboflow": "roboflow", "cvat": "cvat", "label-studio": "label_studio", "datumaro": "datumaro",
-    "json": "json_map", "hf": "imagefolder",
+EXPORTS: dict[str, Callable[[Path], Export]] = {
+    "yolo": yolo.read, "roboflow": roboflow.read, "cvat": cvat.read, "label-studio": label_studio.read,
+    "datumaro": datumaro.read, "json": json_map.read, "hf": imagefolder.read,
 }  # fmt: skip
-"""Kind -> module whose `read` makes the export of a path."""
+"""Kind -> what reads the export of a path."""
 
 KINDS = (*SOURCES, *EXPORTS, "demo")
 
@@ -59,16 +64,10 @@ def open_source(spec: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Sourc
 
 
 def _open(kind: str, path: Path, spec: str, max_pixels: int) -> Source:
-    from cpn_fast.data.sources.recognise import coco_elsewhere, export_path, module_of
-
     if kind in EXPORTS or (kind == "coco" and coco_elsewhere(path)):
-        from cpn_fast.data.sources.export import ExportSource
-
-        module = import_module(f"cpn_fast.data.sources.{EXPORTS.get(kind) or module_of(path)}")
-        return ExportSource(export_path(kind, path), module.read, spec, max_pixels)
-    module_name, _, name = SOURCES[kind].partition(":")
-    source: Source = getattr(import_module(f"cpn_fast.data.sources.{module_name}"), name)(path, spec, max_pixels)
-    return source
+        read = EXPORTS.get(kind) or coco_reader(path)
+        return ExportSource(export_path(kind, path), read, spec, max_pixels)
+    return SOURCES[kind](path, spec, max_pixels)
 
 
 def _recognised(text: str) -> str:
@@ -81,8 +80,6 @@ def _recognised(text: str) -> str:
     if not path.exists():
         known = ", ".join(f"{kind}:PATH" for kind in KINDS)
         raise DataError(f"{text}: no such file or folder; expected a path or one of {known}")
-    from cpn_fast.data.sources.recognise import LOOKED_FOR, kinds_of
-
     found = kinds_of(path)
     if len(found) > 1:
         named = " or ".join(f"{kind}:{text} ({why})" for kind, why in found.items())

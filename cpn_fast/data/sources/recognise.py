@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cpn_fast.data.sources import cvat, datumaro, imagefolder, json_map, label_studio, roboflow, yolo
+from cpn_fast.data.sources import coco_export, cvat, datumaro, imagefolder, json_map, label_studio, roboflow, yolo
 from cpn_fast.data.sources.classes import class_folders
+from cpn_fast.data.sources.export import Export
 from cpn_fast.data.sources.folder import find_table
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import list_images
@@ -76,9 +78,9 @@ def coco_elsewhere(path: Path) -> bool:
     return roboflow.recognises(path) or "coco" in _json_kinds(path).values()
 
 
-def module_of(path: Path) -> str:
-    """The module that reads COCO's instances where they do not lie in `annotations/`."""
-    return "roboflow" if path.is_dir() and roboflow.recognises(path) else "coco_export"
+def coco_reader(path: Path) -> Callable[[Path], Export]:
+    """What reads COCO's instances where they do not lie in `annotations/`."""
+    return roboflow.read if path.is_dir() and roboflow.recognises(path) else coco_export.read
 
 
 def _is_voc(path: Path) -> bool:

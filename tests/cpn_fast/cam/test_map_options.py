@@ -31,6 +31,11 @@ def test_defaults_are_raw_once_at_sizes_of_the_training(tmp_path) -> None:
     assert found.settings() == settings | {"refine": "raw", "refine_at": "fused", "affinity_power": 1.0}
 
 
+def test_pairs_are_said(tmp_path) -> None:
+    found = MapOptions(pairs=2).resolved(run_of(tmp_path / "cam", method="cam"))
+    assert found.settings()["pairs"] == 2 and "2 complementary pairs" in str(found)
+
+
 def test_given_scales_are_of_the_image_unless_said(tmp_path) -> None:
     run = run_of(tmp_path / "cam", method="cam")
     assert MapOptions((0.5, 1.0)).resolved(run).side is None
@@ -64,6 +69,8 @@ def test_a_run_with_pixel_labels_takes_their_head(tmp_path) -> None:
         ({"refine": "pixels"}, {}, "learned no pixel labels"),
         ({"affinity_power": 0.0}, {}, "--affinity-power 0.0"),
         ({"scales": (9.0,)}, {}, "--scales 9.0"),
+        ({"pairs": -1}, {}, "--pairs -1"),
+        ({"pairs": 17}, {}, "--pairs 17: expected 0 to 16"),
     ],
 )
 def test_options_that_do_not_fit(tmp_path, options, config, message) -> None:
