@@ -222,7 +222,7 @@ def test_options_and_models_of_the_other_kind(segment_run, trained, segmented, t
     for option in ("beta", "threshold"):
         with pytest.raises(DataError, match=f"--{option} is for CAM networks; .* is a segmentation network"):
             run_export(ExportConfig(segment_run.path, tmp_path / "m.onnx", **{option: 0.5}))
-    with pytest.raises(DataError, match=r"of kind 'train' .*expected one of kind 'segment'"):
+    with pytest.raises(DataError, match=r"a run of task 'train' .*expected one of 'segment'"):
         Pair.of_run(trained.run, segmented.model)
 
 
