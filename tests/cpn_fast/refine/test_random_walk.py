@@ -279,5 +279,5 @@ def test_options_that_do_not_fit(toys, affinity_run, tmp_path, change, message):
 
 
 def test_a_run_of_another_kind_is_refused(toys, make_run, tmp_path):
-    with pytest.raises(DataError, match=r"a run of kind 'train'.*, expected one of kind 'affinity'"):
+    with pytest.raises(DataError, match=r"a run of task 'train'.*, expected one of 'affinity'"):
         run_refine(config(toys, make_run(tmp_path / "cam"), tmp_path / "out"))

@@ -325,9 +325,9 @@ def test_runs_of_another_kind_say_what_takes_them(
     run: Path, squares: Path, make_run: Callable[..., RunFolder], tmp_path: Path
 ) -> None:
     cam = make_run(tmp_path / "cam", method="cam").path
-    with pytest.raises(DataError, match=r"cam: a run of kind 'train' \(`cpn label`.*expected one of kind 'segment'"):
+    with pytest.raises(DataError, match=r"cam: a run of task 'train' \(`cpn label`.*expected one of 'segment'"):
         run_segment_predict(config(cam, squares))
-    taken = r"a run of kind 'segment' \(`cpn segment predict`, `cpn segment evaluate` and `cpn export` take it\)"
+    taken = r"a run of task 'segment' \(`cpn segment predict`, `cpn segment evaluate` and `cpn export` take it\)"
     with pytest.raises(DataError, match=taken):
         run_label(LabelConfig(run, f"voc:{squares}", tmp_path / "labels"))
     with pytest.raises(DataError, match=taken):
