@@ -110,7 +110,7 @@ def checked_classes(names: Sequence[Any], where: str) -> tuple[str, ...]:
         if names.count(name) > 1:
             raise DataError(f"{where}: the class {quoted(name)} comes twice; give each class a name of its own")
     if not names:
-        raise DataError(f"{where}: no classes")
+        raise DataError(f"{where}: no class is named in it; name the classes, one a line, by --classes FILE")
     return tuple(names)
 
 

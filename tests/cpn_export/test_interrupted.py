@@ -30,7 +30,7 @@ PROMPT = 10
 # Imports once, then forks one process per line of stdin, each in a group of its own: [program, its words, file of what
 # it says, the function that is slow ("module:name"), file that tells that it has been called].
 SERVER = textwrap.dedent("""
-    import importlib, json, os, sys, time
+    import importlib, json, os, signal, sys, time
     import cpn_export.label, cpn_export.to_onnx
     import cpn_fast.cam.label, cpn_fast.convert.command, cpn_fast.refine.command, cpn_fast.scoring.command
     import cpn_fast.segment.predict
@@ -53,6 +53,7 @@ SERVER = textwrap.dedent("""
         program, words, output, target, begun = json.loads(line)
         if (child := os.fork()) == 0:
             os.setsid()
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
             said = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(said, 1), os.dup2(said, 2)
             if target:
