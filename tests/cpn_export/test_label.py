@@ -227,11 +227,17 @@ def test_rows_without_an_image_are_named(photos, tmp_path, caplog):
     assert "'gone.png' (line 3)" in caplog.text
 
 
+def test_rows_of_one_image_are_joined(photos, tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text("image,labels\nbild 0.png,dög\nbild 0.png,cat\nbild 0.png,dög\n", encoding="utf-8")
+    found = {photo.id: photo.labels for photo in with_labels(find_photos([photos]), table, ("cat", "dög"))}
+    assert sorted(found["bild 0"]) == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("image,labels\nbild 0.png,cow\n", r"line 2.*cow.*cat"),
-        ("image,labels\nbild 0.png,cat\nbild 0.png,cat\n", r"line 3.*already on line 2"),
         ("image,labels\nelsewhere/a.png,cat\n", r"none of its 1 rows.*bild 0\.png"),
     ],
 )

@@ -83,7 +83,7 @@ def test_what_the_file_has_otherwise_is_refused(model: OnnxModel) -> None:
         ({"flip": True}, "flip True"),
         ({"beta": 0.3}, "beta 0.3"),
         ({"device": "tpu"}, "'tpu': expected one of cpu"),
-        ({"max_side": 0}, "max-side"),
+        ({"max_side": 0}, "max_side 0: expected at least 1"),
     ):
         with pytest.raises(cpn_fast.DataError, match=message):
             model.labeller(**options)  # type: ignore[arg-type]

@@ -266,7 +266,7 @@ def test_other_settings_are_refused(toys, affinity_run, tmp_path, change, named)
         ({"scale": 0.0}, "--scale 0.0"),
         ({"scale": 5.0}, "--scale 5.0"),
         ({"alpha": float("nan")}, "--alpha nan"),
-        ({"beta": 0.0}, "no power decides as it does"),
+        ({"beta": 0.0}, "no exponent decides as it does"),
         ({"hard": True}, "leave out --hard"),
         ({"background": "constant", "alpha": 2.0}, "--alpha is the number"),
         ({"random_walk": Path("nowhere")}, r"nowhere: no run there; expected the --output of `cpn train-affinity`"),
