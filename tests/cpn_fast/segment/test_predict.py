@@ -351,7 +351,7 @@ def test_run_of_another_version(run: Path, squares: Path, tmp_path: Path) -> Non
 
 def test_data_with_a_class_that_the_run_does_not_know(run: Path, small_demo: Path, tmp_path: Path) -> None:
     settings = PredictConfig(run, f"demo:{small_demo}", output=tmp_path / "masks", device="cpu")
-    with pytest.raises(DataError, match="the data is of other classes, .* than the run: it knows"):
+    with pytest.raises(DataError, match=r"the data is of other classes, .* than the run: it knows"):
         run_segment_predict(settings)
     assert CLASSES[0] not in VOC_CLASSES and not (tmp_path / "masks").exists()
 
