@@ -214,6 +214,7 @@ def test_a_missing_nvcc_ends_the_part_with_its_reason(tmp_path: Path) -> None:
     assert run_steps(steps, record, 60, bare, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_library_without_its_cuda_half_ends_the_part(tmp_path: Path, repository: Path) -> None:
     half = check.build_steps(tmp_path, "9.0")[-1]
     without = os.environ | {"CPN_NATIVE_LIBRARY": "none", "PYTHONPATH": str(repository / "kernels")}

@@ -140,6 +140,7 @@ JOBS = ("label", "refine", "predict", "cpn-label")
     ("name", "number"),
     [*((name, signal.SIGINT) for name in (*JOBS, "convert", "evaluate", "export")), ("label", signal.SIGTERM)],
 )
+@pytest.mark.slow
 def test_one_line_status_130_and_nothing_half_written(
     name: str,
     number: signal.Signals,

@@ -21,6 +21,8 @@ from cpn_export.runtime import OnnxLabeller, label_rows  # noqa: E402
 from cpn_export.to_onnx import ExportConfig, run_export  # noqa: E402
 from cpn_fast.files.errors import DataError  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 SIZES = [(1, 64, 96), (3, 64, 96), (2, 97, 131), (1, 33, 500), (2, 500, 33), (1, 200, 264), (1, 9, 40), (1, 5, 5)]
 """Batch, height and width: as trained, odd, thin strips, larger than training, and a grid of one pixel."""
 

@@ -29,6 +29,8 @@ from cpn_fast.files.masks import read_mask  # noqa: E402
 from cpn_fast.models.build import create_deeplab  # noqa: E402
 from cpn_fast.runs.folder import RunFolder  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 SIZES = [(1, 64, 96), (4, 48, 64), (3, 97, 131), (2, 33, 250), (1, 250, 33), (1, 200, 264), (1, 9, 40), (1, 5, 5)]
 """Batch, height and width: as trained, odd, thin strips, larger than training, and a grid of one pixel."""
 

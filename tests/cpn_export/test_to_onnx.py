@@ -51,6 +51,7 @@ class SmallBackbone(Backbone):
         pytest.param("prcm_released", "minmax", False, (0.75,), PER_SCALE, None, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_every_kind_of_network(refinement, map_norm, flip, scales, refine, side, tmp_path):
     import onnx_ir
 

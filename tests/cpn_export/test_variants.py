@@ -26,6 +26,8 @@ from cpn_fast.console.terminal import TerminalProgress  # noqa: E402
 from cpn_fast.files.errors import DataError  # noqa: E402
 from cpn_fast.files.masks import read_mask  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 VARIANTS = ("float16", "int8")
 CPU = Path("/proc/cpuinfo")
 REDUCED = platform.machine() in ("x86_64", "AMD64") and not (CPU.is_file() and "vnni" in CPU.read_text())

@@ -73,6 +73,7 @@ def test_without_a_compiler_the_build_says_so_and_goes_on(repository: Path, tmp_
     assert not list(tmp_path.rglob("*.so"))
 
 
+@pytest.mark.slow
 def test_without_the_library_the_references_serve(tmp_path: Path) -> None:
     code = """
 import torch

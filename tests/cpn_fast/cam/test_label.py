@@ -349,6 +349,7 @@ def test_batches_give_the_masks_of_single_images(run, data, tmp_path):
     assert agreement(masks(tmp_path / "many"), masks(tmp_path / "one")) > 0.9995
 
 
+@pytest.mark.slow
 def test_compiled_network_gives_the_same_masks_with_few_graphs(run, data, tmp_path):
     run_label(config(run, data, tmp_path / "eager", scales=(1.0,), flip=False))
     torch._dynamo.reset()

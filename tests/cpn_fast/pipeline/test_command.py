@@ -460,6 +460,7 @@ def test_content_digest_sees_names_and_bytes(tmp_path: Path) -> None:
     assert len({first, second, content_digest((folder,)), None}) == 4
 
 
+@pytest.mark.slow
 def test_a_process_is_measured(small_demo: Path, capfd: pytest.CaptureFixture[str]) -> None:
     started = time.perf_counter()
     with open(os.devnull) as lock:

@@ -139,6 +139,7 @@ def test_default_range_of_the_long_side_is_half_to_one_and_a_half_of_vocs() -> N
 # --- training
 
 
+@pytest.mark.slow
 def test_learns_the_colours(squares: Path, tmp_path: Path) -> None:
     """Also: curves, and the statistics of batch norms as quick as a short training needs them."""
     run = run_segment_train(
@@ -164,6 +165,7 @@ def test_learns_the_colours(squares: Path, tmp_path: Path) -> None:
     assert norm_momentum(80) > 0.07 > fresh.norm_mix.momentum
 
 
+@pytest.mark.slow
 def test_interrupted_run_resumes_bit_equal(squares: Path, tmp_path: Path) -> None:
     """Weights, momentum and the running statistics of batch norms; with another number of workers."""
     whole = run_segment_train(config(squares, tmp_path / "whole", eval_every=3))
@@ -185,6 +187,7 @@ def test_interrupted_run_resumes_bit_equal(squares: Path, tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.slow
 def test_two_processes_average_their_halves(squares: Path, tmp_path: Path) -> None:
     """Each normalises by its own half; gradients are averaged, running statistics are the first process's."""
     arguments = ["--data", f"voc:{squares}", "--masks", "truth", "--backbone", "mobilenet_v2", "--crop", "64"]

@@ -83,6 +83,7 @@ class Mini(Backbone):
         return mid, high, self.final(high).relu()
 
 
+@pytest.mark.slow
 def test_losses_equal_eager(small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five steps of a whole run with dropout on, through the default compiler, to 1e-4."""
     monkeypatch.setattr(build, "create_backbone", lambda name, frozen, **_: Mini())

@@ -29,6 +29,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(("warm_up", "parts"), [("0", ("tcp", "cpcr")), ("0.34", ())])
+@pytest.mark.slow
 def test_gradients_equal_single_process(
     warm_up: str, parts: tuple[str, ...], small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,6 +120,7 @@ def resumed_runs(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.slow
 def test_killed_run_resumes_bit_equal(
     uninterrupted: RunFolder, resumed_runs: dict[int, RunFolder], workers: int
 ) -> None:

@@ -130,6 +130,7 @@ def wait_for(condition: Callable[[], object], pid: int) -> None:
 
 @pytest.mark.parametrize("kind", ["cam", "affinity", "segment"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_first_signal_to_the_group_ends_with_a_checkpoint(
     kind: str, number: signal.Signals, server: Server, trainings: dict[str, list[str]], tmp_path: Path
 ) -> None:

@@ -257,6 +257,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.cpn.random_walk_native.default, (affinity, turned, 1))
 
 
+@pytest.mark.slow
 def test_compiled_without_graph_breaks(walk: Walk) -> None:
     affinity, maps = draw(1, 2, 5, 6)
     compiled = torch.compile(lambda a, m: random_walk(a, m, 3), fullgraph=True, backend="aot_eager")

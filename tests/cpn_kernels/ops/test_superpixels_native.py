@@ -119,6 +119,7 @@ def test_labels_are_the_ones_of_this_version() -> None:
     assert (native.version(), digest) == (1, "6138b88231dae861")
 
 
+@pytest.mark.slow
 def test_opcheck_and_compile() -> None:
     image = torch.from_numpy(picture("texture", 40, 50))[None]
     torch.library.opcheck(torch.ops.cpn.superpixels_native.default, (image, 9, 10.0))

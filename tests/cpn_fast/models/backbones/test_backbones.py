@@ -429,6 +429,7 @@ def test_resnet38_dropout_is_by_channel_and_only_in_training(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("name", ["resnet38_tiny", "mobilenet_v2"])
+@pytest.mark.slow
 def test_compiles_without_graph_breaks(name: str) -> None:
     backbone = prepared(name).eval()
     # aot_eager traces the backward pass too; one network is enough for it, all share the same pieces
@@ -441,6 +442,7 @@ def test_compiles_without_graph_breaks(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet38_tiny", "resnet50", "efficientnet_lite2"])
+@pytest.mark.slow
 def test_exports_with_any_batch_and_size(name: str) -> None:
     if name == "resnet50" and torch.__version__.startswith("2.11"):
         pytest.skip("torch 2.11 asks for even sizes where it exports max_pool2d")
