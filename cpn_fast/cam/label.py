@@ -203,15 +203,7 @@ def _output(config: LabelConfig) -> Path:
 def _jobs(config: LabelConfig, source: Source, every: Sequence[Record], split: str) -> LabelJobs:
     run = RunFolder(config.run)
     beta = run.background_score(config.beta)
-    options = MapOptions(
-        config.scales,
-        config.scales_of,
-        config.flip,
-        config.refine,
-        config.refine_at,
-        config.affinity_power,
-        config.pairs,
-    )
+    options = MapOptions.of(config)
     how = options.resolved(run)
     labeller = open_labeller(run, how, config.device, beta, config.threshold, config.compile)
     name = default_map(labeller, config.maps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from cpn_fast.config.refine import Refine, RefineAt, RefineOptions, ScalesOf, has_refinement_heads
@@ -40,6 +40,11 @@ class MapOptions:
     refine_at: RefineAt | None = None
     affinity_power: float = 1.0
     pairs: int = 0
+
+    @classmethod
+    def of(cls, config: object) -> MapOptions:
+        """Those that a command's config holds under the same names."""
+        return cls(**{option.name: getattr(config, option.name) for option in fields(cls)})
 
     def resolved(self, run: RunFolder) -> ResolvedMaps:
         """The options with what follows from a CAM network's run. Raises DataError for one that does not fit it."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from cpn_fast.cam.map_options import MapOptions
 from cpn_fast.cam.options import LabelConfig
 from cpn_fast.config.display import command_text
 from cpn_fast.config.export import ExportConfig
@@ -19,7 +20,7 @@ from cpn_fast.segment.options import SegmentEvaluateConfig
 FREE = (FREE_ON_RESUME - {"max_steps"}) | {"overwrite", "device", "sheet", "allow_failures"}
 """Options of the commands that change nothing in what they write."""
 
-MAP_OPTIONS = ("scales", "scales_of", "flip", "refine", "refine_at", "affinity_power", "pairs")
+MAP_OPTIONS = tuple(option.name for option in fields(MapOptions))
 """Options of `cpn label` that decide how maps are made."""
 
 NOWHERE = Path()

@@ -127,15 +127,7 @@ def _rows(run: RunFolder, config: ReportConfig) -> list[Row]:
 
 
 def _maps(run: RunFolder, config: ReportConfig) -> ResolvedMaps:
-    options = MapOptions(
-        config.scales,
-        config.scales_of,
-        config.flip,
-        config.refine,
-        config.refine_at,
-        config.affinity_power,
-        config.pairs,
-    )
+    options = MapOptions.of(config)
     return options.resolved(run)
 
 

@@ -104,15 +104,7 @@ def _evaluate_run(
     config: EvaluateConfig, source: Source, records: Sequence[Record], progress: Progress
 ) -> dict[str, Any]:
     run = RunFolder(config.target)
-    wanted = MapOptions(
-        config.scales,
-        config.scales_of,
-        config.flip,
-        config.refine,
-        config.refine_at,
-        config.affinity_power,
-        config.pairs,
-    )
+    wanted = MapOptions.of(config)
     how = wanted.resolved(run)
     labeller = open_labeller(run, how, config.device, 0.0, config.threshold)
     primary, classes = default_map(labeller), run.classes

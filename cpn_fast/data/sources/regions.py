@@ -40,6 +40,11 @@ class Shape:
     order: int = 0
 
 
+def _pixels_per_unit(unit: int, height: int, width: int) -> tuple[float, float]:
+    """Of x and of y, where 1 stands for the image's width and height divided by `unit`; 0 = a pixel."""
+    return (width / unit, height / unit) if unit else (1.0, 1.0)
+
+
 @dataclass(frozen=True, slots=True)
 class Polygons:
     """Outlines.
@@ -59,7 +64,7 @@ class Polygons:
 
     def pixels(self, height: int, width: int) -> NDArray[np.bool_]:
         """Bool [height, width], those within an outline."""
-        scale = (width / self.unit, height / self.unit) if self.unit else (1.0, 1.0)
+        scale = _pixels_per_unit(self.unit, height, width)
         scaled = [[value * scale[index % 2] for index, value in enumerate(part)] for part in self.parts]
         return covered_pixels(scaled, height, width)
 
@@ -81,7 +86,7 @@ class Box:
 
     def pixels(self, height: int, width: int) -> NDArray[np.bool_]:
         """Bool [height, width], those that the rectangle touches."""
-        scale = (width / self.unit, height / self.unit) if self.unit else (1.0, 1.0)
+        scale = _pixels_per_unit(self.unit, height, width)
         left, right = (int(np.clip(value * scale[0], 0, width)) for value in (self.left, np.nextafter(self.right, 0)))
         top, bottom = (int(np.clip(value * scale[1], 0, height)) for value in (self.top, np.nextafter(self.bottom, 0)))
         inside = np.zeros((height, width), dtype=bool)
@@ -107,7 +112,7 @@ class Ellipse:
 
     def pixels(self, height: int, width: int) -> NDArray[np.bool_]:
         """Bool [height, width], those whose centre is within."""
-        scale = (width / self.unit, height / self.unit) if self.unit else (1.0, 1.0)
+        scale = _pixels_per_unit(self.unit, height, width)
         radius_x, radius_y = self.radius_x * scale[0], self.radius_y * scale[1]
         if not (radius_x > 0 and radius_y > 0):
             raise ValueError(f"its radii are {radius_x:.4g} and {radius_y:.4g}")
