@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,14 +15,12 @@ from cpn_fast.files.manifest import Manifest
 from cpn_fast.runs.folder import RunFolder
 from tests.cpn_fast.segment.test_predict import make_segment_run
 from tests.cpn_fast.segment.voc_squares import make
-
-LIMIT = 60
-"""Seconds that a start may take on a busy machine."""
+from tests.forking import LIMIT, Server, serving
 
 PROMPT = 10
 """Seconds from the signal to the end, generous for a busy machine; on an idle one it takes less than one."""
 
-# Imports once, then forks one process per line of stdin, each in a group of its own: [program, its words, file of what
+# Imports once, then forks one process per line of stdin, each in a group of its own: [its words, file of what
 # it says, the function that is slow ("module:name"), file that tells that it has been called].
 SERVER = textwrap.dedent("""
     import importlib, json, os, signal, sys, time
@@ -50,7 +43,7 @@ SERVER = textwrap.dedent("""
         setattr(owner, name, slow)
 
     for line in sys.stdin:
-        program, words, output, target, begun = json.loads(line)
+        (program, *words), output, target, begun = json.loads(line)
         if (child := os.fork()) == 0:
             os.setsid()
             signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
@@ -66,44 +59,16 @@ SERVER = textwrap.dedent("""
 """)
 
 
-@dataclass
-class Server:
-    """Starts commands in processes that no test has touched."""
-
-    process: subprocess.Popen[str]
-    running: int = 0
-
-    def start(self, words: list[str], said: Path, slow: str = "", begun: Path | None = None) -> int:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps([words[0], words[1:], str(said), slow, str(begun)]) + "\n")
-        self.process.stdin.flush()
-        self.running = int(self.process.stdout.readline())
-        return self.running
-
-    def status(self) -> int:
-        """Exit status of the process started last, once it has ended."""
-        assert self.process.stdout
-        status = int(self.process.stdout.readline())
-        self.running = 0
-        return status
-
-
 @pytest.fixture(scope="module")
 def only_server() -> Iterator[Server]:
-    process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    yield Server(process)
-    assert process.stdin
-    process.stdin.close()
-    process.wait(LIMIT)
+    with serving(SERVER) as server:
+        yield server
 
 
 @pytest.fixture
 def server(only_server: Server) -> Iterator[Server]:
     yield only_server
-    if only_server.running:  # the test has failed
-        with suppress(ProcessLookupError):
-            os.killpg(only_server.running, signal.SIGKILL)
-        only_server.status()
+    only_server.end()
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +139,7 @@ def test_one_line_status_130_and_nothing_half_written(
     done = manifest.done()
     pngs = {path.stem: path.read_bytes() for path in (output / "SegmentationClass").glob("*.png")}
     assert done and done <= pngs.keys() and all(data.endswith(b"IEND\xaeB`\x82") for data in pngs.values())
-    server.start([*words, "--output", str(output)], tmp_path / "again")
+    server.start([*words, "--output", str(output)], tmp_path / "again", "", "")
     assert server.status() == 0, (tmp_path / "again").read_text()
     total = len(manifest.done())
     assert total > len(done) and f"{total - len(done)} images of" in (tmp_path / "again").read_text()

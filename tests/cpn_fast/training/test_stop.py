@@ -5,13 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +23,8 @@ from cpn_fast.runs.folder import RunFolder
 from cpn_fast.training.stop import NOTICE, StopRequest
 from cpn_fast.training.trainer import Trainer
 from tests.cpn_fast.segment.voc_squares import make
+from tests.forking import LIMIT, Server, serving
 from tests.grouped import grouped
-
-LIMIT = 60
-"""Seconds that a stopped toy training may take on a busy machine; on an idle one it takes less than one."""
 
 # Imports once, then forks one process per line of stdin, each in a group of its own: [words of `cpn`, file of
 # what it says, file that tells of its first step where steps are to be endless].
@@ -64,44 +58,16 @@ SERVER = textwrap.dedent("""
 """)
 
 
-@dataclass
-class Server:
-    """Starts commands in processes that no test has touched."""
-
-    process: subprocess.Popen[str]
-    running: int = 0
-
-    def start(self, words: list[str], output: Path, slow: str = "") -> int:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps([words, str(output), slow]) + "\n")
-        self.process.stdin.flush()
-        self.running = int(self.process.stdout.readline())
-        return self.running
-
-    def status(self) -> int:
-        """Exit status of the process started last, once it has ended."""
-        assert self.process.stdout
-        status = int(self.process.stdout.readline())
-        self.running = 0
-        return status
-
-
 @pytest.fixture(scope="module")
 def only_server() -> Iterator[Server]:
-    process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    yield Server(process)
-    assert process.stdin
-    process.stdin.close()
-    process.wait(LIMIT)
+    with serving(SERVER) as server:
+        yield server
 
 
 @pytest.fixture
 def server(only_server: Server) -> Iterator[Server]:
     yield only_server
-    if only_server.running:  # the test has failed
-        with suppress(ProcessLookupError):
-            os.killpg(only_server.running, signal.SIGKILL)
-        only_server.status()
+    only_server.end()
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +101,7 @@ def test_first_signal_to_the_group_ends_with_a_checkpoint(
     kind: str, number: signal.Signals, server: Server, trainings: dict[str, list[str]], tmp_path: Path
 ) -> None:
     run, said = RunFolder(tmp_path / "run"), tmp_path / "said"
-    pid = server.start([*trainings[kind], *LONG, "--output", str(run.path)], said)
+    pid = server.start([*trainings[kind], *LONG, "--output", str(run.path)], said, "")
     wait_for(lambda: len(run.records("step")) >= 3, pid)
     os.killpg(pid, number)
     started = time.monotonic()
@@ -171,7 +137,7 @@ def test_second_ctrl_c_stops_also_where_it_was_ignored_before() -> None:
 def test_second_signal_stops_at_once(server: Server, trainings: dict[str, list[str]], tmp_path: Path) -> None:
     """In a step that takes an hour."""
     said, begun = tmp_path / "said", tmp_path / "begun"
-    pid = server.start([*trainings["cam"], *LONG, "--output", str(tmp_path / "run")], said, slow=str(begun))
+    pid = server.start([*trainings["cam"], *LONG, "--output", str(tmp_path / "run")], said, begun)
     wait_for(begun.exists, pid)
     os.killpg(pid, signal.SIGINT)
     wait_for(lambda: NOTICE in said.read_text(), pid)
