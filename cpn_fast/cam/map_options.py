@@ -50,12 +50,15 @@ class MapOptions:
         """The options with what follows from a CAM network's run. Raises DataError for one that does not fit it."""
         config = run.config
         of_paper, heads = config.preset in PAPER_PRESETS, has_refinement_heads(config)
-        pixels = config.pixel_masks is not None
+        pixels = config.learns_pixels
         usual: Refine = "pixels" if pixels else "raw"
         papers: Refine = "learnt" if heads else "none"
         refine: Refine = self.refine or (papers if of_paper and not pixels else usual)
         if refine == "pixels" and not pixels:
-            raise DataError(f"--refine pixels: {run.path} learned no pixel labels (--pixel-masks); use --refine raw")
+            raise DataError(
+                f"--refine pixels: {run.path} learned no pixel labels (of --pixel-masks or --options.teacher); "
+                "use --refine raw"
+            )
         if refine == "learnt" and not heads:
             raise DataError(
                 f"--refine learnt: {run.path} (method {config.method}) has no refinement heads; use --refine raw"

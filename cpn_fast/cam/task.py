@@ -76,11 +76,12 @@ class CamTask(TrainingTask[TrainConfig]):
 
     @classmethod
     def partial_gradients(cls, config: TrainConfig) -> bool:
-        """With one of its losses off, heads of CPN may get no gradient, and none in the warm-up."""
+        """With one of its losses off, heads of CPN may get no gradient; what a warm-up leaves out gets none in it."""
         options = config.options
         lacks_loss = config.method == "cpn" and not (options.tcp and options.cpcr)
         warms_up = options.warm_up > 0 if options.warm_up_epochs is None else options.warm_up_epochs > 0
-        return lacks_loss or (config.method != "cam" and warms_up)
+        changes = config.method != "cam" or options.teacher is not None
+        return lacks_loss or (changes and warms_up)
 
     def views(self) -> tuple[float, float]:
         """One of `cam` and in the warm-up, three of CPN, one and a smaller one of SEAM."""
@@ -130,9 +131,9 @@ class CamTask(TrainingTask[TrainConfig]):
         return batch.images, batch.patches, batch.keys, batch.labels, warm_up, batch.targets
 
     def warm_up_steps(self, total_steps: int) -> int:
-        """Steps at the beginning in which a method of several views trains as a plain classifier."""
+        """Steps at the beginning in which a method of several views or with a teacher trains as a plain classifier."""
         options = self.config.options
-        if self.config.method == "cam":
+        if self.config.method == "cam" and options.teacher is None:
             return 0
         if options.warm_up_epochs is None:
             return round(options.warm_up * total_steps)
@@ -163,6 +164,20 @@ def _check_options(config: TrainConfig) -> None:
         raise DataError("--init and --weights both say what the training begins with; give one of them")
     if config.pixel_masks is not None and config.method not in ("cam", "cpn"):
         raise DataError(f"--pixel-masks is for the methods cam and cpn, found --method {config.method}; leave it out")
+    if config.options.teacher is not None:
+        _check_teacher(config)
     warm_up, epochs = config.options.warm_up_epochs, config.loop.epochs or 1
     if warm_up is not None and warm_up >= epochs:
         raise out_of_range("options.warm_up_epochs", warm_up, f"0 or more, below the run's {epochs} epochs")
+
+
+def _check_teacher(config: TrainConfig) -> None:
+    if config.pixel_masks is not None:
+        raise DataError("--pixel-masks and --options.teacher both label the pixels; give one of them")
+    if config.method not in ("cam", "cpn"):
+        raise DataError(
+            f"--options.teacher is for the methods cam and cpn, found --method {config.method}; leave it out"
+        )
+    low, high = config.options.teacher_band
+    if low > high:
+        raise out_of_range("options.teacher_band", [low, high], "the lower score first")

@@ -75,6 +75,8 @@ RANGES: Mapping[str, Range] = {
     "options.ohem": PART,
     "options.min_pool_weight": NONE_OR_MORE,
     "options.pixel_weight": NONE_OR_MORE,
+    "options.teacher": DROPPED,
+    "options.teacher_band": SHARE,
     "options.p_hidden": SHARE,
     "options.seam_scale": PART,
     "options.dropout": DROPPED,

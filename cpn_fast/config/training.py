@@ -46,7 +46,13 @@ class MethodOptions:
         winner_classes: which classes compete for a pixel inside the refinement: those "present" in the image, or "all"
             of them, labels being applied to the result only.
         min_pool_weight: weight of the min-pooling loss (released: 1).
-        pixel_weight: weight of the cross entropy of pixel labels (`pixel_masks`).
+        pixel_weight: weight of the cross entropy of pixel labels (of `pixel_masks` or the teacher).
+        teacher: share in [0, 1) that a teacher keeps of itself in each step, e.g. 0.99: a copy of the network, averaged
+            over time, whose maps after PCM label the pixels of each image from the end of the warm-up on. The pixel
+            head learns them as it does those of `pixel_masks`. None = no teacher.
+        teacher_band: the teacher's scores from which to which a pixel is void: below it is background, above an object.
+        teacher_pairs: `cpn`'s teacher sees the image and its pair, and adds what each view of the pair shows; False =
+            the image alone.
         p_hidden: probability with which a patch is hidden in I_h.
         seam_scale: scale of SEAM's second view.
         seam_background: background of SEAM's refined maps in ECR: "recomputed" as 1 - maximum, or the one that PCM
@@ -75,6 +81,9 @@ class MethodOptions:
     winner_classes: Literal["present", "all"] = "present"
     min_pool_weight: float = 0.0
     pixel_weight: float = 1.0
+    teacher: float | None = None
+    teacher_band: tuple[float, float] = (0.3, 0.55)
+    teacher_pairs: bool = True
     p_hidden: float = 0.5
     seam_scale: float = 0.3
     seam_background: Literal["recomputed", "refined"] = "recomputed"
@@ -303,6 +312,11 @@ class TrainConfig(TrainingConfig):
     def lr_factors(self) -> Mapping[str, float]:
         """Learning rate of each role of a parameter, times the base rate."""
         return {**super().lr_factors, "refinement": self.refine_lr_factor, "pixels": self.pixel_lr_factor}
+
+    @property
+    def learns_pixels(self) -> bool:
+        """Whether the network has a pixel head: it learns labels of masks or of its teacher."""
+        return self.pixel_masks is not None or self.options.teacher is not None
 
 
 @dataclass(frozen=True)

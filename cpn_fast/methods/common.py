@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from cpn_fast.config.training import MethodOptions
 from cpn_fast.methods.pixels import pixel_label_loss, shown_pixels
+from cpn_fast.methods.teacher import Teacher
 from cpn_fast.models.cam import CamNet
 from cpn_kernels.cam_norm import MapNorm, normalise_cam, winner_mask
 from cpn_kernels.ops.cp_loss import ohem_mean
@@ -30,7 +31,12 @@ def classification_loss(scores: Tensor, labels: Tensor, valid: Tensor) -> Tensor
 
 
 def classify_only(
-    net: CamNet, options: MethodOptions, images: Tensor, labels: Tensor, targets: Tensor | None = None
+    net: CamNet,
+    options: MethodOptions,
+    images: Tensor,
+    labels: Tensor,
+    targets: Tensor | None = None,
+    teacher: Teacher | None = None,
 ) -> dict[str, Tensor]:
     """A plain classifier's step: one view and L_cls. The baseline, and the first steps of the other methods.
 
@@ -40,6 +46,7 @@ def classify_only(
         images: uint8 [B, H, W, 3].
         labels: float [B, K] in {0, 1}.
         targets: uint8 [B, H, W] pixel labels for the pixel head; None without.
+        teacher: labels the pixels for it in their place.
 
     Returns:
         `loss`, `cls`, with targets `pixels`, `scores` and `cam` as every method gives them.
@@ -48,6 +55,8 @@ def classify_only(
     out = net(views)
     loss = cls = classification_loss(out.scores[None], labels, torch.ones(1, labels.shape[0], device=labels.device))
     parts = {"cls": cls}
+    if teacher is not None:
+        targets = teacher.labels(views, labels)
     if targets is not None and out.pixels is not None:
         parts["pixels"] = pixel_label_loss(out.pixels, targets, shown_pixels(views))
         loss = cls + options.pixel_weight * parts["pixels"]

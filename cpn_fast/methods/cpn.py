@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from cpn_fast.config.training import MethodOptions
 from cpn_fast.methods.common import classification_loss, classify_only, min_pool_loss, to_grid, watch
 from cpn_fast.methods.pixels import pixel_label_loss, shown_pixels
+from cpn_fast.methods.teacher import Teacher
 from cpn_fast.models.cam import CamNet
 from cpn_kernels.cam_norm import channel_peak
 from cpn_kernels.ops.cp_loss import CpLossOptions, cp_loss
@@ -40,6 +41,7 @@ class CpnMethod(nn.Module):
     def __init__(self, net: CamNet, options: MethodOptions) -> None:
         super().__init__()
         self.net, self.options, self.loss_options = net, options, cp_loss_options(options)
+        self.teacher = None if options.teacher is None else Teacher(net, options)
 
     def refined(self, cam: Tensor, features: Tensor, labels: Tensor) -> Tensor | None:
         """RCAM [3B, K, h, w] of the triplet, None without refinement heads."""
@@ -61,8 +63,11 @@ class CpnMethod(nn.Module):
     ) -> dict[str, Tensor]:
         """Losses of uint8 images [B, H, W, 3] with patches int32 [B, H, W] and keys int64 [B].
 
-        With `warm_up` they are a plain classifier's. Pixel labels `targets`, uint8 [B, H, W], teach the pixel head.
+        With `warm_up` they are a plain classifier's. Pixel labels `targets`, uint8 [B, H, W], teach the pixel head, or
+        those of the teacher.
         """
+        if self.teacher is not None:
+            self.teacher.follow(self.net)
         if warm_up:
             return classify_only(self.net, self.options, images, labels, targets)
         options, batch = self.options, labels.shape[0]
@@ -79,6 +84,8 @@ class CpnMethod(nn.Module):
             pooled = rcam if size is None else to_grid(rcam, size)
             parts["min_pool"] = min_pool_loss(pooled, labels.repeat(3, 1))
             loss = loss + options.min_pool_weight * parts["min_pool"]
+        if self.teacher is not None:
+            targets = self.teacher.labels(views if options.teacher_pairs else views[:batch], labels)
         if targets is not None and out.pixels is not None:
             parts["pixels"] = pixel_label_loss(out.pixels, targets, shown_pixels(views))
             loss = loss + options.pixel_weight * parts["pixels"]

@@ -49,7 +49,7 @@ def cam_net(backbone: Backbone, config: TrainConfig, num_classes: int) -> CamNet
         options.affinity,
         options.score_resolution,
         options.winner_classes,
-        pixel_head=config.pixel_masks is not None,
+        pixel_head=config.learns_pixels,
     )
 
 

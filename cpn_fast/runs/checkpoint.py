@@ -22,7 +22,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
     Args:
         path: the checkpoint file.
-        state: `step`, `config`, `classes`, `model`, `optimizer` and `scaler`.
+        state: `step`, `config`, `classes`, `model`, `optimizer` and `scaler`, and `teacher` where a run has one.
 
     Raises:
         OSError: if it cannot be written, such as on a full disk.

@@ -241,6 +241,7 @@ def create_network(task: TrainingTask[Any]) -> Network:
     if config.device.channels_last:
         module = module.to(memory_format=torch.channels_last)
     module = fabric.to_device(module)
+    teacher = getattr(module, "teacher", None)
     optimizer = create_optimizer(net, config)
     if config.device.compile:
         # Dropout then draws eager's random bits, so that --compile changes no result beyond rounding.
@@ -249,7 +250,7 @@ def create_network(task: TrainingTask[Any]) -> Network:
         inductor.fallback_random = True
         module = torch.compile(module, fullgraph=True, dynamic=False)
     wrapped, wrapped_optimizer = fabric.setup(module, optimizer, move_to_device=False, _reapply_compile=False)
-    return Network(net, wrapped, wrapped_optimizer)
+    return Network(net, wrapped, wrapped_optimizer, teacher)
 
 
 def _restore(folder: RunFolder, fabric: Fabric, network: Network) -> int:
@@ -258,6 +259,8 @@ def _restore(folder: RunFolder, fabric: Fabric, network: Network) -> int:
         return 0
     state = load_checkpoint(folder.checkpoint_path)
     network.net.load_state_dict(state["model"])
+    if network.teacher is not None:
+        network.teacher.load_state_dict(state["teacher"])
     network.bare_optimizer.load_state_dict(state["optimizer"])
     fabric.strategy.precision.load_state_dict(state["scaler"])
     return state["step"]

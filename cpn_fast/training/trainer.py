@@ -60,11 +60,13 @@ class Network:
         net: the bare network, whose weights are saved.
         module: network and losses as Fabric (and torch.compile) wrapped it.
         optimizer: as Fabric wrapped it.
+        teacher: what follows the network in the steps, and is kept with it in checkpoints; None without.
     """
 
     net: nn.Module
     module: nn.Module
     optimizer: Any
+    teacher: nn.Module | None = None
 
     @property
     def bare_optimizer(self) -> torch.optim.Optimizer:
@@ -308,6 +310,8 @@ class Trainer:
                 "optimizer": self.network.bare_optimizer.state_dict(),
                 "scaler": self.fabric.strategy.precision.state_dict(),
             }
+            if self.network.teacher is not None:
+                state["teacher"] = self.network.teacher.state_dict()
             save_checkpoint(self.outputs.folder.checkpoint_path, state)
         self.fabric.barrier()
         self._last_time = time.perf_counter()

@@ -15,7 +15,7 @@ from cpn_fast.cam.batches import BatchStream
 from cpn_fast.cam.label import LabelConfig, run_label
 from cpn_fast.cam.pixel_masks import open_pixel_masks
 from cpn_fast.cam.task import run_train
-from cpn_fast.config.training import AugmentOptions, PatchOptions, TrainConfig
+from cpn_fast.config.training import AugmentOptions, MethodOptions, PatchOptions, TrainConfig
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.mask_folder import MaskFolder
@@ -101,6 +101,10 @@ def test_errors(coded, tmp_path) -> None:
         ({"pixel_masks": tmp_path}, "no masks found"),
         ({"pixel_masks": coded / "masks", "method": "seam"}, "methods cam and cpn"),
         ({"init": tmp_path / "nothing"}, "nothing"),
+        ({"pixel_masks": coded / "masks", "options": MethodOptions(teacher=0.9)}, "both label the pixels"),
+        ({"method": "seam", "options": MethodOptions(teacher=0.9)}, "teacher is for the methods cam and cpn"),
+        ({"options": MethodOptions(teacher=1.0)}, "--options.teacher 1.0: expected 0 or more, below 1"),
+        ({"options": MethodOptions(teacher=0.9, teacher_band=(0.6, 0.5))}, "0.6 0.5: expected the lower score first"),
     ):
         with pytest.raises(DataError, match=message):
             run_train(config(coded, tmp_path / "second", **changes))

@@ -160,6 +160,19 @@ def test_finished_run_can_go_on_to_more_steps(uninterrupted: RunFolder, small_de
     assert tensors_sha256(load_file(run.model_path)) == tensors_sha256(load_file(uninterrupted.model_path))
 
 
+def test_a_teacher_is_kept_with_the_run(small_demo: Path, tmp_path: Path) -> None:
+    settings = {"method": "cam", "options": MethodOptions(warm_up=0.2, teacher=0.9), "eval_every": 0}
+    whole = run_train(config(small_demo, tmp_path / "whole", max_steps=6, **settings))
+    run_train(config(small_demo, tmp_path / "parts", max_steps=4, **settings))
+    parts = run_train(config(small_demo, tmp_path / "parts", max_steps=6, resume=True, **settings))
+    resumed, expected = (load_checkpoint(run.checkpoint_path) for run in (parts, whole))
+    for part in ("model", "teacher"):
+        assert state_sha256(resumed[part]) == state_sha256(expected[part])
+    assert state_sha256(expected["teacher"]) != state_sha256({f"net.{k}": v for k, v in expected["model"].items()})
+    assert [("pixels" in record) for record in whole.records("step")] == [False] * 2 + [True] * 4
+    assert load_file(whole.model_path).keys() == expected["model"].keys()
+
+
 def check_stopped(run: RunFolder, before: int) -> None:
     state = load_checkpoint(run.checkpoint_path)
     assert 1 <= state["step"] < before
