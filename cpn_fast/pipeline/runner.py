@@ -65,7 +65,7 @@ def _run(argv: list[str], keep_open: int) -> Outcome:
         argv,
         pass_fds=(keep_open,),
         start_new_session=True,
-        preexec_fn=_end_with_parent(os.getpid()) if sys.platform == "linux" else None,
+        preexec_fn=end_with_parent(os.getpid()) if sys.platform == "linux" else None,
     )
     with _passing_on(process):
         _, wait_status, usage = os.wait4(process.pid, 0)
@@ -74,7 +74,8 @@ def _run(argv: list[str], keep_open: int) -> Outcome:
     return Outcome(process.returncode, time.perf_counter() - started, peak)
 
 
-def _end_with_parent(parent: int) -> Callable[[], None]:
+def end_with_parent(parent: int) -> Callable[[], None]:
+    """What lets a process get SIGTERM when `parent` ends, called in it at its start; on Linux."""
     library = ctypes.CDLL(None)  # loaded before the fork
 
     def set_signal() -> None:

@@ -29,6 +29,7 @@ from cpn_fast.inference.options import check_positive
 from cpn_fast.pipeline.command import run_pipeline
 from cpn_fast.reproduce import final, measure_time
 from cpn_fast.reproduce.differences import differences
+from cpn_fast.reproduce.jobs import run_ahead
 from cpn_fast.reproduce.options import ReproduceConfig
 from cpn_fast.reproduce.report import Report, check_settings, print_report, write_report
 from cpn_fast.reproduce.runs import RunStore, Scoring, need_masks
@@ -109,7 +110,14 @@ def begin_trained(config: ReproduceConfig, source: Source) -> Begun:
         shortened=shortened(base, recipe_epochs, len(records), every),
         where=f"{source.spec} ({split}, {len(records)} images), {base.backbone}",
     )
-    return report, store.measurements(report.rows, base, config.seeds, report.columns)
+    return report, _measurements(store, report, base, config)
+
+
+def _measurements(store: RunStore, report: Report, base: TrainConfig, config: ReproduceConfig) -> Iterator[Measurement]:
+    """All figures; with several jobs once these have made what they are of."""
+    if config.jobs > 1:
+        run_ahead(store, store.tasks(report.rows, base, config.seeds), config.jobs)
+    yield from store.measurements(report.rows, base, config.seeds, report.columns)
 
 
 def _scales(of_demo: bool, scales_of: ScalesOf) -> tuple[float, ...]:
@@ -209,7 +217,9 @@ def _check(config: ReproduceConfig) -> None:
         if config.max_side is not None:
             raise DataError(f"--max-side {config.max_side}: the stages of table5 have their own; leave it out")
     given = {"images": config.images, "max_side": config.max_side}
-    check_positive(**{name: value for name, value in given.items() if value is not None})
+    check_positive(jobs=config.jobs, **{name: value for name, value in given.items() if value is not None})
+    if config.jobs > 1 and TABLES[config.table].measured != "trained":
+        raise DataError(f"--jobs {config.jobs}: {config.table} is made in one process; leave it out")
     if TABLES[config.table].measured != "trained" and config.scales_of is not None:
         raise DataError(f"--scales-of {config.scales_of}: {config.table} scores no single maps; leave it out")
     processes = int(os.environ.get("WORLD_SIZE", config.base.device.devices))

@@ -49,6 +49,7 @@ class ReproduceConfig:
             of the training for `methods`, else of the image.
         max_side: longer images are reduced to this long side in pixels before they are scored, e.g. to the size that
             small crops have seen of them; None = as `cpn evaluate` does.
+        jobs: trainings side by side, which share the cores; their output is in `jobs/*.log`.
     """
 
     table: Annotated[TableName, tyro.conf.Positional]
@@ -61,6 +62,7 @@ class ReproduceConfig:
     scales: tuple[float, ...] | None = None
     scales_of: ScalesOf | None = None
     max_side: int | None = None
+    jobs: int = 1
 
 
 def parse(argv: Sequence[str]) -> ReproduceConfig:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from cpn_fast.cam.map_options import training_side
 from cpn_fast.cam.task import run_train
@@ -174,7 +174,15 @@ class RunStore:
             folder.mkdir(exist_ok=True)
         return run_evaluate(evaluation, TerminalProgress())
 
-    def measured(self, row: Row, config: TrainConfig, columns: Sequence[str]) -> Measurement:
+    @overload
+    def measured(
+        self, row: Row, config: TrainConfig, columns: Sequence[str], wait: Literal[True] = True
+    ) -> Measurement: ...
+
+    @overload
+    def measured(self, row: Row, config: TrainConfig, columns: Sequence[str], wait: bool) -> Measurement | None: ...
+
+    def measured(self, row: Row, config: TrainConfig, columns: Sequence[str], wait: bool = True) -> Measurement | None:
         """A row of a table for one seed: trained and scored where it is not yet.
 
         A loss that stops being finite is a result of that row, not the end of the table.
@@ -183,6 +191,7 @@ class RunStore:
             row: which.
             config: its (settled) settings.
             columns: scale names, "all", "background" or "foreground".
+            wait: for another process that has the run in hand; else None then.
 
         Raises:
             DataError: as `trained` and `scored` do.
@@ -194,7 +203,9 @@ class RunStore:
             "refined": row.refined,
             "options": options_of(config),
         }
-        with folder_lock(config.output):
+        with folder_lock(config.output, wait) as held:
+            if not held:
+                return None
             try:
                 run = self.trained(config)
             except NonFiniteError as error:
@@ -210,11 +221,16 @@ class RunStore:
         self, rows: Sequence[Row], base: TrainConfig, seeds: Sequence[int], columns: Sequence[str]
     ) -> Iterator[Measurement]:
         """Every row for the first seed, then for the next, so that a table that is stopped early has all its rows."""
-        total = len(rows) * len(seeds)
-        for number, (seed, row) in enumerate(((s, r) for s in seeds for r in rows), start=1):
-            log.info("[%d/%d] %s, seed %d", number, total, row.name, seed)
-            config = replace_dotted(base, {**row.train, "seed": seed})
-            yield self.measured(row, self.settled(config), columns)
+        tasks = self.tasks(rows, base, seeds)
+        for number, (row, config) in enumerate(tasks, start=1):
+            log.info("[%d/%d] %s, seed %d", number, len(tasks), row.name, config.loop.seed)
+            yield self.measured(row, config, columns)
+
+    def tasks(self, rows: Sequence[Row], base: TrainConfig, seeds: Sequence[int]) -> list[tuple[Row, TrainConfig]]:
+        """Every row with its settled settings, for the first seed, then for the next."""
+        return [
+            (row, self.settled(replace_dotted(base, {**row.train, "seed": seed}))) for seed in seeds for row in rows
+        ]
 
 
 def need_masks(source: Source, scoring: Scoring) -> None:

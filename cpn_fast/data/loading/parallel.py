@@ -27,12 +27,19 @@ def available_cores() -> int:
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold `folder` against other processes that ask for it here; ends with the process, however that ends."""
+def folder_lock(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold `folder` against other processes that ask for it here; ends with the process, however that ends.
+
+    Gives whether it is held: without `wait`, False where another process holds it.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held = True
+        except BlockingIOError:
+            held = False
+        yield held
     finally:
         os.close(handle)
 
