@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 SMALL, LARGE = 64, 128
 """Sides in pixels of the two images that are passed; half of them for a network of more than `HEAVY` weights."""
+TRIALS = 3
 HEAVY = 20_000_000
 PROCESS_BYTES = 400 * 2**20
 """Of Python, torch and the data at hand, beside the network."""
@@ -105,7 +106,7 @@ def _probes(net: nn.Module, crop: int, device: torch.device) -> tuple[Line, Line
     with training_mode_kept(net):
         net.eval()  # no running statistics move, no random numbers are drawn
         _probe(net, small, device)  # the first pass allocates
-        (few, quick), (many, slow) = (_probe(net, side, device) for side in (small, large))
+        (few, quick), (many, slow) = (_fastest(net, side, device) for side in (small, large))
     return _line(small**2, few, large**2, many), _line(small**2, quick, large**2, slow)
 
 
@@ -113,6 +114,12 @@ def _line(x: float, y: float, other_x: float, other_y: float) -> Line:
     """The straight line through two points, not falling."""
     slope = max(0.0, (other_y - y) / max(1.0, other_x - x))
     return lambda at: max(0.0, y - slope * x) + slope * at
+
+
+def _fastest(net: nn.Module, side: int, device: torch.device) -> tuple[float, float]:
+    """As `_probe`, the least time of a few: what else the machine does only ever adds to it."""
+    found = [_probe(net, side, device) for _ in range(TRIALS)]
+    return found[0][0], min(seconds for _, seconds in found)
 
 
 def _probe(net: nn.Module, side: int, device: torch.device) -> tuple[float, float]:

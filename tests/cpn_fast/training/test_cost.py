@@ -51,3 +51,20 @@ def test_too_little_memory_is_a_warning(caplog: pytest.LogCaptureFixture) -> Non
 )
 def test_durations_as_a_person_says_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_what_else_the_machine_does_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass on an idle machine takes its pixels / 1e6 s; the first two of each size are held up by 10 s."""
+    clock, passes = [0.0], [0]
+
+    class Timed(Toy):
+        def forward(self, images: Tensor) -> Tensor:
+            passes[0] += 1
+            clock[0] += images.shape[2] ** 2 / 1e6 + (10 if passes[0] not in (4, 7) else 0)
+            return super().forward(images)
+
+    monkeypatch.setattr("cpn_fast.training.cost.time.perf_counter", lambda: clock[0])
+    config = TrainConfig(data="", output=Path(), loop=LoopOptions(batch_size=3), augment=AugmentOptions(crop=200))
+    stage = SimpleNamespace(config=config, views=lambda: (2.0, 3.0))
+    cost = estimate_cost(stage, Timed(), torch.device("cpu"), world_size=1)  # type: ignore[arg-type]
+    assert cost.seconds == pytest.approx(3 * 2 * 200**2 / 1e6)
