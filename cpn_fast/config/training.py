@@ -47,6 +47,8 @@ class MethodOptions:
             of them, labels being applied to the result only.
         min_pool_weight: weight of the min-pooling loss (released: 1).
         pixel_weight: weight of the cross entropy of pixel labels (of `pixel_masks` or the teacher).
+        pixel_classes: which classes compete for a pixel in it: background and those "present" in the image, as when the
+            maps make masks, or "all".
         teacher: share in [0, 1) that a teacher keeps of itself in each step, e.g. 0.99: a copy of the network, averaged
             over time, whose maps after PCM label the pixels of each image from the end of the warm-up on. The pixel
             head learns them as it does those of `pixel_masks`. None = no teacher.
@@ -81,6 +83,7 @@ class MethodOptions:
     winner_classes: Literal["present", "all"] = "present"
     min_pool_weight: float = 0.0
     pixel_weight: float = 1.0
+    pixel_classes: Literal["present", "all"] = "present"
     teacher: float | None = None
     teacher_band: tuple[float, float] = (0.3, 0.55)
     teacher_pairs: bool = True

@@ -58,7 +58,8 @@ def classify_only(
     if teacher is not None:
         targets = teacher.labels(views, labels)
     if targets is not None and out.pixels is not None:
-        parts["pixels"] = pixel_label_loss(out.pixels, targets, shown_pixels(views))
+        competing = present_pool(labels, options.pixel_classes)
+        parts["pixels"] = pixel_label_loss(out.pixels, targets, shown_pixels(views), competing)
         loss = cls + options.pixel_weight * parts["pixels"]
     return {
         "loss": loss,

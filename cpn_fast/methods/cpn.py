@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cpn_fast.config.training import MethodOptions
-from cpn_fast.methods.common import classification_loss, classify_only, min_pool_loss, to_grid, watch
+from cpn_fast.methods.common import classification_loss, classify_only, min_pool_loss, present_pool, to_grid, watch
 from cpn_fast.methods.pixels import pixel_label_loss, shown_pixels
 from cpn_fast.methods.teacher import Teacher
 from cpn_fast.models.cam import CamNet
@@ -87,7 +87,8 @@ class CpnMethod(nn.Module):
         if self.teacher is not None:
             targets = self.teacher.labels(views if options.teacher_pairs else views[:batch], labels)
         if targets is not None and out.pixels is not None:
-            parts["pixels"] = pixel_label_loss(out.pixels, targets, shown_pixels(views))
+            competing = present_pool(labels, options.pixel_classes)
+            parts["pixels"] = pixel_label_loss(out.pixels, targets, shown_pixels(views), competing)
             loss = loss + options.pixel_weight * parts["pixels"]
         result = {
             "loss": loss,

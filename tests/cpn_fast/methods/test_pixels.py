@@ -28,7 +28,9 @@ def sample(views: int = 3, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, 
     return logits, targets, shown
 
 
-def loop_loss(logits: torch.Tensor, targets: torch.Tensor, shown: torch.Tensor) -> float:
+def loop_loss(
+    logits: torch.Tensor, targets: torch.Tensor, shown: torch.Tensor, present: torch.Tensor | None = None
+) -> float:
     batch = len(targets)
     full = F.interpolate(logits, size=targets.shape[1:], mode="bilinear", align_corners=False)
     total = 0.0
@@ -38,9 +40,10 @@ def loop_loss(logits: torch.Tensor, targets: torch.Tensor, shown: torch.Tensor) 
             row, terms = view * batch + image, []
             for y, x in itertools.product(range(targets.shape[1]), range(targets.shape[2])):
                 wanted = int(targets[image, y, x])
-                if wanted != 255 and shown[row, y, x]:
+                competing = range(CLASSES + 1) if present is None else present[image].nonzero().flatten().tolist()
+                if wanted in competing and shown[row, y, x]:
                     values = full[row, :, y, x].tolist()
-                    terms.append(math.log(sum(math.exp(v) for v in values)) - values[wanted])
+                    terms.append(math.log(sum(math.exp(values[c]) for c in competing)) - values[wanted])
             if terms:
                 views.append(sum(terms) / len(terms))
         total += sum(views) / len(views) if views else 0.0
@@ -59,6 +62,17 @@ def test_loss_against_a_loop() -> None:
     in_single = pixel_label_loss(logits.float(), targets, shown)
     assert in_single.dtype == torch.float32
     assert in_single.item() == pytest.approx(loop_loss(logits, targets, shown), rel=1e-5)
+
+
+def test_only_the_classes_of_an_image_compete() -> None:
+    logits, targets, shown = sample()
+    present = torch.tensor([[True, True, False, False], [True, False, True, True]])
+    found = pixel_label_loss(logits.requires_grad_(), targets, shown, present)
+    assert found.item() == pytest.approx(loop_loss(logits.detach(), targets, shown, present), rel=1e-12)
+    (gradient,) = torch.autograd.grad(found, logits)
+    assert gradient.isfinite().all()
+    assert torch.equal(gradient.abs().sum(dim=(2, 3)) > 0, present.repeat(3, 1))
+    assert torch.autograd.gradcheck(lambda x: pixel_label_loss(x, targets, shown, present), logits)
 
 
 def test_gradient() -> None:
@@ -92,9 +106,9 @@ def test_a_step_teaches_the_pixel_head_and_the_backbone(method, taught, monkeypa
     module = method(net, MethodOptions(pixel_weight=0.5, tcp=False, cpcr=False, dropout=0.0))
     seen = []
 
-    def spy(logits, targets, shown):
-        seen.append((len(logits), shown.float().mean().item()))
-        return pixel_label_loss(logits, targets, shown)
+    def spy(logits, targets, shown, present):
+        seen.append((len(logits), shown.float().mean().item(), present.tolist()))
+        return pixel_label_loss(logits, targets, shown, present)
 
     for place in (common_module, cpn_module):
         monkeypatch.setattr(place, "pixel_label_loss", spy)
@@ -106,6 +120,7 @@ def test_a_step_teaches_the_pixel_head_and_the_backbone(method, taught, monkeypa
     out = module(images, patches, keys, labels, targets=targets)
     torch.testing.assert_close(out["loss"].detach(), out["cls"] + 0.5 * out["pixels"])
     assert seen[0][0] == 2 * taught
+    assert seen[0][2] == [[True, True, False, True], [True, False, True, False]]
     assert seen[0][1] == pytest.approx(1 if taught == 1 else 2 / 3, abs=0.02)  # the pair shows each pixel once
     out["pixels"].requires_grad_(False)
     out["loss"].backward()
