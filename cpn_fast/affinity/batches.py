@@ -19,6 +19,7 @@ from cpn_fast.data.loading.augment import Geometry, augment
 from cpn_fast.data.loading.random import generator
 from cpn_fast.data.loading.steps import Crop, Span, place_of, step_loader
 from cpn_fast.files.images import read_image
+from cpn_fast.files.member import ImageFile
 from cpn_fast.files.soft_maps import read_soft_maps
 from cpn_fast.models.affinity_labels import affinity_labels
 from cpn_fast.models.affinity_net import VOID, pair_counts
@@ -83,13 +84,14 @@ class AffinityStream:
     def __init__(
         self,
         images: Sequence[Mapping[str, Any]],
-        paths: Mapping[str, Path],
+        paths: Mapping[str, ImageFile],
         store: LabelStore,
         config: AffinityConfig,
         stride: int,
         span: Span,
     ) -> None:
-        self._crops = _Crops([(e["id"], paths.get(e["id"], Path(e["image"]))) for e in images], store, config, stride)
+        read = [(str(entry["id"]), paths.get(entry["id"], Path(entry["image"]))) for entry in images]
+        self._crops = _Crops(read, store, config, stride)
         self._span, self._batch_size, self._workers = span, config.loop.batch_size, config.device.workers
 
     def __len__(self) -> int:
@@ -106,7 +108,7 @@ class _Crops(Dataset[Crop]):
     """Augmented crops by (step, slot)."""
 
     def __init__(
-        self, images: Sequence[tuple[str, Path]], store: LabelStore, config: AffinityConfig, stride: int
+        self, images: Sequence[tuple[str, ImageFile]], store: LabelStore, config: AffinityConfig, stride: int
     ) -> None:
         self._images, self._store, self._config, self._stride = list(images), store, config, stride
 

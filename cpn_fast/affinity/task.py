@@ -16,6 +16,7 @@ from cpn_fast.config.training import AffinityConfig
 from cpn_fast.data.loading.steps import Span
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.member import Member
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.models import create_affinity_net
 from cpn_fast.models.affinity_net import AffinityNet, affinity_loss
@@ -85,7 +86,7 @@ class AffinityTask(TrainingTask[AffinityConfig]):
 
     def _need_images(self) -> None:
         paths = [self.paths.get(entry["id"], entry["image"]) for entry in self.store.frozen]
-        missing = [str(path) for path in paths if not Path(path).is_file()]
+        missing = [str(path) for path in paths if not isinstance(path, Member) and not Path(path).is_file()]
         if missing:
             raise DataError(
                 f"{missing[0]}: not found ({len(missing)} of {len(paths)} images that the run learns from are gone); "

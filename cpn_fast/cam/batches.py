@@ -95,7 +95,7 @@ class BatchStream:
         self._online = slic_device if cache is None else None
         self._patch = config.patch
         geometries = self._maps is not None or self._online is not None
-        self._crops = _Crops(source, list(records), config, cache, fill, geometries, masks)
+        self._crops = _Crops(source, records, config, cache, fill, geometries, masks)
         self._span = Span(start_step, total_steps, rank, world_size)
         self._batch_size, self._workers = config.loop.batch_size, config.device.workers
 
@@ -147,7 +147,7 @@ class _Crops(Dataset[Crop]):
     def __init__(
         self,
         source: Source,
-        records: list[Record],
+        records: Sequence[Record],
         config: TrainConfig,
         cache: SuperpixelCache | None,
         fill: tuple[int, int, int],

@@ -16,6 +16,7 @@ from cpn_fast.files.images import IMAGE_SUFFIXES, list_images
 from cpn_fast.files.labelmap import BACKGROUND, VOID, VOID_COLOUR, Labelmap, labelmap_of
 from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder, read_fitting_mask, seen_instead
 from cpn_fast.files.masks import check_class_count, read_classes, read_labelmap, voc_palette
+from cpn_fast.files.member import ImageFile
 from cpn_fast.files.text import read_lines
 
 VOID_CLASS = "void"
@@ -38,7 +39,7 @@ class MaskItem:
     """
 
     id: str
-    mask_path: Path
+    mask_path: ImageFile
     suffix: str
     name: str
     num_classes: int

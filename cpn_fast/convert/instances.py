@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import VOID
+from cpn_fast.files.member import ImageFile
 
 Instances = Literal["class", "components"]
 """One region per class of an image, or one per 8-connected component of it."""
@@ -42,7 +42,9 @@ def regions(mask: NDArray[np.uint8], instances: Instances) -> Iterator[tuple[int
             yield int(value), region
 
 
-def object_mask(mask: NDArray[np.uint8], instances: Instances, most: int, where: Path) -> tuple[NDArray[np.uint8], int]:
+def object_mask(
+    mask: NDArray[np.uint8], instances: Instances, most: int, where: ImageFile
+) -> tuple[NDArray[np.uint8], int]:
     """The numbers of the objects, as VOC's `SegmentationObject` has them.
 
     Args:

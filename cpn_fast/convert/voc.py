@@ -19,6 +19,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.files.labelmap import VOID_COLOUR, labelmap_of
 from cpn_fast.files.mask_folder import LABELMAP_NAME, MASK_FOLDER, MaskFolder, read_fitting_mask
 from cpn_fast.files.masks import VOID, encode_mask, labelmap_text
+from cpn_fast.files.member import ImageFile
 
 OBJECT_FOLDER = "SegmentationObject"
 LIST_NAME = "ImageSets/Segmentation/train.txt"
@@ -93,7 +94,7 @@ def open_voc(path: Path, options: ReadOptions) -> Export:
     classes = class_names(folder.root, options.classes)
     labelmap = labelmap_of(folder.root / LABELMAP_NAME) if options.classes is None else None
 
-    def item(name: str, mask_path: Path) -> ExportItem:
+    def item(name: str, mask_path: ImageFile) -> ExportItem:
         def read() -> NDArray[np.uint8]:
             return read_fitting_mask(mask_path, len(classes), None, labelmap)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+from cpn_fast.files.member import ImageFile
 
 if TYPE_CHECKING:
     import torch
@@ -22,15 +23,15 @@ class Record:
 
     Attributes:
         id: unique within the source; relative path without suffix for folders.
-        image_path: the image file.
+        image_path: the image file, or the member of a shard.
         labels: sorted foreground class indices 0..K-1 (background not counted); None where the image has no label.
         mask_path: the ground-truth mask file, None where there is none (or where the source makes masks itself).
     """
 
     id: str
-    image_path: Path
+    image_path: ImageFile
     labels: tuple[int, ...] | None
-    mask_path: Path | None = None
+    mask_path: ImageFile | None = None
 
 
 @dataclass(frozen=True)

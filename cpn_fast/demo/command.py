@@ -27,6 +27,7 @@ from cpn_fast.demo.pretrain import PretrainSettings, pretrain_backbone
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import read_mask
+from cpn_fast.files.regular import read_regular
 from cpn_fast.pipeline.command import run_pipeline
 from cpn_fast.pipeline.plan import NOWHERE, PipelineConfig
 from cpn_fast.refine.options import RefineConfig
@@ -194,7 +195,7 @@ def _label_onnx(demo: _Demo, model: Path, output: Path) -> None:
     folder.mkdir()
     lines = ["image,labels"]
     for record in records:
-        shutil.copy(record.image_path, folder / record.image_path.name)
+        (folder / record.image_path.name).write_bytes(read_regular(record.image_path))
         lines.append(f"{record.image_path.name},{';'.join(source.classes[label] for label in record.labels or ())}")
     atomic_write_text(table, "\n".join(lines) + "\n")
 

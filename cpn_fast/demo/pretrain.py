@@ -143,7 +143,7 @@ def cut_objects(source: Source) -> Objects:
     images, labels = [], []
     for record in source.records("pretrain"):
         image = source.read(record).image
-        annotation = record.image_path.parent.parent / "Annotations" / f"{record.id}.xml"
+        annotation = Path(str(record.image_path)).parent.parent / "Annotations" / f"{record.id}.xml"
         for thing in ElementTree.parse(annotation).getroot().findall("object"):
             x0, y0, x1, y1 = (int(thing.findtext(f"bndbox/{key}", "0")) for key in ("xmin", "ymin", "xmax", "ymax"))
             margin = int(MARGIN * max(x1 - x0, y1 - y0))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import image_size
+from cpn_fast.files.member import ImageFile
 
 MASK_BYTES, SOFT_BYTES = 0.04, 0.3
 """Per pixel on disk, generous: masks of coco_mini came to 0.02, soft maps to 0.1 per class with 1.5 classes."""
@@ -40,7 +41,7 @@ def check_disk_space(output: Path, what: str, needed: float) -> str:
     return f"disk: about {needed / 1e6:.1f} MB, {free / 1e9:.1f} GB free at {output}"
 
 
-def mean_pixels(images: Sequence[Path], looked_at: int = 16) -> float:
+def mean_pixels(images: Sequence[ImageFile], looked_at: int = 16) -> float:
     """Mean width x height over a few images, from their headers; 0.25 million where none can be read."""
     found = []
     for path in images[:: max(1, len(images) // looked_at)]:

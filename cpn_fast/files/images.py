@@ -31,6 +31,7 @@ from PIL import (
 )
 
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.member import ImageFile, as_image_file
 from cpn_fast.files.regular import open_regular
 
 DEFAULT_MAX_PIXELS = 80_000_000
@@ -76,14 +77,14 @@ _SWAPPING = frozenset({5, 6, 7, 8})
 _TIFF_SIZE_TAGS = (256, 257)
 
 
-def read_image(path: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+def read_image(path: str | ImageFile, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
     """Read an image of any mode as RGB, upright.
 
     The format is taken from the content, not from the name. EXIF orientation is applied; transparent pixels are laid
     over white; 16-bit values keep their high byte; of an animation the first frame counts.
 
     Args:
-        path: the image file.
+        path: the image file, or a member of a shard.
         max_pixels: largest width x height that is decoded.
 
     Returns:
@@ -114,7 +115,7 @@ def upright_pixels(image: Image.Image, name: str) -> np.ndarray:
     return np.array(rgb if turn is None else rgb.transpose(turn), dtype=np.uint8)
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | ImageFile) -> tuple[int, int]:
     """Width and height in pixels of the upright image, from its header alone.
 
     Raises:
@@ -167,9 +168,9 @@ def list_images(root: str | Path) -> list[Path]:
 
 
 @contextmanager
-def open_image(path: str | Path, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Iterator[Image.Image]:
+def open_image(path: str | ImageFile, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Iterator[Image.Image]:
     """Open with Pillow and turn whatever goes wrong, also while decoding in the block, into a `DataError`."""
-    path = Path(path)
+    path = as_image_file(path)
     try:
         with open_regular(path) as file, Image.open(file, formats=_formats_of(file, path)) as image:
             if max_pixels is not None:
@@ -197,7 +198,7 @@ def open_image(path: str | Path, max_pixels: int | None = DEFAULT_MAX_PIXELS) ->
         ) from error
 
 
-def _check_pixels(image: Image.Image, path: Path, max_pixels: int) -> None:
+def _check_pixels(image: Image.Image, path: ImageFile, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise DataError(
@@ -206,19 +207,18 @@ def _check_pixels(image: Image.Image, path: Path, max_pixels: int) -> None:
         )
 
 
-def _unidentified(path: Path) -> str:
-    size = path.stat().st_size
-    if size == 0:
-        return f"{path}: the file is empty (0 bytes); expected an image, fetch it again or remove it"
+def _unidentified(path: ImageFile) -> str:
     with open_regular(path) as file:
         start = file.read(16)
+    if not start:
+        return f"{path}: the file is empty (0 bytes); expected an image, fetch it again or remove it"
     return (
         f"{path}: not an image: it starts with {start!r} and none of {_SHOWN_FORMATS} begins so; "
         "convert it or remove it"
     )
 
 
-def _formats_of(file: BinaryIO, path: Path) -> tuple[str, ...]:
+def _formats_of(file: BinaryIO, path: ImageFile) -> tuple[str, ...]:
     """The formats that a file may have: the closed list, or HEIC and AVIF, whose readers are loaded for them alone.
 
     Raises:

@@ -22,6 +22,7 @@ from cpn_fast.files.disk_space import check_disk_space
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.lock import locked
 from cpn_fast.files.manifest import Manifest
+from cpn_fast.files.member import ImageFile
 from cpn_fast.files.output_folder import MANIFEST_NAME, raise_io_errors_as, record_settings
 from cpn_fast.files.plan import write_plan
 from cpn_fast.files.progress import SILENT, Progress, duration
@@ -205,7 +206,7 @@ def run(jobs: ImageJobs[Any, Any], progress: Progress = SILENT) -> JobSummary:
     return summary
 
 
-def error_entry(image_id: str, image: Path, error: str) -> Entry:
+def error_entry(image_id: str, image: ImageFile, error: str) -> Entry:
     """The manifest's line of an image that could not be done."""
     return {"id": image_id, "status": "error", "image": str(image), "error": error}
 

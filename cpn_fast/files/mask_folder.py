@@ -16,6 +16,7 @@ from cpn_fast.files.images import image_size, list_images
 from cpn_fast.files.labelmap import Labelmap, labelmap_of
 from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.masks import read_mask, write_labelmap, write_mask
+from cpn_fast.files.member import ImageFile
 from cpn_fast.files.other_masks import other_masks
 from cpn_fast.files.output_folder import (
     MANIFEST_NAME,
@@ -102,7 +103,7 @@ class MaskFolder:
                 f"`{command}`" if command else "label with the same settings again",
             )  # fmt: skip
 
-    def paths(self) -> dict[str, Path]:
+    def paths(self) -> Mapping[str, ImageFile]:
         """Id -> PNG of every mask, sorted; hidden files (unfinished ones are) do not count.
 
         Raises:
@@ -120,8 +121,12 @@ class MaskFolder:
             raise DataError(f"{self.masks}: no masks; expected {MASK_FOLDER}/ID.png, as `cpn label` writes them")
         return paths
 
-    def mask_path(self, image_id: str) -> Path:
-        """Where the mask of an image lies. Raises DataError for an id that leads out of the folder."""
+    def mask_path(self, image_id: str) -> ImageFile:
+        """Where the mask of an image is read. Raises DataError for an id that leads out of the folder."""
+        return self.mask_file(image_id)
+
+    def mask_file(self, image_id: str) -> Path:
+        """The PNG of an image in a folder of them, there or about to be written. Raises DataError as `mask_path`."""
         return _inside(self.masks, image_id, ".png")
 
     def soft_path(self, image_id: str) -> Path:
@@ -130,9 +135,9 @@ class MaskFolder:
 
     def has(self, image_id: str, soft: bool = False) -> bool:
         """Whether the mask of an image is there, with `soft` its soft maps too."""
-        return self.mask_path(image_id).is_file() and (not soft or self.soft_path(image_id).is_file())
+        return self.mask_file(image_id).is_file() and (not soft or self.soft_path(image_id).is_file())
 
-    def read(self, image_id: str, num_classes: int | None = None, image: Path | None = None) -> NDArray[np.uint8]:
+    def read(self, image_id: str, num_classes: int | None = None, image: ImageFile | None = None) -> NDArray[np.uint8]:
         """The mask of an image, uint8 [H, W], in the values of `classes`; it may be in the colours of the labelmap.
 
         Args:
@@ -186,17 +191,17 @@ class MaskFolder:
         with raise_io_errors_as(self.root, f"the mask of {image_id}"):
             if soft is not None:
                 write_soft_maps(self.soft_path(image_id), soft)
-            write_mask(self.mask_path(image_id), mask, palette)
+            write_mask(self.mask_file(image_id), mask, palette)
 
-    def describe(self, image_id: str, image: Path, mask: NDArray[np.uint8]) -> dict[str, Any]:
+    def describe(self, image_id: str, image: ImageFile, mask: NDArray[np.uint8]) -> dict[str, Any]:
         """What every manifest says of an image that is done: where it is, where its mask is, and the size in pixels."""
         height, width = mask.shape
-        where = self.mask_path(image_id).relative_to(self.root).as_posix()
+        where = self.mask_file(image_id).relative_to(self.root).as_posix()
         return {"id": image_id, "status": "ok", "image": str(image), "mask": where, "width": width, "height": height}
 
 
 def read_fitting_mask(
-    path: Path, num_classes: int | None, image: Path | None, labelmap: Labelmap | None = None
+    path: ImageFile, num_classes: int | None, image: ImageFile | None, labelmap: Labelmap | None = None
 ) -> NDArray[np.uint8]:
     """A mask uint8 [H, W] that fits its classes and the size of its image; see `MaskFolder.read`."""
     mask = read_mask(path, num_classes, labelmap=labelmap)
@@ -210,7 +215,7 @@ def read_fitting_mask(
     return mask
 
 
-def check_size(path: Path, found: tuple[int, ...], image_path: Path, image: NDArray[np.uint8]) -> None:
+def check_size(path: ImageFile, found: tuple[int, ...], image_path: ImageFile, image: NDArray[np.uint8]) -> None:
     """Raise DataError unless what was made of an image, (height, width), has its size, uint8 [H, W, 3]."""
     if found != image.shape[:2]:
         raise DataError(

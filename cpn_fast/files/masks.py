@@ -14,6 +14,7 @@ from cpn_fast.files.atomic import atomic_write_bytes, atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS, open_image, remaining_turn
 from cpn_fast.files.labelmap import Labelmap, read_labelmap_file
+from cpn_fast.files.member import ImageFile, as_image_file
 from cpn_fast.files.stored_values import stored_values
 from cpn_fast.files.text import read_lines
 
@@ -41,7 +42,7 @@ def voc_palette() -> np.ndarray:
 
 
 def read_mask(
-    path: str | Path,
+    path: str | ImageFile,
     num_classes: int | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     labelmap: Labelmap | None = None,
@@ -62,7 +63,7 @@ def read_mask(
         DataError: if the file cannot be read, is a JPEG, is no palette or grey image, or holds an unknown value or
             colour.
     """
-    path = Path(path)
+    path = as_image_file(path)
     with open_image(path, max_pixels) as image:
         if image.format == "JPEG":
             raise DataError(f"{path}: a mask as JPEG, which changes the class numbers; export it again as PNG")

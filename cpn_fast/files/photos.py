@@ -10,6 +10,7 @@ from pathlib import Path
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import list_images
 from cpn_fast.files.labels_csv import LabelRow, LabelTable, read_label_table
+from cpn_fast.files.member import ImageFile
 
 log = logging.getLogger(__name__)
 
@@ -20,13 +21,13 @@ class Photo:
 
     Attributes:
         id: path relative to the folder, or file name, without suffix; the mask is `SegmentationClass/ID.png`.
-        path: the image file.
+        path: the image file, or the member of a shard.
         names: under which a label file may list it, the most exact first.
         labels: class indices 0..K-1; None where no label is known.
     """
 
     id: str
-    path: Path
+    path: ImageFile
     names: tuple[str, ...]
     labels: tuple[int, ...] | None = None
 

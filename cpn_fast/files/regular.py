@@ -6,8 +6,10 @@ import io
 import os
 import stat
 from pathlib import Path
+from typing import cast
 
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.member import Member
 
 _KINDS = (
     (stat.S_ISFIFO, "a FIFO (named pipe)"),
@@ -17,11 +19,11 @@ _KINDS = (
 )
 
 
-def open_regular(path: str | Path) -> io.BufferedReader:
+def open_regular(path: str | Path | Member) -> io.BufferedReader:
     """Open a file for reading, following links.
 
     Args:
-        path: the file.
+        path: the file, or a member of one.
 
     Returns:
         It, opened in binary mode.
@@ -30,6 +32,8 @@ def open_regular(path: str | Path) -> io.BufferedReader:
         DataError: if it is a FIFO, a device or a socket, or the name holds a NUL.
         OSError: as `open` does, e.g. where it is missing, a folder, or its name too long.
     """
+    if isinstance(path, Member):
+        return cast(io.BufferedReader, io.BufferedReader(io.BytesIO(path.read_bytes())))  # type: ignore[type-var,unused-ignore]
     path = Path(path)
     try:
         check_regular(path, path.stat().st_mode)
@@ -55,8 +59,8 @@ def check_regular(path: Path, mode: int) -> None:
         raise DataError(f"{path}: {kind}; expected a regular file: replace or remove it")
 
 
-def read_regular(path: str | Path) -> bytes:
-    """The content of a regular file. Raises as `open_regular`."""
+def read_regular(path: str | Path | Member) -> bytes:
+    """The content of a regular file, or of a member of one. Raises as `open_regular`."""
     with open_regular(path) as file:
         return file.read()
 

@@ -14,6 +14,7 @@ from cpn_fast.data.types import Record, Source
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.json_file import read_json
+from cpn_fast.files.member import ImageFile, file_bytes
 from cpn_fast.files.output_folder import raise_io_errors_as
 from cpn_fast.files.regular import read_regular
 from cpn_fast.pipeline.plan import Stage
@@ -38,11 +39,11 @@ def data_digest(source: Source, records: Sequence[Record], with_masks: bool) -> 
         DataError: for an image that is gone.
     """
 
-    def size(path: Path | None) -> int | None:
+    def size(path: ImageFile | None) -> int | None:
         if path is None:
             return None
         try:
-            return path.stat().st_size
+            return file_bytes(path)
         except OSError as error:
             raise DataError(
                 f"{path}: {error.strerror}; it was there when the split was read: put it back, or take it off the split"

@@ -102,7 +102,7 @@ class RefineJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
     def source_path(self, image_id: str) -> Path:
         """The file that the refinement of an image begins with."""
         masks = self.folder.masks
-        return masks.mask_path(image_id) if self.initial_scores.background is None else masks.soft_path(image_id)
+        return masks.mask_file(image_id) if self.initial_scores.background is None else masks.soft_path(image_id)
 
     def id_of(self, item: Mapping[str, Any]) -> str:
         """The labelling's id."""

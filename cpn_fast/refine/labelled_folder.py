@@ -18,6 +18,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import read_image
 from cpn_fast.files.mask_folder import SOFT_FOLDER, MaskFolder
 from cpn_fast.files.masks import read_labelmap
+from cpn_fast.files.member import ImageFile
 from cpn_fast.files.output_folder import MANIFEST_NAME, SETTINGS_NAME
 from cpn_fast.files.plan import read_plan
 from cpn_fast.files.regular import is_regular
@@ -40,7 +41,7 @@ class LabelledFolder:
     entries: tuple[Mapping[str, Any], ...]
     classes: tuple[str, ...]
     settings: Mapping[str, Any]
-    images: Mapping[str, Path]
+    images: Mapping[str, ImageFile]
     sources: tuple[Path, ...] = ()
 
     @classmethod
@@ -102,7 +103,7 @@ class LabelledFolder:
         """The labelling's settings as those of a later stage, which it then keeps to."""
         return {f"label.{key}": value for key, value in self.settings.items() if key != "classes"}
 
-    def image_path(self, entry: Mapping[str, Any]) -> Path:
+    def image_path(self, entry: Mapping[str, Any]) -> ImageFile:
         """Where the image of a manifest entry lies."""
         return self.images.get(entry["id"], Path(entry["image"]))
 
@@ -111,14 +112,15 @@ class LabelledFolder:
 
         Images beside the labelling were given one by one, in a folder that holds more than images.
         """
-        found = {_begins_in(self.image_path(entry), entry["id"]) for entry in self.entries}
+        images = ((self.image_path(entry), entry["id"]) for entry in self.entries)
+        found = {_begins_in(path, image_id) for path, image_id in images if isinstance(path, Path)}
         around = [folder for folder in sorted(found) if not self.path.resolve().is_relative_to(folder.resolve())]
         return (*self.sources, *around, self.masks.masks, self.path / SOFT_FOLDER)
 
     def read_image(self, entry: Mapping[str, Any]) -> NDArray[np.uint8]:
         """The image, uint8 [H, W, 3]. Raises DataError where it is gone or cannot be read."""
         path = self.image_path(entry)
-        if not is_regular(path):
+        if isinstance(path, Path) and not is_regular(path):
             raise DataError(
                 f"{path}: the image of {entry['id']} was not found (it was when it was labelled); put it back, call "
                 "from the folder where it was labelled, or give --data SOURCE, where it is found by its id"
@@ -126,7 +128,7 @@ class LabelledFolder:
         return read_image(path)
 
 
-def images_of(source: Source | None) -> dict[str, Path]:
+def images_of(source: Source | None) -> dict[str, ImageFile]:
     """Image path by id, over all splits of a source; empty without a source."""
     if source is None:
         return {}

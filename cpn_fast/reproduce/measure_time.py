@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -109,7 +110,7 @@ def crop_of(source: Source, record: Record, config: TrainConfig, seed: int) -> C
     """The crop that training sees of an image in epoch 0. Raises DataError if the image cannot be read."""
     sample = source.read(record)
     image, geometry = augment(sample.image, config.augment, generator(seed, 0, record.id, "augment"))
-    picture = read_picture(source, record.image_path, config.patch, config.augment, record)
+    picture = read_picture(source, Path(), config.patch, config.augment, record)
     return Crop(image, geometry, record, picture, generator(seed, 0, record.id, "grid"))
 
 

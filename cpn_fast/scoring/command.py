@@ -22,6 +22,7 @@ from cpn_fast.data.types import Record, Source
 from cpn_fast.files.apart import check_apart
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder, seen_instead
+from cpn_fast.files.member import ImageFile, Member
 from cpn_fast.files.output_folder import check_is_folder
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.files.threads import thread_pool
@@ -284,7 +285,7 @@ def _evaluate_masks(
             advance(1)
             if counts is None:
                 without_truth += 1
-            elif isinstance(counts, Path):
+            elif isinstance(counts, Path | Member):
                 missing.append(str(counts))
             else:
                 confusion += counts
@@ -326,7 +327,7 @@ def _mask_folder(target: Path) -> MaskFolder:
 
 def _check_other_than_truth(config: EvaluateConfig, folder: MaskFolder, records: Sequence[Record]) -> None:
     """Raise DataError where the masks are the source's own, beside which the scores would be written."""
-    own = next((r for r in records if r.mask_path and folder.mask_path(r.id).resolve() == r.mask_path.resolve()), None)
+    own = next((r for r in records if r.mask_path and _same_file(folder.mask_path(r.id), r.mask_path)), None)
     if own is not None:
         raise DataError(
             f"{config.target}: its masks, such as {own.mask_path}, are the ground truth of {config.data} itself; give "
@@ -334,17 +335,23 @@ def _check_other_than_truth(config: EvaluateConfig, folder: MaskFolder, records:
         )
 
 
+def _same_file(one: ImageFile, other: ImageFile) -> bool:
+    if isinstance(one, Path) and isinstance(other, Path):
+        return one.resolve() == other.resolve()
+    return one == other
+
+
 def _count_masks(
     source: Source, records: Sequence[Record], folder: MaskFolder, mapping: ClassMapping, workers: int
-) -> Iterator[NDArray[np.int64] | Path | None]:
+) -> Iterator[NDArray[np.int64] | ImageFile | None]:
     """Per record: its confusion counts, or the path of the mask that is missing, or None without ground truth."""
 
-    def count(record: Record) -> NDArray[np.int64] | Path | None:
+    def count(record: Record) -> NDArray[np.int64] | ImageFile | None:
         truth = source.read(record, with_mask=True).mask
         if truth is None:
             return None
         path = folder.mask_path(record.id)
-        if not path.is_file():
+        if not folder.has(record.id):
             return path
         predicted = folder.read(record.id, mapping.num_classes)
         truth = mapping.mask(truth)

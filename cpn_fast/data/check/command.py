@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -25,6 +24,7 @@ from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.unlabelled import none_labelled
 from cpn_fast.data.types import VOID, Record, Source
 from cpn_fast.files.errors import DataError, DataProblems
+from cpn_fast.files.member import ImageFile, beside, file_bytes
 
 _THREADS = min(16, 2 * (os.cpu_count() or 1))
 _SHOWN_ROWS = 3
@@ -116,8 +116,8 @@ def _preview(source: Source, scans: dict[str, Scan]) -> tuple[tuple[str, str, st
     rows = []
     for place, record in source.first(_SHOWN_ROWS, {name: scan.records for name, scan in scans.items()}):
         labels = "not labelled" if record.labels is None else ", ".join(source.classes[n] for n in record.labels)
-        image = os.path.relpath(record.image_path, source.root)
-        mask = os.path.relpath(record.mask_path, source.root) if record.mask_path else "-"
+        image = beside(record.image_path, source.root)
+        mask = beside(record.mask_path, source.root) if record.mask_path else "-"
         rows.append((place, image, labels or "none of the classes", ", ".join(splits[record.id]), mask))
     return tuple(rows)
 
@@ -139,8 +139,8 @@ def _scan_all(source: Source, problems: list[str]) -> dict[str, Scan]:
 
 def _inspect_all(
     source: Source, records: list[Record], track: Callable[[int], object] | None
-) -> dict[Path, Inspection]:
-    found: dict[Path, Inspection] = {}
+) -> dict[ImageFile, Inspection]:
+    found: dict[ImageFile, Inspection] = {}
     pool = ThreadPoolExecutor(_THREADS)
     try:
         for record, inspection in zip(records, pool.map(lambda r: _inspect(source, r), records), strict=True):
@@ -174,7 +174,7 @@ def _inspect(source: Source, record: Record) -> Inspection:
         size=None if image is None else (image.shape[1], image.shape[0]),
         digest=b"" if image is None else hashlib.blake2b(image.tobytes(), digest_size=16).digest(),
         has_mask=mask is not None,
-        mask_bytes=record.mask_path.stat().st_size if has_file and record.mask_path else 0,
+        mask_bytes=file_bytes(record.mask_path) if has_file and record.mask_path else 0,
         values=() if mask is None else tuple(np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()),
         errors=tuple(errors),
     )
@@ -188,7 +188,7 @@ def _extra_classes(record: Record, values: tuple[int, ...], classes: tuple[str, 
     return ", ".join(classes[number] for number in extra)
 
 
-def _contradictions(source: Source, records: dict[Path, Record], found: dict[Path, Inspection]) -> list[str]:
+def _contradictions(source: Source, records: dict[ImageFile, Record], found: dict[ImageFile, Inspection]) -> list[str]:
     extra = {path: _extra_classes(record, found[path].values, source.classes) for path, record in records.items()}
     odd = [path for path in records if extra[path]]
     if not odd:
@@ -199,8 +199,8 @@ def _contradictions(source: Source, records: dict[Path, Record], found: dict[Pat
     ]
 
 
-def _copies(records: dict[Path, Record], found: dict[Path, Inspection]) -> list[str]:
-    first: dict[bytes, Path] = {}
+def _copies(records: dict[ImageFile, Record], found: dict[ImageFile, Inspection]) -> list[str]:
+    first: dict[bytes, ImageFile] = {}
     notes = []
     for path in records:
         digest = found[path].digest
@@ -209,7 +209,7 @@ def _copies(records: dict[Path, Record], found: dict[Path, Inspection]) -> list[
     return notes
 
 
-def _count(records: Iterable[Record], found: dict[Path, Inspection], num_classes: int) -> SplitCounts:
+def _count(records: Iterable[Record], found: dict[ImageFile, Inspection], num_classes: int) -> SplitCounts:
     records = list(records)
     per_class = [0] * num_classes
     for record in records:
@@ -225,7 +225,7 @@ def _count(records: Iterable[Record], found: dict[Path, Inspection], num_classes
     )
 
 
-def _rates(source: Source, records: dict[Path, Record], found: dict[Path, Inspection]) -> Rates | None:
+def _rates(source: Source, records: dict[ImageFile, Record], found: dict[ImageFile, Inspection]) -> Rates | None:
     sizes = {path: found[path].size for path in records}
     readable = [path for path, size in sizes.items() if size is not None]
     if not readable or importlib.util.find_spec("torch") is None:

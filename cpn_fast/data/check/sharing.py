@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 
 from cpn_fast.data.types import Record
+from cpn_fast.files.member import ImageFile
 
 FEW = 10
 """Images of a class, below which little is learned."""
@@ -62,7 +62,7 @@ def sharing_warnings(classes: Sequence[str], records: Sequence[Record], split: s
     return found
 
 
-def leaks(splits: Mapping[str, Sequence[Record]], digests: Mapping[Path, bytes]) -> list[str]:
+def leaks(splits: Mapping[str, Sequence[Record]], digests: Mapping[ImageFile, bytes]) -> list[str]:
     """Pictures, by their content, that are in splits of different purpose; one line for each two splits.
 
     Args:
@@ -70,7 +70,7 @@ def leaks(splits: Mapping[str, Sequence[Record]], digests: Mapping[Path, bytes])
             one of two purposes (trainval).
         digests: image file -> digest of its pixels, empty where it cannot be read.
     """
-    of_purpose: dict[str, dict[bytes, Path]] = defaultdict(dict)
+    of_purpose: dict[str, dict[bytes, ImageFile]] = defaultdict(dict)
     for name, records in splits.items():
         purposes = [purpose for purpose in _PURPOSES if purpose in name.lower()]
         if len(purposes) != 1 or not name.lower().startswith(purposes[0]):

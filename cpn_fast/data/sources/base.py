@@ -26,12 +26,12 @@ class Problem:
     """Something wrong with the data.
 
     Attributes:
-        path: the file it is in.
+        path: the file it is in, or its address.
         message: what was found, what was expected and what to do.
         line: line number from 1, None where the file has no lines.
     """
 
-    path: Path
+    path: Path | str
     message: str
     line: int | None = None
 
@@ -44,13 +44,13 @@ class Scan:
     """A split as it stands on disk.
 
     Attributes:
-        records: the images that can be used.
+        records: the images that can be used; of shards a sequence that makes them as they are asked for.
         problems: what is wrong with the rest.
         notes: what is no fault but may not be meant.
         warnings: what is passed over although it was meant; also said where the records are used.
     """
 
-    records: tuple[Record, ...]
+    records: Sequence[Record]
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

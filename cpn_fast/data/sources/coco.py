@@ -139,8 +139,8 @@ class CocoSource(FileSource):
         Raises:
             DataError: if the record is not of this source or an annotation's segmentation is broken.
         """
-        path = self._file_of.get(record.image_path)
-        if path is None:
+        path = self._file_of.get(record.image_path) if isinstance(record.image_path, Path) else None
+        if path is None or not isinstance(record.image_path, Path):
             raise DataError(f"{record.image_path}: not among the images of {self.spec}")
         entry, annotations = self._annotations_of(path)[record.id]
         size = _checked_size(entry, record.image_path, self.max_pixels)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cpn_fast.data.sources import cvat, datumaro, imagefolder, json_map, label_studio, roboflow, yolo
+from cpn_fast.data.sources import cvat, datumaro, imagefolder, json_map, label_studio, roboflow, shards, yolo
 from cpn_fast.data.sources.classes import ClassFolderSource
 from cpn_fast.data.sources.coco import CocoSource
 from cpn_fast.data.sources.export import Export, ExportSource
@@ -30,11 +30,11 @@ EXPORTS: dict[str, Callable[[Path], Export]] = {
 }  # fmt: skip
 """Kind -> what reads the export of a path."""
 
-KINDS = (*SOURCES, *EXPORTS, "demo")
+KINDS = (*SOURCES, *EXPORTS, *shards.SUFFIXES, "demo")
 
 
 def open_source(spec: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Source:
-    """Open `KIND:PATH` for one of `KINDS`, or a bare path by what is in it.
+    """Open `KIND:PATH` (of shards `KIND:PATTERN`) for one of `KINDS`, or a bare path by what is in it.
 
     Args:
         spec: the source.
@@ -57,6 +57,8 @@ def open_source(spec: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Sourc
         from cpn_fast.data.sources.demo import DemoSource
 
         return DemoSource(Path(rest).expanduser() if rest else None)
+    if kind in shards.SUFFIXES:
+        return shards.ShardSource(kind, rest, f"{kind}:{rest}", max_pixels)
     path = Path(rest).expanduser()
     if not path.exists():
         raise DataError(f"{text}: no such file or folder: {path}")

@@ -6,7 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cpn_fast.data.sources import coco_export, cvat, datumaro, imagefolder, json_map, label_studio, roboflow, yolo
+from cpn_fast.data.sources import (
+    coco_export,
+    cvat,
+    datumaro,
+    imagefolder,
+    json_map,
+    label_studio,
+    roboflow,
+    shards,
+    yolo,
+)
 from cpn_fast.data.sources.classes import class_folders
 from cpn_fast.data.sources.export import Export
 from cpn_fast.data.sources.folder import find_table
@@ -20,7 +30,7 @@ LOOKED_FOR = (
     "JPEGImages and ImageSets (voc), annotations/instances_*.json (coco), a CSV with image,labels (folder), data.yaml "
     "or labels/*.txt (yolo), _classes.csv or _annotations.coco.json (roboflow), annotations.xml or labelmap.txt with "
     "SegmentationClass (cvat), a JSON of labels (label-studio, datumaro, coco, json), metadata.jsonl or metadata.csv "
-    "(hf), folders of images (classes), any image file (folder)"
+    "(hf), folders of images (classes), any image file (folder), *.tar (wds), *.parquet (parquet)"
 )
 
 _COCO_KEYS = ("images", "annotations", "categories")
@@ -52,7 +62,7 @@ def kinds_of(path: Path) -> dict[str, str]:
         return found
     if class_folders(path):
         return {"classes": "folders of images"}
-    return {"folder": "images"} if list_images(path) else {}
+    return {"folder": "images"} if list_images(path) else shards.bare_pattern(path.rglob("[!.]*"))
 
 
 def export_path(kind: str, path: Path) -> Path:
@@ -93,6 +103,8 @@ def _kinds_of_file(path: Path) -> dict[str, str]:
         return {"hf": path.name}
     if path.suffix.lower() in TABLE_SUFFIXES:
         return {"folder": "a CSV or spreadsheet"}
+    if found := shards.bare_pattern([path]):
+        return found
     if path.suffix.lower() == ".json":
         kind = _json_kind(path)
         return {kind: "its content"} if kind else {}
