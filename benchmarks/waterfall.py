@@ -182,7 +182,7 @@ class Runner:
         if self.row.loader == "cached":
             return iter(self.cached_batches(first, last))
         crops = AncestorCrops(self.source, self.records, self.config, None if own_patches else self.cache)
-        return ancestor_batches(crops, first, last, self.config.device.workers)
+        return ancestor_batches(crops, first, last, self.config.device.loaders)
 
     def loss(self, batch: Batch) -> Tensor:
         """The row's total loss of a batch."""

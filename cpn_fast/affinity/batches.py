@@ -92,7 +92,7 @@ class AffinityStream:
     ) -> None:
         read = [(str(entry["id"]), paths.get(entry["id"], Path(entry["image"]))) for entry in images]
         self._crops = _Crops(read, store, config, stride)
-        self._span, self._batch_size, self._workers = span, config.loop.batch_size, config.device.workers
+        self._span, self._batch_size, self._workers = span, config.loop.batch_size, config.device.loaders
 
     def __len__(self) -> int:
         """Steps that are left."""

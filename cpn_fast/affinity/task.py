@@ -19,7 +19,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.files.member import Member
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.models import create_affinity_net
-from cpn_fast.models.affinity_net import AffinityNet, affinity_loss
+from cpn_fast.models.affinity_net import AffinityNet, affinity_loss, pair_counts
 from cpn_fast.refine.labelled_folder import images_of
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.training.task import TrainingTask
@@ -116,6 +116,15 @@ class AffinityTask(TrainingTask[AffinityConfig]):
             torch.distributed.all_reduce(pairs)
             pairs = pairs / self.fabric.world_size
         return batch.images, batch.labels, pairs
+
+    def trial_inputs(self, net: nn.Module) -> tuple[Tensor, ...]:
+        """Noise whose left half is background and whose right half is of one class."""
+        assert isinstance(net, AffinityNet)
+        images = self.noise()
+        side = -(-images.shape[1] // net.backbone.strides[2])
+        labels = torch.zeros(images.shape[0], side, side, dtype=torch.int64)
+        labels[:, :, side // 2 :] = 1
+        return images, labels, pair_counts(labels).float()
 
     def evaluator(self) -> WalkValidator | None:
         """mIoU before and after the walk on a few of the images, where `data` has masks."""

@@ -97,7 +97,7 @@ class BatchStream:
         geometries = self._maps is not None or self._online is not None
         self._crops = _Crops(source, records, config, cache, fill, geometries, masks)
         self._span = Span(start_step, total_steps, rank, world_size)
-        self._batch_size, self._workers = config.loop.batch_size, config.device.workers
+        self._batch_size, self._workers = config.loop.batch_size, config.device.loaders
 
     def __len__(self) -> int:
         """Steps that are left."""

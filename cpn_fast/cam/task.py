@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 
+import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
@@ -31,6 +32,9 @@ from cpn_fast.training.tensorboard import MapStatistics
 from cpn_kernels import native_library
 
 log = logging.getLogger(__name__)
+
+TRIAL_CELL, TRIAL_CLASSES = 32, 3
+"""Pixels of a patch, and classes of an image, in the step that is tried out."""
 
 
 def run_train(config: TrainConfig, progress: Progress = SILENT) -> RunFolder:
@@ -129,6 +133,17 @@ class CamTask(TrainingTask[TrainConfig]):
         """The batch's tensors, and whether the step is one of the warm-up."""
         warm_up = step <= self.warm_up_steps(total_steps)
         return batch.images, batch.patches, batch.keys, batch.labels, warm_up, batch.targets
+
+    def trial_inputs(self, net: nn.Module) -> tuple[Tensor | bool | None, ...]:
+        """A step of the method itself, also where the first ones are a warm-up's; patches are cells of a grid."""
+        images = self.noise()
+        share, crop = images.shape[:2]
+        cell = torch.arange(crop) // TRIAL_CELL
+        patches = (cell[:, None] * (int(cell[-1]) + 1) + cell).int().expand(share, crop, crop).contiguous()
+        labels = torch.zeros(share, len(self.classes))
+        labels[:, :TRIAL_CLASSES] = 1
+        targets = None if self.masks is None else torch.zeros(share, crop, crop, dtype=torch.uint8)
+        return images, patches, torch.arange(share), labels, False, targets
 
     def warm_up_steps(self, total_steps: int) -> int:
         """Steps at the beginning in which a method of several views or with a teacher trains as a plain classifier."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from cpn_fast.config.device_options import DeviceOptions as DeviceOptions
 from cpn_fast.config.groups import FLAT, flat_groups
 
 MethodName = Literal["cam", "seam", "seam_prcm", "cpn"]
@@ -216,32 +217,6 @@ class SegmentLoop(LoopOptions):
     """
 
     batch_size: int = 10
-
-
-@dataclass(frozen=True)
-class DeviceOptions:
-    """Where a training runs, and with which numbers.
-
-    Attributes:
-        accelerator: Fabric accelerator.
-        devices: processes (CPU) or GPUs.
-        workers: data-loading processes of each.
-        precision: Lightning Fabric precision.
-        compile: torch.compile network and loss.
-        channels_last: memory format (faster in trials on a CPU; not tried on a GPU).
-        tf32: TF32 matrix products on a GPU.
-        cudnn_benchmark: let cuDNN time its convolutions on a GPU at the first step of each size and take the fastest;
-            two runs may then differ in their last bits.
-    """
-
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: int = 1
-    workers: int = 2
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    compile: bool = False
-    channels_last: bool = True
-    tf32: bool = True
-    cudnn_benchmark: bool = True
 
 
 @dataclass(frozen=True)

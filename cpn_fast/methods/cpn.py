@@ -30,6 +30,12 @@ def cp_loss_options(options: MethodOptions) -> CpLossOptions:
     )
 
 
+def views_dtype(device_type: str) -> torch.dtype:
+    """What the triplet is written in: bfloat16 where autocast would round it to that at the first convolution."""
+    halved = torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.bfloat16
+    return torch.bfloat16 if halved else torch.float32
+
+
 class CpnMethod(nn.Module):
     """Three views through shared weights as one batch; L_cls + L_tcp + L_cpcr (eq. 17).
 
@@ -71,7 +77,8 @@ class CpnMethod(nn.Module):
         if warm_up:
             return classify_only(self.net, self.options, images, labels, targets)
         options, batch = self.options, labels.shape[0]
-        views, visible = cp_triplet(images, patches, keys, options.p_hidden, mean=self.net.mean)
+        dtype = views_dtype(images.device.type)
+        views, visible = cp_triplet(images, patches, keys, options.p_hidden, mean=self.net.mean, dtype=dtype)
         out = self.net(views)
         valid = torch.stack([torch.ones_like(visible), visible > 0, visible < 1])
         cls = classification_loss(out.scores.unflatten(0, (3, batch)), labels, valid)

@@ -148,7 +148,7 @@ class RunStore:
             refine="raw" if refined == "raw" else trained,
             refine_at="fused" if refined == "raw" else "scale",
             images=self.scoring.images,
-            workers=max(1, config.device.workers),
+            workers=max(1, config.device.loaders),
             device=config.device.accelerator,
         )
         if self.scoring.max_side is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cpn_fast.config.backbones import check_trusted
+from cpn_fast.config.device_options import from_earlier_versions
 from cpn_fast.config.recipes import with_recipe
 from cpn_fast.config.serialise import config_from_dict, config_to_dict, flat
 from cpn_fast.config.training import TRAINING_CONFIGS, AffinityConfig, C, SegmentConfig, TrainConfig, TrainingConfig
@@ -45,7 +46,7 @@ COMMAND_OF = {"train": "train", "affinity": "train-affinity", "segment": "segmen
 
 FREE_ON_RESUME = frozenset(
     ("output", "resume", "max_steps", "workers", "checkpoint_every", "log_every", "eval_every", "val_images")
-    + ("val_split", "patch.cache_dir")
+    + ("val_split", "patch.cache_dir", "trial_step")
 )
 """Settings that may change on resume: none of them touches what a step computes."""
 
@@ -169,7 +170,8 @@ class RunFolder:
             raise DataError(
                 f"{self.path}: a run of task {task!r}{taken}, expected one of {task_name(kind)!r}; give another folder"
             )
-        return config_from_dict(kind, stored.config, str(self.config_path), "config.", _RESTORE)
+        settings = from_earlier_versions(stored.config)
+        return config_from_dict(kind, settings, str(self.config_path), "config.", _RESTORE)
 
     @property
     def config(self) -> TrainConfig:

@@ -69,7 +69,7 @@ class SegmentStream:
     def __iter__(self) -> Iterator[SegmentBatch]:
         """One pass from the span's first step on."""
         config = self._config
-        for ids, tensors in step_loader(self._crops, self._span, config.loop.batch_size, config.device.workers):
+        for ids, tensors in step_loader(self._crops, self._span, config.loop.batch_size, config.device.loaders):
             yield SegmentBatch(tuple(ids), **tensors)
 
 

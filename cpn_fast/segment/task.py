@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
@@ -103,6 +104,11 @@ class SegmentTask(TrainingTask[SegmentConfig]):
         """The batch's tensors."""
         del step, total_steps
         return batch.images, batch.targets
+
+    def trial_inputs(self, net: nn.Module) -> tuple[Tensor, ...]:
+        """Noise that is all background."""
+        images = self.noise()
+        return images, torch.zeros(images.shape[:3], dtype=torch.uint8)
 
     def evaluator(self) -> SegmentValidator | None:
         """mIoU on a few images."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, get_args
 
+from cpn_fast.config.device_options import Switch
 from cpn_fast.config.ranges import check_ranges
 from cpn_fast.config.training import C, replace_dotted
 from cpn_fast.runs.folder import RunFolder
@@ -26,6 +27,20 @@ def value_of(argv: Sequence[str], name: str) -> str | None:
         if argument.startswith(f"{name}="):
             return argument.partition("=")[2]
     return None
+
+
+def with_values(argv: Sequence[str]) -> list[str]:
+    """Arguments in which `--compile` and `--no-compile` of earlier versions, which took no value, have one."""
+    words: list[str] = []
+    for index, word in enumerate(argv):
+        following = argv[index + 1] if index + 1 < len(argv) else ""
+        if word == "--no-compile":
+            words += ["--compile", "off"]
+        elif word == "--compile" and following not in get_args(Switch):
+            words += ["--compile", "on"]
+        else:
+            words.append(word)
+    return words
 
 
 def parse_training(argv: Sequence[str], default: C, recipe: Callable[[C], C] | None, prog: str, description: str) -> C:
@@ -53,7 +68,7 @@ def parse_training(argv: Sequence[str], default: C, recipe: Callable[[C], C] | N
         for_cpu = default.backbone == kind.backbone and takes_cpu_network(argv)
         if for_cpu:
             default = _for_cpu(default)
-    config = tyro.cli(kind, args=list(argv), default=default, prog=prog, description=description)
+    config = tyro.cli(kind, args=with_values(argv), default=default, prog=prog, description=description)
     check_ranges(config)
     if for_cpu:  # said last: an option that does not fit is the only thing to be said
         log.info(

@@ -6,11 +6,13 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
+from torch import nn
 
 from cpn_fast.config.backbones import BACKBONE_NAMES, check_trusted, trust_backbone
 from cpn_fast.config.ranges import check_ranges
@@ -29,10 +31,12 @@ from cpn_fast.runs.checkpoint import load_checkpoint
 from cpn_fast.runs.folder import RunFolder, check_same_settings
 from cpn_fast.runs.metrics_log import MetricsLog
 from cpn_fast.training.cost import estimate_cost, say_cost
+from cpn_fast.training.device_choice import Choice, settle_device
 from cpn_fast.training.optimizer import create_optimizer
 from cpn_fast.training.task import ConfigT, TrainingTask, Validator
 from cpn_fast.training.tensorboard import TensorBoardLogger
 from cpn_fast.training.trainer import Network, Outputs, Schedule, Trainer
+from cpn_fast.training.trial_step import try_out
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +65,16 @@ def run_training(config: ConfigT, kind: type[TrainingTask[ConfigT]], progress: P
     folder = RunFolder(config.output)
     if not config.loop.resume:
         trust_backbone(config.backbone)
+    config, choice = settle_device(config, folder)
     _check_folder(folder, config)
     fabric = create_fabric(config, kind.partial_gradients(config))
     fabric.launch()
     _check_devices(fabric, config)
+    if fabric.is_global_zero:
+        for reason in choice.reasons:
+            log.log(logging.INFO if fabric.device.type == "cuda" else logging.DEBUG, "%s", reason)
     with _held(fabric, folder, config):
-        return _train(config, kind, fabric, folder, progress)
+        return _train(config, choice, kind, fabric, folder, progress)
 
 
 @contextmanager
@@ -87,7 +95,12 @@ def _held(fabric: Fabric, folder: RunFolder, config: TrainingConfig) -> Iterator
 
 
 def _train(
-    config: ConfigT, kind: type[TrainingTask[ConfigT]], fabric: Fabric, folder: RunFolder, progress: Progress
+    config: ConfigT,
+    choice: Choice,
+    kind: type[TrainingTask[ConfigT]],
+    fabric: Fabric,
+    folder: RunFolder,
+    progress: Progress,
 ) -> RunFolder:
     task = kind(config, fabric, progress)
     network = create_network(task)  # reads the weights; up to here nothing is written
@@ -102,6 +115,8 @@ def _train(
         log.info("%s: resuming at step %d of %d", folder.path, start_step, schedule.last_step)
     if fabric.is_global_zero and start_step < schedule.last_step:
         _say_before(task, network, schedule.last_step - start_step)
+    if start_step < schedule.last_step:
+        _make_ready(task, network, choice.compile_may_fail)
     _start_folder(fabric, folder, task, start_step)
     if start_step < schedule.last_step:
         folder.model_path.unlink(missing_ok=True)  # training on makes it stale
@@ -154,7 +169,7 @@ def create_fabric(config: TrainingConfig, partial_gradients: bool = False) -> Fa
         devices=devices,
         num_nodes=max(1, world // devices),
         strategy=strategy,
-        precision=config.device.precision,
+        precision="32-true" if config.device.precision == "auto" else config.device.precision,
     )
 
 
@@ -233,7 +248,7 @@ def _start_folder(fabric: Fabric, folder: RunFolder, task: TrainingTask[Any], st
 
 
 def create_network(task: TrainingTask[Any]) -> Network:
-    """Network, losses and optimizer, initialised from the seed, compiled if asked, wrapped by Fabric."""
+    """Network, losses and optimizer, initialised from the seed, wrapped by Fabric; nothing is compiled yet."""
     config, fabric = task.config, task.fabric
     torch.manual_seed(key64(config.loop.seed, 0, "", "initial weights") & (2**63 - 1))
     net = task.create_net()
@@ -243,14 +258,32 @@ def create_network(task: TrainingTask[Any]) -> Network:
     module = fabric.to_device(module)
     teacher = getattr(module, "teacher", None)
     optimizer = create_optimizer(net, config)
-    if config.device.compile:
-        # Dropout then draws eager's random bits, so that --compile changes no result beyond rounding.
-        import torch._inductor.config as inductor
+    wrapped, wrapped_optimizer = fabric.setup(module, optimizer, move_to_device=False)
+    return Network(net, wrapped, wrapped_optimizer, module, teacher)
 
-        inductor.fallback_random = True
-        module = torch.compile(module, fullgraph=True, dynamic=False)
-    wrapped, wrapped_optimizer = fabric.setup(module, optimizer, move_to_device=False, _reapply_compile=False)
-    return Network(net, wrapped, wrapped_optimizer, teacher)
+
+def _make_ready(task: TrainingTask[Any], network: Network, compile_may_fail: bool) -> None:
+    """Try a step out, and compile; nothing has been written up to here."""
+    config, fabric = task.config, task.fabric
+    compiled = partial(_compile, network.method) if config.device.compile == "on" else None
+    if config.device.trial_step != "on":
+        if compiled is not None:
+            compiled()
+        return
+    what = f"{config.loop.batch_size // fabric.world_size} crops of {config.augment.crop} pixels"
+    inputs = task.trial_inputs(network.net)
+    succeeded = try_out(network.method, inputs, fabric, what, compiled, compile_may_fail)
+    if compiled is not None and not succeeded:
+        task.config = replace_dotted(config, {"compile": "off"})
+
+
+def _compile(module: nn.Module) -> None:
+    """Compile in place: what Fabric wrapped around the module then calls the compiled one."""
+    # Dropout then draws eager's random bits, so that --compile changes no result beyond rounding.
+    import torch._inductor.config as inductor
+
+    inductor.fallback_random = True
+    module.compile(fullgraph=True, dynamic=False)
 
 
 def _restore(folder: RunFolder, fabric: Fabric, network: Network) -> int:

@@ -103,6 +103,19 @@ class TrainingTask(ABC, Generic[ConfigT]):
         """What the module takes of a batch on its device in step `step` (from 1)."""
 
     @abstractmethod
+    def trial_inputs(self, net: Any) -> tuple[Any, ...]:
+        """What the module takes in the heaviest step that the run will take, made of noise on the CPU.
+
+        Shapes, dtypes and memory are those of real steps; no random number of the run is drawn.
+        """
+
+    def noise(self) -> Tensor:
+        """uint8 [B, crop, crop, 3], images for `trial_inputs`."""
+        share, crop = self.config.loop.batch_size // self.fabric.world_size, self.config.augment.crop
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(0, 256, (share, crop, crop, 3), dtype=torch.uint8, generator=generator)
+
+    @abstractmethod
     def evaluator(self) -> Validator | None:
         """Scores the network while it trains; None = not at all."""
 

@@ -58,14 +58,16 @@ class Network:
 
     Attributes:
         net: the bare network, whose weights are saved.
-        module: network and losses as Fabric (and torch.compile) wrapped it.
+        module: network and losses as Fabric wrapped it.
         optimizer: as Fabric wrapped it.
+        method: network and losses, inside `module`.
         teacher: what follows the network in the steps, and is kept with it in checkpoints; None without.
     """
 
     net: nn.Module
     module: nn.Module
     optimizer: Any
+    method: nn.Module
     teacher: nn.Module | None = None
 
     @property

@@ -17,7 +17,29 @@ logger = logging.getLogger(__name__)
 
 NAME = "libcpn_native.so"
 ABI = 3
-"""Of the C interface that this Python code speaks; `cpn_native_abi` in csrc says the library's."""
+"""Of the C interface that this Python code speaks; `cpn_native_abi` in csrc says the library's. It is raised where a
+function that was there takes other arguments; of functions that are new `FUNCTIONS` knows."""
+
+FUNCTIONS = (
+    "cpn_superpixels_version",
+    "cpn_superpixels_cpu",
+    "cpn_superpixels_cpu_workspace",
+    "cpn_cp_triplet_cpu",
+    "cpn_cp_triplet_cpu_workspace",
+    "cpn_dense_crf_cpu",
+    "cpn_dense_crf_cpu_workspace",
+    "cpn_dense_crf_scratch",
+    "cpn_dense_crf_points_cpu",
+    "cpn_dense_crf_lattice_cpu",
+    "cpn_jittered_crop_cpu",
+    "cpn_jittered_crop_cpu_workspace",
+    "cpn_random_walk_cpu",
+    "cpn_random_walk_cpu_workspace",
+)
+"""What every build has; one that lacks a function is older than this code."""
+
+CUDA_FUNCTIONS = ("cpn_superpixels_cuda", "cpn_superpixels_cuda_workspace")
+"""What a build with a CUDA compiler has too."""
 
 VARIABLE = "CPN_NATIVE_LIBRARY"
 """Environment variable: path of another build of the library, or "none" to do without."""
@@ -49,8 +71,15 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     except (OSError, AttributeError) as error:
         return _refuse(f"{named or NAME} cannot be loaded ({error}); reinstall, or set {VARIABLE}")
     if found != ABI:
-        return _refuse(f"{named or NAME} has interface {found}, this cpn_kernels needs {ABI}; reinstall")
+        return _refuse(f"{named or NAME} has interface {found}, this cpn_kernels needs {ABI}; {_rebuild(named)}")
+    if lacking := [name for name in FUNCTIONS if not hasattr(library, name)]:
+        return _refuse(f"{named or NAME} is of an earlier version: it has no {', '.join(lacking)}; {_rebuild(named)}")
     return library, ""
+
+
+def _rebuild(named: str | None) -> str:
+    """How to get a library that fits."""
+    return f"build it again, or unset {VARIABLE}" if named else "reinstall the package, which builds it again"
 
 
 def _refuse(reason: str) -> tuple[None, str]:
@@ -93,7 +122,8 @@ def available() -> bool:
 @torch.compiler.assume_constant_result
 def has_cuda() -> bool:
     """Whether the library is there and was built with a CUDA compiler; a constant for a compiled graph."""
-    return hasattr(load()[0], "cpn_superpixels_cuda")
+    loaded = load()[0]
+    return loaded is not None and all(hasattr(loaded, name) for name in CUDA_FUNCTIONS)
 
 
 def check(status: int, name: str) -> None:

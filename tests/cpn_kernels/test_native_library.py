@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -112,6 +114,49 @@ def test_a_library_of_another_interface_is_refused(tmp_path: Path) -> None:
         CPN_NATIVE_LIBRARY=str(library),
     )
     assert "False" in said and "has interface -3" in said
+
+
+def declared(repository: Path) -> dict[str, str]:
+    """Name -> declaration, without white space, of every function that the sources export."""
+    found = {}
+    for source in sorted((repository / "kernels" / "csrc").glob("*.c*")):
+        for text in re.findall(r"^CPN_API ([^{]*?\))\s*\{", source.read_text(), re.MULTILINE | re.DOTALL):
+            found[text.partition("(")[0].split()[-1]] = " ".join(text.split())
+    return found
+
+
+def test_the_list_of_functions_is_that_of_the_sources(repository: Path) -> None:
+    listed = {*native_library.FUNCTIONS, *native_library.CUDA_FUNCTIONS, "cpn_native_abi"}
+    assert declared(repository).keys() == listed
+
+
+def test_other_arguments_mean_another_interface(repository: Path) -> None:
+    """Where this fails: raise `ABI` and csrc's `cpn_native_abi`, then put the new digest here."""
+    text = "\n".join(sorted(declared(repository).values()))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert (native_library.ABI, digest) == (3, "c2ec5423d0e1a5c2")
+    assert (
+        f"cpn_native_abi() {{ return {native_library.ABI}; }}"
+        in (repository / "kernels" / "csrc" / "cpn_native.cpp").read_text()
+    )
+
+
+def test_a_library_that_lacks_a_function_is_refused(tmp_path: Path) -> None:
+    """An earlier build of the same interface, as a checkout that was updated but not installed again has it."""
+    compiler = shutil.which("c++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler is installed")
+    source, library = tmp_path / "old.cpp", tmp_path / "old.so"
+    there = [name for name in native_library.FUNCTIONS if not name.startswith("cpn_jittered_crop_cpu")]
+    lines = [f'extern "C" int cpn_native_abi() {{ return {native_library.ABI}; }}']
+    source.write_text("\n".join(lines + [f'extern "C" int {name}() {{ return 0; }}' for name in there]))
+    call(compiler, "-shared", "-fPIC", source, "-o", library)
+    said = python(
+        "from cpn_kernels import native_library as n; print(n.available(), n.has_cuda(), n.load()[1])",
+        CPN_NATIVE_LIBRARY=str(library),
+    )
+    assert "False False" in said and "the reference operators are used" in said
+    assert "earlier version: it has no cpn_jittered_crop_cpu, cpn_jittered_crop_cpu_workspace; build it again" in said
 
 
 def test_errors_of_the_c_interface_are_named() -> None:

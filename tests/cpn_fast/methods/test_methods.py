@@ -238,3 +238,34 @@ def test_every_option_changes_the_loss_or_its_gradient(tmp_path, options):
         ]
         results.append((out["loss"].item(), sum(g.abs().sum().item() for g in grads)))
     assert results[0] != pytest.approx(results[1], rel=1e-7)
+
+
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16, None], ids=str)
+def test_the_triplet_is_written_in_the_dtype_of_autocast(tmp_path, monkeypatch, autocast):
+    """In bfloat16, and to the network the same numbers: its first convolution would round float32 to them."""
+    method, seen = method_of(tmp_path).train(), []
+    forward = type(method.net).forward
+
+    def watched(net, views, raw=False):
+        seen.append(views)
+        return forward(net, views, raw)
+
+    monkeypatch.setattr(type(method.net), "forward", watched)
+    with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+        loss = method(*batch())["loss"]
+    assert loss.isfinite() and seen[0].dtype == (torch.bfloat16 if autocast == torch.bfloat16 else torch.float32)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    method(*batch())
+    assert seen[1].dtype == torch.float32
+    assert torch.equal(seen[0], seen[1].to(seen[0].dtype))
+
+
+def test_the_dtype_of_autocast_is_known_to_the_compiler(tmp_path):
+    method = method_of(tmp_path).train()
+    compiled = torch.compile(method, backend="eager", fullgraph=True, dynamic=False)
+    losses = []
+    for one in (compiled, method):
+        torch.manual_seed(1)  # of the backbone's dropout
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses.append(one(*batch())["loss"])
+    torch.testing.assert_close(losses[0], losses[1])

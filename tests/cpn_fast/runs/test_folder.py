@@ -33,6 +33,9 @@ OLD = Path(__file__).parent / "written_by_0.1.0"
 BEFORE_LOOP = Path(__file__).parent / "written_before_loop"
 """By the code in which epochs, seed and their like were fields of the config itself, not of its loop."""
 
+BEFORE_CHOICES: Any = {"precision": "32-true", "compile": "off"}
+"""Defaults of the versions in which nothing was left to the machine."""
+
 
 def old_run(folder: Path, name: str, written: Path = OLD) -> RunFolder:
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +50,7 @@ def test_a_cam_run_of_0_1_0_opens(tmp_path: Path) -> None:
         data="voc:VOC2012", output=Path("runs/photos"), preset="paper", backbone="mobilenet_v2",
         weights=Path("mobilenet_v2.safetensors"), optimizer=OptimizerOptions(lr=0.02, momentum=0.9),
         loop=LoopOptions(epochs=16, max_steps=900),
-        device=DeviceOptions(precision="bf16-mixed", workers=0), refine_lr_factor=10.0,
+        device=DeviceOptions(precision="bf16-mixed", workers=0, compile="off"), refine_lr_factor=10.0,
         augment=AugmentOptions(crop=256, resize=(250, 430)), patch=PatchOptions(segments=120, grid_sides=(28, 56)),
         options=MethodOptions(map_norm="max", cpcr_target="dense", ohem_pool="all", affinity="cosine",
                               tcp_target="pair", prcm="softmax", warm_up=0.0),
@@ -59,11 +62,13 @@ def test_runs_of_the_other_trainings_of_0_1_0_open(tmp_path: Path) -> None:
     assert segment == SegmentConfig(
         data="voc:VOC2012", output=Path("runs/deeplab"), masks="runs/masks", backbone="resnet38_tiny", norms="frozen",
         optimizer=OptimizerOptions(lr=0.01, momentum=0.9), loop=SegmentLoop(epochs=20),
+        device=DeviceOptions(workers=2, **BEFORE_CHOICES),
     )  # fmt: skip
     affinity = old_run(tmp_path / "a", "affinity").config_of(AffinityConfig)
     assert affinity == AffinityConfig(
         masks=Path("runs/masks"), output=Path("runs/affinity"), backbone="resnet38_tiny", beta=0.3,
         optimizer=OptimizerOptions(lr=0.01, momentum=0.9), loop=LoopOptions(epochs=8),
+        device=DeviceOptions(workers=2, **BEFORE_CHOICES),
     )  # fmt: skip
 
 
@@ -74,22 +79,22 @@ def test_runs_from_before_the_loop_was_a_group_open_and_resume(tmp_path: Path) -
         "train": TrainConfig(
             data="voc:VOC2012", output=Path("runs/cam"), backbone="resnet50", pixel_masks=Path("runs/masks"),
             loop=LoopOptions(**loop), optimizer=OptimizerOptions(lr=0.02),
-            device=DeviceOptions(devices=2, workers=3, tf32=False),
+            device=DeviceOptions(devices=2, workers=3, tf32=False, **BEFORE_CHOICES),
         ),
         "segment": SegmentConfig(
             data="voc:VOC2012", output=Path("runs/deeplab"), masks="runs/masks", loop=SegmentLoop(**loop),
-            device=DeviceOptions(workers=3),
+            device=DeviceOptions(workers=3, **BEFORE_CHOICES),
         ),
         "affinity": AffinityConfig(
             masks=Path("runs/masks"), output=Path("runs/affinity"), data="voc:VOC2012", loop=LoopOptions(**loop),
-            device=DeviceOptions(workers=3),
+            device=DeviceOptions(workers=3, **BEFORE_CHOICES),
         ),
     }  # fmt: skip
     for name, config in expected.items():
         run = old_run(tmp_path / name, name, BEFORE_LOOP)
         stored = json.loads(run.config_path.read_text())["config"]
         assert run.config_of(type(config)) == config, name
-        newer = {"cudnn_benchmark": True}
+        newer = {"cudnn_benchmark": True, "trial_step": "auto", "compile": "off"}
         assert config_to_dict(run.config_of(type(config))) == stored | newer, "written as it was, and what came since"
     resumed = cli.parse("train", ["--resume", "--output", str(tmp_path / "train"), "--max-steps", "90"])
     loop |= {"max_steps": 90, "resume": True}

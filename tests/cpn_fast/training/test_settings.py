@@ -50,7 +50,7 @@ def test_options_of_the_interface() -> None:
         data="voc:somewhere", output=Path("runs/x"), method="cpn", backbone="mobilenet_v2", weights=Path("w.pth"),
         loop=LoopOptions(epochs=3, max_steps=7, batch_size=16, seed=4),
         optimizer=OptimizerOptions(lr=0.02, momentum=0.5),
-        device=DeviceOptions(compile=True, precision="bf16-mixed", devices=2, workers=5),
+        device=DeviceOptions(compile="on", precision="bf16-mixed", devices=2, workers=5),
         hidden_colour="dataset", augment=AugmentOptions(crop=256),
         patch=PatchOptions(kind="grid", segments=99), options=replace(TrainConfig("", Path()).options,
         cpcr_target="dense"),

@@ -72,6 +72,28 @@ def span(classes: int) -> int:
     return 32 if INTERPRETED else max(8, 1024 // padded(classes))
 
 
+def slots(classes: int) -> int:
+    """Rows of a tile that holds the present classes alone: images of more classes take tiles of all."""
+    return min(padded(classes), 4 if padded(classes) <= 32 else 8)
+
+
+def tile_constants(classes: int, upsample: bool, gradient: bool = False) -> dict[str, Any]:
+    """Sizes of the tiles of a kernel, of all classes and of the present ones alone.
+
+    A forward pass takes as many positions as keep its maps in registers: its histogram costs the same for each tile.
+    The gradient, whose code is long, takes one element a thread; at stride 8 most grid cells then are one tile.
+    """
+    rows, few = padded(classes), slots(classes)
+    elements = 256 if gradient or not upsample else 1024
+    return {
+        "UPSAMPLE": upsample,
+        "KP": rows,
+        "SPAN": 32 if INTERPRETED else max(8, 256 // rows) if gradient else span(classes),
+        "SLOTS": few,
+        "SLOTS_SPAN": 32 if INTERPRETED else elements // few,
+    }
+
+
 def _plane(maps: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
     """Maps whose positions lie one stride apart (both memory formats do), and strides of image, class, position."""
     if maps.stride(2) != maps.shape[3] * maps.stride(3):
@@ -105,8 +127,8 @@ class _Call:
     def zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.cam.device)
 
-    def tile(self) -> dict[str, Any]:
-        return {"UPSAMPLE": self.upsample, "KP": padded(self.classes), "SPAN": self.span} | TILED
+    def tile(self, gradient: bool = False) -> dict[str, Any]:
+        return tile_constants(self.classes, self.upsample, gradient) | TILED
 
 
 @on_its_device
@@ -211,24 +233,26 @@ def backward(
     """
     call = _Call(cam, rcam, labels, visible, size)
     maps = receivers(options, call.refined)
-    constants = (
-        norm_constants(options) | pool_constants(options) | gradient_constants(options, call.refined) | call.tile()
-    )
+    constants = norm_constants(options) | pool_constants(options) | gradient_constants(options, call.refined)
     inputs = (call.cam, call.rcam, call.labels, call.visible, stats, ranks, upstream.float().contiguous())
-    slopes = call.empty(call.programs, call.batch, len(maps), call.classes, 2)
-    triton_gradient.slopes_kernel[(call.programs, call.batch)](*inputs, slopes, *call.tail, **constants)
+    slopes = call.zeros(call.programs, call.batch, len(maps), call.classes, 2)
+    triton_gradient.slopes_kernel[(call.programs, call.batch)](
+        *inputs, slopes, *call.tail, **constants, **call.tile(gradient=True)
+    )
     cam_gradient = call.zeros(*cam.shape)  # a view that is L_tcp's target is a constant in both losses
-    rcam_gradient = call.empty(*cam.shape) if call.refined else call.empty(0)
+    rcam_gradient = call.zeros(*cam.shape) if call.refined else call.empty(0)
     cells = max(call.grid[0] - 1, 1) * max(call.grid[1] - 1, 1)
     corners = call.empty(call.batch, len(maps), call.classes, 4, cells) if call.upsample else call.empty(0)
-    programs = cells if call.upsample else triton.cdiv(call.places, call.span)
+    tile = call.tile(gradient=True)
+    programs = cells if call.upsample else triton.cdiv(call.places, tile["SLOTS_SPAN"])
     triton_gradient.gradient_kernel[(programs, call.batch)](
-        *inputs, slopes.sum(dim=0), cam_gradient, rcam_gradient, corners, *call.tail, **constants
+        *inputs, slopes.sum(dim=0), cam_gradient, rcam_gradient, corners, *call.tail, **constants, **tile
     )
     if call.upsample:
         points = call.grid[0] * call.grid[1]
         triton_gradient.collect_kernel[(triton.cdiv(points, COLLECT_SPAN), call.batch * len(maps), call.classes)](
             corners,
+            call.labels,
             cam_gradient,
             rcam_gradient,
             call.batch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import triton
@@ -15,25 +16,43 @@ _MAPS = dict.fromkeys(["cam", "rcam", "visible", "stats"], "*fp32") | {"labels":
 _STRIDES = dict.fromkeys(_SHAPE.split(), "i32") | {"cam_n": "i32", "rcam_n": "i32"}
 _STEP = {"cam_p": 1, "rcam_p": 1}
 
+BF16 = "bf16 channels_last"
+"""The maps of a step under bf16 autocast in channels_last, a GPU's default: the CAM is the classifier's output, classes
+beside one another; the RCAM is `pixel_correlation`'s, float32, positions beside one another."""
+
+_BF16_TYPES = {"cam": "*bf16", "cam_p": "i32"}
+_BF16_STEP = {"cam_k": 1, "rcam_p": 1}
+
 
 def _case(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> Case:
     options = launch.UNFUSED
     if "SPAN" in constants and "UPSAMPLE" in constants:
         options = launch.TILED if "KP" in constants else launch.STATS
-    common = name in ("stats[grid]", "result") or name.endswith("[20 classes, grid]") or "[0, 20 classes, grid]" in name
+    common = name in ("stats[grid]", f"stats[grid, {BF16}]", "result") or name.endswith(
+        ("[20 classes, grid]", f"[20 classes, grid, {BF16}]", "[0, 20 classes, grid]", f"[0, 20 classes, grid, {BF16}]")
+    )
     return Case(f"cp_loss.{name}", kernel, types, constants, dict(options), common=common)
 
 
-def _sized(classes: int, upsample: bool, options: CpLossOptions, label: str) -> list[Case]:
-    tile = {"UPSAMPLE": upsample, "KP": launch.padded(classes), "SPAN": launch.span(classes)}
+def _inputs(half: bool) -> tuple[dict[str, str], dict[str, Any]]:
+    """Types of the arguments that most kernels share, and constant strides: of float32 maps, or of those of `BF16`."""
+    types: dict[str, str] = _BF16_TYPES if half else {}
+    step: dict[str, Any] = dict(_BF16_STEP if half else _STEP)
+    found = _MAPS | _STRIDES | types
+    return {name: kind for name, kind in found.items() if name not in step}, step
+
+
+def _sized(classes: int, upsample: bool, options: CpLossOptions, label: str, half: bool = False) -> list[Case]:
+    tile = launch.tile_constants(classes, upsample)
+    gradient_tile = launch.tile_constants(classes, upsample, gradient=True)
     norm = launch.norm_constants(options)
-    inputs = _MAPS | _STRIDES
+    inputs, step = _inputs(half)
     found = [
         _case(
             f"triplet[{label}]",
             triton_kernel.triplet_kernel,
             inputs | {"sums": "*fp32"},
-            tile | norm | _STEP | {"REFINED": True},
+            tile | norm | step | {"REFINED": True},
         )
     ]
     for level in range(triton_kernel.LEVELS.value):
@@ -42,7 +61,7 @@ def _sized(classes: int, upsample: bool, options: CpLossOptions, label: str) -> 
                 f"rank[{level}, {label}]",
                 triton_kernel.rank_kernel,
                 inputs | {"histograms": "*i32", "sums": "*fp32", "wanted": "i32", "fraction_bits": "i64"},
-                tile | norm | launch.pool_constants(options) | _STEP | {"LEVEL": level},
+                tile | norm | launch.pool_constants(options) | step | {"LEVEL": level},
             )
         )
     backward = inputs | {"ranks": "*fp32", "upstream": "*fp32", "slopes": "*fp32"}
@@ -52,7 +71,7 @@ def _sized(classes: int, upsample: bool, options: CpLossOptions, label: str) -> 
             f"slopes[{label}]",
             triton_gradient.slopes_kernel,
             backward,
-            tile | norm | launch.pool_constants(options) | launch.gradient_constants(options, True) | _STEP,
+            gradient_tile | norm | launch.pool_constants(options) | launch.gradient_constants(options, True) | step,
         )
     )
     found.append(
@@ -60,25 +79,26 @@ def _sized(classes: int, upsample: bool, options: CpLossOptions, label: str) -> 
             f"gradient[{label}]",
             triton_gradient.gradient_kernel,
             backward | written,
-            tile | norm | launch.pool_constants(options) | launch.gradient_constants(options, True) | _STEP,
+            gradient_tile | norm | launch.pool_constants(options) | launch.gradient_constants(options, True) | step,
         )
     )
     return found
 
 
 def offline_cases(capability: tuple[int, int]) -> list[Case]:
-    """VOC's and COCO's classes at the grid and upsampled, and the other options once."""
+    """VOC's and COCO's classes at the grid and upsampled, VOC's in bfloat16 too, and the other options once."""
     shape = dict.fromkeys(["batch", "classes", "grid_h", "grid_w"], "i32")
-    stats = {key: value for key, value in (_MAPS | _STRIDES).items() if key != "visible"}
-    found = [
-        _case(
-            f"stats[{'input' if upsample else 'grid'}]",
-            triton_kernel.stats_kernel,
-            stats,
-            {"REFINED": False, "UPSAMPLE": upsample, "SPAN": launch.STATS_SPAN} | _STEP,
+    found = []
+    for upsample, half in itertools.product((False, True), (False, True)):
+        inputs, step = _inputs(half)
+        found.append(
+            _case(
+                f"stats[{'input' if upsample else 'grid'}{f', {BF16}' if half else ''}]",
+                triton_kernel.stats_kernel,
+                {key: value for key, value in inputs.items() if key != "visible"},
+                {"REFINED": False, "UPSAMPLE": upsample, "SPAN": launch.STATS_SPAN} | step,
+            )
         )
-        for upsample in (False, True)
-    ]
     found.append(
         _case(
             "result",
@@ -99,7 +119,7 @@ def offline_cases(capability: tuple[int, int]) -> list[Case]:
         _case(
             "collect",
             triton_gradient.collect_kernel,
-            dict.fromkeys(("corners", "cam_gradient", "rcam_gradient"), "*fp32") | shape,
+            dict.fromkeys(("corners", "labels", "cam_gradient", "rcam_gradient"), "*fp32") | shape,
             {"RECEIVERS": (1, 2, 3, 4, 5), "COUNT": 5, "SPAN": launch.COLLECT_SPAN},
         )
     )
@@ -110,6 +130,8 @@ def offline_cases(capability: tuple[int, int]) -> list[Case]:
     for classes in (20, 80):
         for upsample in (False, True):
             found += _sized(classes, upsample, default, f"{classes} classes, {'input' if upsample else 'grid'}")
+    for upsample in (False, True):
+        found += _sized(20, upsample, default, f"20 classes, {'input' if upsample else 'grid'}, {BF16}", half=True)
     found += _sized(20, True, released, "20 classes, input, released")
     dense = CpLossOptions(map_norm="max", pair_norm="shared", tcp_target="pair", ohem_pool="all", cpcr_target="dense")
     return found + _sized(20, False, dense, "20 classes, grid, dense, max, shared, all")

@@ -14,122 +14,29 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from cpn_kernels.ops.cp_loss.triton_map_gradient import map_gradient
 from cpn_kernels.ops.cp_loss.triton_tiles import (
-    cross_target,
-    foreground,
     labels_of,
     norm_rule,
     numerator,
     positions,
+    present_classes,
     raw_tile,
-    refined_background,
     source_cell,
-    strongest,
 )
 
 
 @triton.jit
-def _sign(x):
-    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x * 0.0))
-
-
-@triton.jit
-def _selected(error, rank, scale):
-    """Weight of each element in the mean of the k largest; those equal to the threshold share what is left."""
-    threshold = tl.load(rank)
-    weight = tl.where(error > threshold, 1.0, tl.where(error == threshold, tl.load(rank + 1), 0.0))
-    return weight * scale / tl.load(rank + 2)
-
-
-@triton.jit
-def _cross_gradient(maps, full, part, other, share, k, pool, inside, rank, scale, TARGET: tl.constexpr):
-    """dL/dY of the refined map of one term of eq. 15; through the background the strongest classes share."""
-    rest, back = cross_target(maps, full, part, share, k, TARGET)
-    best = strongest(maps, other, k)
-    front_error = rest - (1 - share) * other
-    back_error = back - refined_background(best, 1 - share, TARGET)
-    pooled = pool[:, None] & inside[None, :]
-    front = tl.where(pooled, _selected(tl.abs(front_error), rank, scale), 0.0) * _sign(front_error)
-    behind = tl.where(inside, _selected(tl.abs(back_error), rank, scale), 0.0) * _sign(back_error)
-    leads = ((other == best[None, :]) & (k < maps[9])[:, None]).to(tl.float32)
-    behind = behind / tl.maximum(tl.sum(leads, axis=0), 1.0)
-    return (1 - share) * (leads * behind[None, :] - front)
-
-
-@triton.jit
-def _map_gradient(
+def _slopes(
     maps,
     stats,
     ranks,
     upstream,
+    slopes,
     image,
     k,
     labelled,
     share,
-    y,
-    x,
-    inside,
-    REFINED: tl.constexpr,
-    VIEW: tl.constexpr,
-    TCP: tl.constexpr,
-    CPCR: tl.constexpr,
-    PAIR: tl.constexpr,
-    PRESENT: tl.constexpr,
-    TARGET: tl.constexpr,
-    UPSAMPLE: tl.constexpr,
-    MINMAX: tl.constexpr,
-    SHARED: tl.constexpr,
-):
-    """dL/dY of a view of the CAM, or of the RCAM if REFINED, at one tile; [KP, positions]."""
-    held = (k < maps[9])[:, None] & inside[None, :]
-    gradient = tl.zeros([k.shape[0], y.shape[0]], tl.float32)
-    if TCP and (VIEW == 0 or not REFINED or PAIR):
-        full = foreground(maps, stats, REFINED, 0, False, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
-        hidden = foreground(maps, stats, REFINED, 1, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
-        complement = foreground(
-            maps, stats, REFINED, 2, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED
-        )
-        elements = tl.cast(maps[8], tl.float32) * maps[9] * maps[12] * maps[13]
-        side = _sign(share * hidden + (1 - share) * complement - full) * (tl.load(upstream) / elements)
-        side = tl.where(held, side, 0.0)
-        gradient += -side if VIEW == 0 else share * side if VIEW == 1 else (1 - share) * side
-    if CPCR and REFINED and VIEW > 0:
-        TERM: tl.constexpr = 2 - VIEW
-        full = foreground(maps, stats, False, 0, False, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
-        part = foreground(
-            maps, stats, False, TERM + 1, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED
-        )
-        other = foreground(maps, stats, True, VIEW, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
-        part_share = share if TERM == 0 else 1 - share
-        pool = labelled if PRESENT else k < maps[9]
-        scale = tl.load(upstream + 1) / tl.cast(maps[8], tl.float32)
-        rank = ranks + (image * 2 + TERM) * 3
-        gradient += _cross_gradient(maps, full, part, other, part_share, k, pool, inside, rank, scale, TARGET)
-    return gradient
-
-
-@triton.jit
-def slopes_kernel(
-    cam,
-    rcam,
-    labels,
-    visible,
-    stats,
-    ranks,
-    upstream,  # float32 [2]: gradients of L_tcp and L_cpcr
-    slopes,  # written, float32 [programs, B, COUNT, K, 2]
-    cam_n,
-    cam_k,
-    cam_p,
-    rcam_n,
-    rcam_k,
-    rcam_p,
-    batch,
-    classes,
-    grid_h,
-    grid_w,
-    out_h,
-    out_w,
     RECEIVERS: tl.constexpr,
     COUNT: tl.constexpr,
     TCP: tl.constexpr,
@@ -140,16 +47,11 @@ def slopes_kernel(
     UPSAMPLE: tl.constexpr,
     MINMAX: tl.constexpr,
     SHARED: tl.constexpr,
-    KP: tl.constexpr,
     SPAN: tl.constexpr,
 ):
-    """Sums of dL/dY where the numerator is positive, and of dL/dY times the numerator, over every n-th tile."""
-    maps = (cam, rcam, cam_n, cam_k, cam_p, rcam_n, rcam_k, rcam_p, batch, classes, grid_h, grid_w, out_h, out_w)
-    image = tl.program_id(1).to(tl.int64)
-    k = tl.arange(0, KP)
-    labelled = labels_of(labels, image, k, classes)
-    share = tl.load(visible + image).to(tl.float32)
-    count = out_h * out_w
+    """The slopes of classes k."""
+    batch, classes, out_w = maps[8], maps[9], maps[13]
+    count = maps[12] * out_w
     for which in tl.static_range(COUNT):
         lowest, _, kept, _, _ = norm_rule(
             maps,
@@ -163,11 +65,11 @@ def slopes_kernel(
             MINMAX,
             SHARED,
         )
-        flat = tl.zeros([KP], tl.float32)
-        steep = tl.zeros([KP], tl.float32)
+        flat = tl.zeros([k.shape[0]], tl.float32)
+        steep = tl.zeros([k.shape[0]], tl.float32)
         for start in range(tl.program_id(0) * SPAN, count, tl.num_programs(0) * SPAN):
             y, x, inside = positions(start, SPAN, out_w, count)
-            gradient = _map_gradient(
+            gradient = map_gradient(
                 maps, stats, ranks, upstream, image, k, labelled, share, y, x, inside,
                 RECEIVERS[which] > 2, RECEIVERS[which] % 3, TCP, CPCR, PAIR, PRESENT, TARGET, UPSAMPLE, MINMAX, SHARED,
             )  # fmt: skip
@@ -185,25 +87,15 @@ def slopes_kernel(
 
 
 @triton.jit
-def _first_row(cell, grid, out):
-    """First output index of a grid cell; corners are aligned."""
-    cells = tl.maximum(grid - 1, 1)
-    return tl.where(cell >= cells, out, (cell * tl.maximum(out - 1, 1) + cells - 1) // cells)
-
-
-@triton.jit
-def gradient_kernel(
+def slopes_kernel(
     cam,
     rcam,
     labels,
     visible,
     stats,
     ranks,
-    upstream,
-    slopes,  # float32 [B, COUNT, K, 2]
-    cam_gradient,  # written unless UPSAMPLE, float32 [3B, K, h, w], the views that receive any
-    rcam_gradient,  # written unless UPSAMPLE, float32 [3B, K, h, w]
-    corners,  # written if UPSAMPLE, float32 [B, COUNT, K, 4, cells]
+    upstream,  # float32 [2]: gradients of L_tcp and L_cpcr
+    slopes,  # float32 [programs, B, COUNT, K, 2], zero: an absent class may be left so
     cam_n,
     cam_k,
     cam_p,
@@ -228,13 +120,66 @@ def gradient_kernel(
     SHARED: tl.constexpr,
     KP: tl.constexpr,
     SPAN: tl.constexpr,
+    SLOTS: tl.constexpr,
+    SLOTS_SPAN: tl.constexpr,
 ):
-    """dL/dA at one tile of positions, or of one grid cell."""
-    maps = (cam, rcam, cam_n, cam_k, cam_p, rcam_n, rcam_k, rcam_p, batch, classes, grid_h, grid_w, out_h, out_w)
+    """Sums of dL/dY where the numerator is positive, and of dL/dY times the numerator, over every n-th tile."""
     image = tl.program_id(1).to(tl.int64)
-    k = tl.arange(0, KP)
-    labelled = labels_of(labels, image, k, classes)
+    labelled = labels_of(labels, image, tl.arange(0, KP), classes)
+    present = tl.sum(labelled.to(tl.int32), axis=0)
+    absent = tl.where(present <= SLOTS, classes - present, 0)
+    maps = (
+        cam, rcam, cam_n, cam_k, cam_p, rcam_n, rcam_k, rcam_p, batch, classes, grid_h, grid_w, out_h, out_w, absent
+    )  # fmt: skip
     share = tl.load(visible + image).to(tl.float32)
+    if present <= SLOTS:
+        k = present_classes(labelled, classes, KP, SLOTS)
+        _slopes(
+            maps, stats, ranks, upstream, slopes, image, k, k < classes, share,
+            RECEIVERS, COUNT, TCP, CPCR, PAIR, PRESENT, TARGET, UPSAMPLE, MINMAX, SHARED, SLOTS_SPAN,
+        )  # fmt: skip
+    else:
+        _slopes(
+            maps, stats, ranks, upstream, slopes, image, tl.arange(0, KP), labelled, share,
+            RECEIVERS, COUNT, TCP, CPCR, PAIR, PRESENT, TARGET, UPSAMPLE, MINMAX, SHARED, SPAN,
+        )  # fmt: skip
+
+
+@triton.jit
+def _first_row(cell, grid, out):
+    """First output index of a grid cell; corners are aligned."""
+    cells = tl.maximum(grid - 1, 1)
+    return tl.where(cell >= cells, out, (cell * tl.maximum(out - 1, 1) + cells - 1) // cells)
+
+
+@triton.jit
+def _gradients(
+    maps,
+    stats,
+    ranks,
+    upstream,
+    slopes,
+    cam_gradient,
+    rcam_gradient,
+    corners,
+    image,
+    k,
+    labelled,
+    share,
+    RECEIVERS: tl.constexpr,
+    COUNT: tl.constexpr,
+    TCP: tl.constexpr,
+    CPCR: tl.constexpr,
+    PAIR: tl.constexpr,
+    PRESENT: tl.constexpr,
+    TARGET: tl.constexpr,
+    UPSAMPLE: tl.constexpr,
+    MINMAX: tl.constexpr,
+    SHARED: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """dL/dA of classes k at one tile of positions, or of one grid cell."""
+    batch, classes, grid_h, grid_w, out_h, out_w = maps[8], maps[9], maps[10], maps[11], maps[12], maps[13]
     if UPSAMPLE:
         height, width = tl.cast(grid_h, tl.int32), tl.cast(grid_w, tl.int32)
         across = tl.maximum(width - 1, 1)
@@ -242,12 +187,12 @@ def gradient_kernel(
         top, left = _first_row(cell_y, height, out_h), _first_row(cell_x, width, out_w)
         columns = _first_row(cell_x + 1, width, out_w) - left
         count = (_first_row(cell_y + 1, height, out_h) - top) * columns
-        first = 0
+        first, step = 0, SPAN
         columns = tl.maximum(columns, 1)
     else:
         top, left, columns = 0, 0, out_w
-        first = tl.program_id(0) * SPAN
-        count = tl.minimum(out_h * out_w, first + SPAN)
+        count = out_h * out_w
+        first, step = tl.program_id(0) * SPAN, tl.num_programs(0) * SPAN
     for which in tl.static_range(COUNT):
         lowest, divisor, kept, own, own_divides = norm_rule(
             maps,
@@ -267,15 +212,15 @@ def gradient_kernel(
         row = stats + ((RECEIVERS[which] * batch + image) * classes + k) * 4
         low_share = (steep - flat / divisor) / tl.load(row + 2, mask=k < classes, other=1.0)
         high_share = tl.where(own_divides, -steep, 0.0) / tl.load(row + 3, mask=k < classes, other=1.0)
-        nw = tl.zeros([KP], tl.float32)
-        ne = tl.zeros([KP], tl.float32)
-        sw = tl.zeros([KP], tl.float32)
-        se = tl.zeros([KP], tl.float32)
-        for start in range(first, count, SPAN):
+        nw = tl.zeros([k.shape[0]], tl.float32)
+        ne = tl.zeros([k.shape[0]], tl.float32)
+        sw = tl.zeros([k.shape[0]], tl.float32)
+        se = tl.zeros([k.shape[0]], tl.float32)
+        for start in range(first, count, step):
             y, x, inside = positions(start, SPAN, columns, count)
             y += top
             x += left
-            gradient = _map_gradient(
+            gradient = map_gradient(
                 maps, stats, ranks, upstream, image, k, labelled, share, y, x, inside,
                 RECEIVERS[which] > 2, RECEIVERS[which] % 3, TCP, CPCR, PAIR, PRESENT, TARGET, UPSAMPLE, MINMAX, SHARED,
             )  # fmt: skip
@@ -308,8 +253,72 @@ def gradient_kernel(
 
 
 @triton.jit
+def gradient_kernel(
+    cam,
+    rcam,
+    labels,
+    visible,
+    stats,
+    ranks,
+    upstream,
+    slopes,  # float32 [B, COUNT, K, 2]
+    cam_gradient,  # written unless UPSAMPLE, float32 [3B, K, h, w], zero, as an absent class may be left
+    rcam_gradient,  # the same
+    corners,  # written if UPSAMPLE, float32 [B, COUNT, K, 4, cells], of present classes
+    cam_n,
+    cam_k,
+    cam_p,
+    rcam_n,
+    rcam_k,
+    rcam_p,
+    batch,
+    classes,
+    grid_h,
+    grid_w,
+    out_h,
+    out_w,
+    RECEIVERS: tl.constexpr,
+    COUNT: tl.constexpr,
+    TCP: tl.constexpr,
+    CPCR: tl.constexpr,
+    PAIR: tl.constexpr,
+    PRESENT: tl.constexpr,
+    TARGET: tl.constexpr,
+    UPSAMPLE: tl.constexpr,
+    MINMAX: tl.constexpr,
+    SHARED: tl.constexpr,
+    KP: tl.constexpr,
+    SPAN: tl.constexpr,
+    SLOTS: tl.constexpr,
+    SLOTS_SPAN: tl.constexpr,
+):
+    """dL/dA at one tile of positions, or of one grid cell."""
+    image = tl.program_id(1).to(tl.int64)
+    labelled = labels_of(labels, image, tl.arange(0, KP), classes)
+    present = tl.sum(labelled.to(tl.int32), axis=0)
+    absent = tl.where(present <= SLOTS, classes - present, 0)
+    maps = (
+        cam, rcam, cam_n, cam_k, cam_p, rcam_n, rcam_k, rcam_p, batch, classes, grid_h, grid_w, out_h, out_w, absent
+    )  # fmt: skip
+    share = tl.load(visible + image).to(tl.float32)
+    if present <= SLOTS:
+        k = present_classes(labelled, classes, KP, SLOTS)
+        _gradients(
+            maps, stats, ranks, upstream, slopes, cam_gradient, rcam_gradient, corners, image, k, k < classes, share,
+            RECEIVERS, COUNT, TCP, CPCR, PAIR, PRESENT, TARGET, UPSAMPLE, MINMAX, SHARED, SLOTS_SPAN,
+        )  # fmt: skip
+    else:
+        _gradients(
+            maps, stats, ranks, upstream, slopes, cam_gradient, rcam_gradient, corners,
+            image, tl.arange(0, KP), labelled, share,
+            RECEIVERS, COUNT, TCP, CPCR, PAIR, PRESENT, TARGET, UPSAMPLE, MINMAX, SHARED, SPAN,
+        )  # fmt: skip
+
+
+@triton.jit
 def collect_kernel(
-    corners,  # float32 [B, COUNT, K, 4, cells]
+    corners,  # float32 [B, COUNT, K, 4, cells], of present classes
+    labels,
     cam_gradient,
     rcam_gradient,
     batch,
@@ -326,7 +335,8 @@ def collect_kernel(
     k = tl.program_id(2)
     p = tl.program_id(0) * SPAN + tl.arange(0, SPAN)
     y, x = p // grid_w, p % grid_w
-    inside = p < grid_h * grid_w
+    present = tl.load(labels + image * classes + k) > 0
+    inside = (p < grid_h * grid_w) & present
     rows, columns = tl.maximum(grid_h - 1, 1), tl.maximum(grid_w - 1, 1)
     base = corners + ((image * COUNT + which) * classes + k) * 4 * rows * columns
     cell = y * columns + x

@@ -20,6 +20,7 @@ from cpn_kernels.ops.cp_loss.triton_tiles import (
     foreground,
     labels_of,
     positions,
+    present_classes,
     raw_tile,
     refined_background,
     strongest,
@@ -139,6 +140,39 @@ def _rank(value, pooled, prefix, LEVEL: tl.constexpr, SIZE: tl.constexpr):
 
 
 @triton.jit
+def _triplet_sum(
+    maps,
+    stats,
+    image,
+    k,
+    labelled,
+    share,
+    REFINED: tl.constexpr,
+    UPSAMPLE: tl.constexpr,
+    MINMAX: tl.constexpr,
+    SHARED: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """Sum of L_tcp's absolute differences over every n-th tile of an image, of classes k; the others differ by 0."""
+    classes, out_w = maps[9], maps[13]
+    count = maps[12] * out_w
+    total = 0.0
+    for start in range(tl.program_id(0) * SPAN, count, tl.num_programs(0) * SPAN):
+        y, x, inside = positions(start, SPAN, out_w, count)
+        held = (k < classes)[:, None] & inside[None, :]
+        for kind in tl.static_range(1 + REFINED):
+            full = foreground(maps, stats, kind, 0, False, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
+            error = share * foreground(
+                maps, stats, kind, 1, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED
+            )
+            error += (1 - share) * foreground(
+                maps, stats, kind, 2, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED
+            )
+            total += tl.sum(tl.where(held, tl.abs(error - full), 0.0))
+    return total
+
+
+@triton.jit
 def triplet_kernel(
     cam,
     rcam,
@@ -164,28 +198,77 @@ def triplet_kernel(
     SHARED: tl.constexpr,
     KP: tl.constexpr,
     SPAN: tl.constexpr,
+    SLOTS: tl.constexpr,
+    SLOTS_SPAN: tl.constexpr,
 ):
     """Sum of L_tcp's absolute differences over every n-th tile of an image."""
-    maps = (cam, rcam, cam_n, cam_k, cam_p, rcam_n, rcam_k, rcam_p, batch, classes, grid_h, grid_w, out_h, out_w)
     image = tl.program_id(1).to(tl.int64)
-    k = tl.arange(0, KP)
-    labelled = labels_of(labels, image, k, classes)
+    labelled = labels_of(labels, image, tl.arange(0, KP), classes)
+    present = tl.sum(labelled.to(tl.int32), axis=0)
+    absent = tl.where(present <= SLOTS, classes - present, 0)
+    maps = (
+        cam, rcam, cam_n, cam_k, cam_p, rcam_n, rcam_k, rcam_p, batch, classes, grid_h, grid_w, out_h, out_w, absent
+    )  # fmt: skip
     share = tl.load(visible + image).to(tl.float32)
-    count = out_h * out_w
-    total = 0.0
+    if present <= SLOTS:
+        k = present_classes(labelled, classes, KP, SLOTS)
+        total = _triplet_sum(
+            maps, stats, image, k, k < classes, share, REFINED, UPSAMPLE, MINMAX, SHARED,
+            SLOTS_SPAN,
+        )  # fmt: skip
+    else:
+        total = _triplet_sum(
+            maps, stats, image, tl.arange(0, KP), labelled, share, REFINED, UPSAMPLE, MINMAX, SHARED, SPAN
+        )
+    tl.store(sums + image * tl.num_programs(0) + tl.program_id(0), total)
+
+
+@triton.jit
+def _ranked(
+    maps,
+    stats,
+    image,
+    k,
+    labelled,
+    share,
+    term,
+    prefix,
+    LEVEL: tl.constexpr,
+    PRESENT: tl.constexpr,
+    TARGET: tl.constexpr,
+    UPSAMPLE: tl.constexpr,
+    MINMAX: tl.constexpr,
+    SHARED: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """Histogram [BINS] and sum of `_rank` over every n-th tile of an image; classes without a row have errors of 0."""
+    out_w = maps[13]
+    count = maps[12] * out_w
+    pool = labelled if PRESENT else k < maps[9]
+    counts = tl.zeros([BINS], tl.int32)
+    above = 0.0
     for start in range(tl.program_id(0) * SPAN, count, tl.num_programs(0) * SPAN):
         y, x, inside = positions(start, SPAN, out_w, count)
-        held = (k < classes)[:, None] & inside[None, :]
-        for kind in tl.static_range(1 + REFINED):
-            full = foreground(maps, stats, kind, 0, False, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
-            error = share * foreground(
-                maps, stats, kind, 1, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED
-            )
-            error += (1 - share) * foreground(
-                maps, stats, kind, 2, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED
-            )
-            total += tl.sum(tl.where(held, tl.abs(error - full), 0.0))
-    tl.store(sums + image * tl.num_programs(0) + tl.program_id(0), total)
+        full = foreground(maps, stats, False, 0, False, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
+        part = foreground(
+            maps, stats, False, 1 + term, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED
+        )
+        other = foreground(
+            maps, stats, True, 2 - term, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED
+        )
+        rest, back = cross_target(maps, full, part, share, k, TARGET)
+        front = tl.abs(rest - (1 - share) * other)
+        back = tl.abs(back - refined_background(strongest(maps, other, k), 1 - share, TARGET))
+        added, more = _rank(front, pool[:, None] & inside[None, :], prefix, LEVEL, k.shape[0] * SPAN)
+        counts += added
+        above += more
+        added, more = _rank(back, inside, prefix, LEVEL, SPAN)
+        counts += added
+        above += more
+        if not PRESENT:
+            zeros = maps[14] * tl.sum(inside.to(tl.int32), axis=0)
+            counts += tl.where((tl.arange(0, BINS) == 0) & (prefix == 0), zeros, 0)
+    return counts, above
 
 
 @triton.jit
@@ -219,46 +302,40 @@ def rank_kernel(
     SHARED: tl.constexpr,
     KP: tl.constexpr,
     SPAN: tl.constexpr,
+    SLOTS: tl.constexpr,
+    SLOTS_SPAN: tl.constexpr,
 ):
     """One pass of the radix select of one term of eq. 15, over every n-th tile of an image.
 
     The first term's target is what I_h leaves of Y_o, for I_hbar to refine; the second's is the other way round.
     """
-    maps = (cam, rcam, cam_n, cam_k, cam_p, rcam_n, rcam_k, rcam_p, batch, classes, grid_h, grid_w, out_h, out_w)
     image = tl.program_id(1).to(tl.int64)
     term = tl.program_id(2)
-    k = tl.arange(0, KP)
-    labelled = labels_of(labels, image, k, classes)
-    pool = labelled if PRESENT else k < classes
+    labelled = labels_of(labels, image, tl.arange(0, KP), classes)
+    present = tl.sum(labelled.to(tl.int32), axis=0)
+    absent = tl.where(present <= SLOTS, classes - present, 0)
+    maps = (
+        cam, rcam, cam_n, cam_k, cam_p, rcam_n, rcam_k, rcam_p, batch, classes, grid_h, grid_w, out_h, out_w, absent
+    )  # fmt: skip
     share = tl.load(visible + image).to(tl.float32)
     share = tl.where(term == 0, share, 1 - share)
-    count = out_h * out_w
     level_stride = tl.cast(batch, tl.int64) * 2 * BINS
     mine = histograms + (image * 2 + term) * BINS
     prefix = 0
     if LEVEL > 0:
-        k_wanted = wanted_count(tl.sum(labelled.to(tl.int32), axis=0), wanted, fraction_bits, count, PRESENT)
+        k_wanted = wanted_count(present, wanted, fraction_bits, out_h * out_w, PRESENT)
         prefix, _ = digits(mine, k_wanted, level_stride, LEVEL)
-    counts = tl.zeros([BINS], tl.int32)
-    above = 0.0
-    for start in range(tl.program_id(0) * SPAN, count, tl.num_programs(0) * SPAN):
-        y, x, inside = positions(start, SPAN, out_w, count)
-        full = foreground(maps, stats, False, 0, False, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED)
-        part = foreground(
-            maps, stats, False, 1 + term, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED
-        )
-        other = foreground(
-            maps, stats, True, 2 - term, True, image, k, labelled, y, x, inside, UPSAMPLE, MINMAX, SHARED
-        )
-        rest, back = cross_target(maps, full, part, share, k, TARGET)
-        front = tl.abs(rest - (1 - share) * other)
-        back = tl.abs(back - refined_background(strongest(maps, other, k), 1 - share, TARGET))
-        added, more = _rank(front, pool[:, None] & inside[None, :], prefix, LEVEL, KP * SPAN)
-        counts += added
-        above += more
-        added, more = _rank(back, inside, prefix, LEVEL, SPAN)
-        counts += added
-        above += more
+    if present <= SLOTS:
+        k = present_classes(labelled, classes, KP, SLOTS)
+        counts, above = _ranked(
+            maps, stats, image, k, k < classes, share, term, prefix,
+            LEVEL, PRESENT, TARGET, UPSAMPLE, MINMAX, SHARED, SLOTS_SPAN,
+        )  # fmt: skip
+    else:
+        counts, above = _ranked(
+            maps, stats, image, tl.arange(0, KP), labelled, share, term, prefix,
+            LEVEL, PRESENT, TARGET, UPSAMPLE, MINMAX, SHARED, SPAN,
+        )  # fmt: skip
     programs = tl.num_programs(0)
     tl.store(sums + ((LEVEL * batch + image) * 2 + term) * programs + tl.program_id(0), above)
     digit = tl.arange(0, BINS)

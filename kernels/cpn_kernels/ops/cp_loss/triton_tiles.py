@@ -1,8 +1,12 @@
 """What all loss kernels share: a tile of maps, its normalisation, and the errors of eq. 15.
 
-A tile is [classes padded to KP, positions]. Each pass over the maps computes again what it needs instead of reading it
-back. Passes must agree bit by bit (an error *is* the threshold, a value *is* the maximum), so the same functions serve
-all of them and they are compiled without fused multiply-add.
+A tile is [classes, positions]. Each pass over the maps computes again what it needs instead of reading it back. Passes
+must agree bit by bit (an error *is* the threshold, a value *is* the maximum), so the same functions serve all of them
+and they are compiled without fused multiply-add.
+
+An image holds few of the classes, and the normalised map of an absent one is 0: where at most SLOTS are present, the
+rows of a tile are those alone (`present_classes`), else all, padded to KP. What the zeros left out do to a maximum, to
+ties with it, and to the pool of OHEM, is put in by their number.
 """
 
 from __future__ import annotations
@@ -14,7 +18,8 @@ EPS = tl.constexpr(1e-5)
 MIN_PEAK = tl.constexpr(1e-2)
 
 # Six maps: the views 0, 1, 2 are I, I_h, I_hbar, of the CAM or (REFINED) of the RCAM. `maps` is the tuple (cam, rcam,
-# strides of cam: view and image, class, position, strides of rcam, images, classes, grid h, grid w, out H, out W).
+# strides of cam: view and image, class, position, strides of rcam, images, classes, grid h, grid w, out H, out W,
+# number of absent classes that have no row).
 
 
 @triton.jit
@@ -27,7 +32,7 @@ def source_cell(position, grid, out):
 
 @triton.jit
 def raw_tile(maps, REFINED: tl.constexpr, view, image, k, y, x, inside, UPSAMPLE: tl.constexpr):
-    """Raw CAM, or RCAM if REFINED, of classes k at output positions (y, x); float32 [KP, positions]."""
+    """Raw CAM, or RCAM if REFINED, of classes k at output positions (y, x); float32 [rows, positions]."""
     if REFINED:
         plane = maps[1] + (view * maps[8] + image) * maps[5] + k[:, None].to(tl.int64) * maps[6]
         step = maps[7]
@@ -66,7 +71,7 @@ def norm_rule(
     MINMAX: tl.constexpr,
     SHARED: tl.constexpr,
 ):
-    """Minimum, divisor, whether the channel is kept, own maximum, and whether that divides; all [KP].
+    """Minimum, divisor, whether the channel is kept, own maximum, and whether that divides; all [rows].
 
     HIDDEN says that the view is no I, whose maximum then bounds the divisor from below if SHARED.
     """
@@ -113,7 +118,7 @@ def foreground(
     MINMAX: tl.constexpr,
     SHARED: tl.constexpr,
 ):
-    """Normalised foreground Y of one map, [KP, positions]."""
+    """Normalised foreground Y of one map, [rows, positions]."""
     lowest, divisor, kept, _, _ = norm_rule(maps, stats, REFINED, view, HIDDEN, image, k, labelled, MINMAX, SHARED)
     raw = raw_tile(maps, REFINED, view, image, k, y, x, inside, UPSAMPLE)
     return tl.where(kept[:, None], numerator(raw, lowest, MINMAX) / divisor[:, None], 0.0)
@@ -121,20 +126,24 @@ def foreground(
 
 @triton.jit
 def strongest(maps, value, k):
-    """Maximum over the classes, [positions]."""
-    return tl.max(tl.where((k < maps[9])[:, None], value, float("-inf")), axis=0)
+    """Maximum over the classes, [positions]; classes without a row are 0."""
+    least = tl.where(maps[14] > 0, 0.0, float("-inf"))
+    return tl.maximum(tl.max(tl.where((k < maps[9])[:, None], value, float("-inf")), axis=0), least)
 
 
 @triton.jit
 def _winner(maps, value, k):
-    """1 for the first of the strongest classes of each position, else 0; [KP, positions]."""
+    """1 for the first of the strongest classes of each position, else 0; [rows, positions].
+
+    Where all rows are 0 a class without a row may be the first: what the mask then selects is 0 in either case.
+    """
     best = tl.argmax(tl.where((k < maps[9])[:, None], value, float("-inf")), axis=0)
-    return (k[:, None] == best[None, :]).to(tl.float32)
+    return (tl.arange(0, k.shape[0])[:, None] == best[None, :]).to(tl.float32)
 
 
 @triton.jit
 def cross_target(maps, full, part, share, k, TARGET: tl.constexpr):
-    """Foreground [KP, positions] and background [positions] of the target of one term of eq. 15."""
+    """Foreground [rows, positions] and background [positions] of the target of one term of eq. 15."""
     if TARGET == "released":
         scaled = share * part
         rest = full - scaled
@@ -173,3 +182,13 @@ def positions(start, SPAN: tl.constexpr, width, count):
 def labels_of(labels, image, k, classes):
     """Whether each class is in the image; [KP]."""
     return tl.load(labels + image * classes + k, mask=k < classes, other=0) > 0
+
+
+@triton.jit
+def present_classes(labelled, classes, KP: tl.constexpr, SLOTS: tl.constexpr):
+    """The first SLOTS classes that are in the image, in their order; `classes` in slots that are left. [SLOTS]."""
+    rank = tl.cumsum(labelled.to(tl.int32), axis=0)
+    slot = tl.arange(0, SLOTS)
+    hit = labelled[None, :] & (rank[None, :] == slot[:, None] + 1)
+    found = tl.sum(tl.where(hit, tl.arange(0, KP)[None, :], 0), axis=1)
+    return tl.where(slot < tl.sum(labelled.to(tl.int32), axis=0), found, classes)

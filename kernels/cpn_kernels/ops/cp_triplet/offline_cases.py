@@ -38,7 +38,7 @@ def offline_cases(capability: tuple[int, int]) -> list[Case]:
                     "CHANNELS_LAST": channels_last,
                     "BLOCK": triton_kernel.BLOCK,
                 },
-                common=channels_last and kind == "fp32",
+                common=channels_last,
             )
         )
     return found

@@ -46,7 +46,7 @@ def jittered_crop(image: np.ndarray, place: Place, steps: Sequence[Step], fill: 
 
 @cache
 def _function() -> ctypes.CDLL | None:
-    if not native_library.available() or not hasattr(native_library.library(), "cpn_jittered_crop_cpu"):
+    if not native_library.available():
         return None
     library = native_library.library()
     pointer, number = ctypes.c_void_p, ctypes.c_int

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cpn_kernels.ops.cp_loss import CpLossOptions, cp_loss, reference
+from cpn_kernels.ops.cp_loss import CpLossOptions, cp_loss, launch, reference
 from cpn_kernels.ops.cp_loss.op import cp_loss_op
 
 DEFAULT = CpLossOptions(tcp_target="pair")
@@ -17,12 +17,12 @@ VISIBLE = torch.tensor([0.4, 0.75], dtype=torch.float64)
 WEIGHTS = (1.3, 0.7)
 
 
-def raw_maps(seed: int, height: int = 4, width: int = 7) -> Tensor:
-    """Distinct numbers in (-1.5, 2.5), no zero among them: [6, 3, h, w], with a weak and an empty channel."""
+def raw_maps(seed: int, height: int = 4, width: int = 7, classes: int = 3) -> Tensor:
+    """Distinct numbers in (-1.5, 2.5), no zero among them: [6, K, h, w], with a weak and an empty channel."""
     generator = torch.Generator().manual_seed(seed)
-    count = 6 * 3 * height * width
+    count = 6 * classes * height * width
     maps = (torch.randperm(count, generator=generator).double() + 0.37) / count * 4 - 1.5
-    maps = maps.reshape(6, 3, height, width)
+    maps = maps.reshape(6, classes, height, width)
     maps[0, 2] /= 400  # below the least peak
     maps[5, 1] = -maps[5, 1].abs()
     maps[2, 0] = maps[2, 0].abs() + 0.3  # covers everything
@@ -30,26 +30,40 @@ def raw_maps(seed: int, height: int = 4, width: int = 7) -> Tensor:
 
 
 def law(
-    cam: Tensor, rcam: Tensor | None, options: CpLossOptions, size: tuple[int, int] | None
+    cam: Tensor,
+    rcam: Tensor | None,
+    options: CpLossOptions,
+    size: tuple[int, int] | None,
+    labels: Tensor = LABELS,
 ) -> tuple[Tensor, Tensor]:
-    return reference.cp_loss(cam, rcam, LABELS, VISIBLE, options, size)
+    return reference.cp_loss(cam, rcam, labels, VISIBLE, options, size)
 
 
 def ours(
-    cam: Tensor, rcam: Tensor | None, options: CpLossOptions, size: tuple[int, int] | None, device: torch.device
+    cam: Tensor,
+    rcam: Tensor | None,
+    options: CpLossOptions,
+    size: tuple[int, int] | None,
+    device: torch.device,
+    labels: Tensor = LABELS,
 ) -> Tensor:
-    return cp_loss_op(cam, rcam, LABELS.to(device), VISIBLE.float().to(device), list(size or ()), *options.values())[0]
+    return cp_loss_op(cam, rcam, labels.to(device), VISIBLE.float().to(device), list(size or ()), *options.values())[0]
 
 
 def compare(
-    cam: Tensor, rcam: Tensor | None, device: torch.device, size: tuple[int, int] | None = None, **changed: object
+    cam: Tensor,
+    rcam: Tensor | None,
+    device: torch.device,
+    size: tuple[int, int] | None = None,
+    labels: Tensor = LABELS,
+    **changed: object,
 ) -> None:
     """Both losses, and the gradients of a weighted sum of them relative to their largest element."""
     options = dataclasses.replace(DEFAULT, **changed)
     exact = [x.clone().requires_grad_() for x in (cam, rcam) if x is not None]
     single = [x.float().to(device).requires_grad_() for x in (cam, rcam) if x is not None]
-    expected = law(exact[0], exact[1] if rcam is not None else None, options, size)
-    found = ours(single[0], single[1] if rcam is not None else None, options, size, device)
+    expected = law(exact[0], exact[1] if rcam is not None else None, options, size, labels)
+    found = ours(single[0], single[1] if rcam is not None else None, options, size, device, labels)
     torch.testing.assert_close(found.detach().cpu().double(), torch.stack(expected).detach(), rtol=2e-6, atol=1e-6)
     total = expected[0] * WEIGHTS[0] + expected[1] * WEIGHTS[1]
     if not total.requires_grad:
@@ -102,6 +116,46 @@ def test_upsampled_with_the_pair_as_target(device: torch.device) -> None:
 def test_one_position_and_the_same_size(device: torch.device) -> None:
     compare(raw_maps(0, 1, 1), raw_maps(1, 1, 1), device)
     compare(raw_maps(0, 3, 4), raw_maps(1, 3, 4), device, (3, 4))
+
+
+FEW_AND_MANY = torch.tensor([[0, 1, 0, 0, 1, 0], [1, 1, 0, 1, 1, 1]])
+"""Of six classes the first image has two, the rows of its tiles, the second five: more than there are slots."""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tcp_target": "image"},
+        {"ohem_pool": "all"},
+        {"ohem_pool": "all", "ohem": 0.9, "cpcr_target": "dense", "map_norm": "max"},  # counts zeros of absent classes
+        {"cpcr_target": "released", "ohem_pool": "all", "refined_pair_gradient": True},
+    ],
+    ids=str,
+)
+def test_few_classes_of_many(options: dict, device: torch.device) -> None:
+    assert launch.slots(6) == 4 < launch.padded(6)
+    maps = [raw_maps(seed, 3, 4, classes=6) for seed in (0, 1)]
+    compare(*maps, device, labels=FEW_AND_MANY, **options)
+
+
+def test_few_classes_of_many_upsampled(device: torch.device) -> None:
+    maps = [raw_maps(seed, 3, 3, classes=6) for seed in (0, 1)]
+    compare(*maps, device, (7, 5), FEW_AND_MANY, tcp_target="image")
+
+
+def test_absent_classes_change_nothing_but_the_number_of_elements(device: torch.device) -> None:
+    """Two of three classes, and the same two among six: L_tcp is a mean over all classes, L_cpcr's pool is the same."""
+    cam, rcam = (raw_maps(seed, 3, 4) for seed in (0, 1))
+    labels = torch.tensor([[1, 0, 1], [0, 1, 0]])
+    wide, wide_labels = [], torch.zeros(2, 6, dtype=torch.int64)
+    wide_labels[:, [1, 2, 5]] = labels
+    for maps in (cam, rcam):
+        spread = torch.full((6, 6, 3, 4), 7.0, dtype=torch.float64)  # what an absent class shows is not looked at
+        spread[:, [1, 2, 5]] = maps
+        wide.append(spread)
+    narrow = ours(cam.float().to(device), rcam.float().to(device), DEFAULT, None, device, labels)
+    found = ours(*(maps.float().to(device) for maps in wide), DEFAULT, None, device, wide_labels)
+    torch.testing.assert_close(found, narrow * torch.tensor([0.5, 1.0], device=device), rtol=1e-6, atol=0)
 
 
 def tied_maps(seed: int) -> Tensor:

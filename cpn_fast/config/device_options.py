@@ -1,0 +1,60 @@
+"""Where a training runs, and with which numbers; what is left to the machine is settled as the training begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+Switch = Literal["auto", "on", "off"]
+
+CPU_WORKERS = 2
+"""Data-loading processes where the network trains on the CPU."""
+
+SWITCHES = ("compile",)
+"""Options that were true or false in earlier versions."""
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where a training runs, and with which numbers.
+
+    Attributes:
+        accelerator: Fabric accelerator.
+        devices: processes (CPU) or GPUs.
+        workers: data-loading processes of each; None = 2, on a GPU as many as there are cores for.
+        precision: Lightning Fabric precision; "auto" = bf16-mixed on a GPU that has it, else 32-true.
+        compile: torch.compile network and loss, "on" or "off"; "auto" = on where a GPU trains, once a step has passed
+            without it; off on the CPU, where it costs speed.
+        trial_step: before a run begins, take one step of the kind that its end is made of and throw it away, so that
+            what does not fit into memory or does not compile shows at once; "auto" = on a GPU. No number of the run
+            depends on it.
+        channels_last: memory format (faster in trials on a CPU; not tried on a GPU).
+        tf32: TF32 matrix products on a GPU.
+        cudnn_benchmark: let cuDNN time its convolutions on a GPU at the first step of each size and take the fastest;
+            two runs, or a run and its resumption, may then differ in their last bits.
+    """
+
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = 1
+    workers: int | None = None
+    precision: Precision = "auto"
+    compile: Switch = "auto"
+    trial_step: Switch = "auto"
+    channels_last: bool = True
+    tf32: bool = True
+    cudnn_benchmark: bool = True
+
+    @property
+    def loaders(self) -> int:
+        """Data-loading processes: those given, else those of a CPU."""
+        return CPU_WORKERS if self.workers is None else self.workers
+
+
+def from_earlier_versions(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a config.json in the words of today: what was true is "on"."""
+    said = {True: "on", False: "off"}
+    return {
+        name: said[value] if name in SWITCHES and isinstance(value, bool) else value for name, value in values.items()
+    }
