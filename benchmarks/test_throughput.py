@@ -81,7 +81,7 @@ def figures(records: list[dict[str, Any]]) -> dict[str, float]:
 @pytest.mark.parametrize("method", ["cam", "seam", "cpn"])
 def test_training(method: str, data: Path, tmp_path: Path, record_pair: Callable[..., float]) -> None:
     eager = train(data, tmp_path / "eager", method)
-    compiled = train(data, tmp_path / "compiled", method, "--compile")
+    compiled = train(data, tmp_path / "compiled", method, "--compile", "on")
     for expected, found in zip(eager[:5], compiled[:5], strict=True):
         assert abs(found["loss"] - expected["loss"]) <= TOLERANCE * max(1.0, abs(expected["loss"]))
     record_pair(candidate=figures(compiled), peer=figures(eager))

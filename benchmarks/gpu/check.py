@@ -208,17 +208,21 @@ def part_steps(part: str, out: Path, data: str | None, weights: Path | None, bac
     cpn = [python, "-m", "cpn_fast.cli"]
     given = ["--weights", str(weights)] if weights else []
     crop = [] if data else ["--crop", "112", "--patch.segments", "40"]
+    # As a user trains, precision and loaders left to the machine; compilation, the slowest to begin, has its own step.
     train = [
         *cpn, "train", "--data", source, "--method", "cpn", "--backbone", backbone, *given, *crop, "--max-steps", "60",
-        "--options.warm-up", "0", "--eval-every", "0", "--precision", "bf16-mixed", "--output", str(run),
+        "--eval-every", "0",
     ]  # fmt: skip
+    eager = [*train, "--options.warm-up", "0", "--compile", "off", "--output", str(run)]
     steps = [
         Step("step", [python, "-m", "benchmarks.gpu.train_step", str(timed)], 150, timed),
-        Step("train", train, 120),
+        Step("train", eager, 120),
         Step("label", [*cpn, "label", str(run), "--data", source, "--split", "val", "--output", f"{run}-masks"], 60),
         Step("evaluate", [*cpn, "evaluate", f"{run}-masks", "--data", source, "--split", "val"], 60),
         Step("compiled-step", [python, "-m", "benchmarks.gpu.train_step", str(out / "compiled_step.json"), "--compile"],
              240, out / "compiled_step.json"),
+        # Every default: the step tried out before the warm-up, and --compile auto with what it says where it fails.
+        Step("train-defaults", [*train, "--output", f"{run}-defaults"], 240),
     ]  # fmt: skip
     if data is None:
         demo = "from cpn_fast.data.sources.demo import generate_demo; import sys; "

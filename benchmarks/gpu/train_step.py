@@ -93,6 +93,7 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true")
     given = parser.parse_args()
     set_tf32(True)
+    torch.backends.cudnn.benchmark = True  # as a run has it
     figures: dict[str, Any] = {"step": f"ResNet38, {BATCH} x {CROP} px, bf16", "compiled": given.compile}
 
     def keep(**values: Any) -> None:
@@ -122,6 +123,11 @@ def main() -> int:
         voc_8_epochs_minutes=round(IMAGES_PER_EPOCH // BATCH * EPOCHS * taken / 60, 1),
         last_loss=float(step()),
     )
+    if not given.compile:
+        torch.backends.cudnn.benchmark = False
+        step()  # chooses its convolutions anew
+        keep(step_ms_without_cudnn_benchmark=1e3 * statistics.median(seconds(step, "cuda", calls=5) for _ in range(3)))
+        torch.backends.cudnn.benchmark = True
     rate = peak_tflops()
     keep(
         share_of_bf16_peak=tflop / taken / rate if rate else None,

@@ -18,6 +18,8 @@ from benchmarks import waterfall
 from benchmarks.gpu import check
 from benchmarks.gpu.steps import OUT_OF_TIME, Record, Step, read_figures, run_steps
 from benchmarks.gpu.train_step import TrainStep
+from cpn_fast.cam.options import parse
+from cpn_fast.config.training import DeviceOptions
 
 
 def python(code: str) -> list[str]:
@@ -179,7 +181,9 @@ def test_the_parts_are_planned(tmp_path: Path) -> None:
     bench = {step.name for step in check.part_steps("bench", tmp_path, None, None, "resnet38_tiny")}
     assert {"test_pixel_correlation", "test_cp_loss", "test_cp_triplet", "test_superpixels", "waterfall"} <= bench
     train = check.part_steps("train", tmp_path, "voc:x", Path("w.safetensors"), "mobilenet_v2")
-    assert [step.name for step in train] == ["step", "train", "label", "evaluate", "compiled-step"]
+    assert [step.name for step in train] == [
+        "step", "train", "label", "evaluate", "compiled-step", "train-defaults",
+    ]  # fmt: skip
     assert "voc:x" in train[1].argv and "w.safetensors" in train[1].argv
     assert check.BUDGET < 8 * 60
 
@@ -196,8 +200,23 @@ def test_the_kernels_part_runs_the_triton_folder_first_and_side_by_side(tmp_path
 
 
 def test_the_trained_steps_have_a_cpn_step_among_them(tmp_path: Path) -> None:
-    train = next(s for s in check.part_steps("train", tmp_path, None, None, "resnet38_tiny") if s.name == "train")
-    assert train.argv[train.argv.index("--options.warm-up") + 1] == "0"
+    steps = {step.name: step for step in check.part_steps("train", tmp_path, None, None, "resnet38_tiny")}
+    train = steps["train"].argv
+    assert train[train.index("--options.warm-up") + 1] == "0"
+
+
+def test_the_trained_steps_take_what_a_user_gets(tmp_path: Path) -> None:
+    """Nothing that a GPU decides by itself is given, but for compilation, which is a step of its own at the end."""
+    steps = check.part_steps("train", tmp_path, None, None, "resnet38_tiny")
+    trained = {step.name: [str(word) for word in step.argv] for step in steps if "train" in step.argv}
+    assert list(trained) == ["train", "train-defaults"] and steps[-1].name == "train-defaults"
+    for name, argv in trained.items():
+        config = parse(argv[argv.index("train") + 1 :])
+        assert (config.device, config.loop.max_steps) == (
+            DeviceOptions(compile="off" if name == "train" else "auto"),
+            60,
+        )
+    assert parse(trained["train-defaults"][4:]).options.warm_up > 0  # so that the step tried out is the first of CPN
 
 
 def test_a_missing_nvcc_ends_the_part_with_its_reason(tmp_path: Path) -> None:
