@@ -15,7 +15,8 @@ from PIL import Image
 from skimage import data
 
 import cpn_fast
-from cpn_fast.report.pictures import heat, page_palette
+from cpn_fast.files.palette import page_palette
+from cpn_fast.report.pictures import heat
 
 OUTPUT = Path(__file__).parent / "images" / "overview.png"
 HEIGHT, GAP, COLOURS = 150, 6, 192

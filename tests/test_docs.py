@@ -34,8 +34,8 @@ NAVIGATION = re.findall(
 PAGES = [README, *(DOCS / name for name in NAVIGATION)]
 GUIDE = [page for page in PAGES if page.parent.name == "guide"]
 DOOR = [README, *(page for page in PAGES if page.parent.name == "start")]
-TAGS = ("cpu", "gpu", "voc", "setup", "python", "none")
-"""Of a block: run here; the parser's; the parser's; targets of make; Python that runs; nothing that a test could do."""
+TAGS = ("cpu", "gpu", "voc", "parsed", "setup", "python", "none")
+"""Of a block: run here; the parser's three times; targets of make; Python that runs; nothing that a test could do."""
 SMALL_TRAINING = (
     *("--max-steps", "2", "--epochs", "1", "--crop", "64", "--batch-size", "2", "--workers", "0", "--val-images", "2"),
 )
@@ -116,7 +116,7 @@ def test_lines_that_end_in_a_backslash_go_on() -> None:
     assert list(blocks(text)) == [("cpu", ["cpn a    --b", "cpn c"])]
 
 
-@pytest.mark.parametrize("command", tagged("gpu", "voc", "cpu"))
+@pytest.mark.parametrize("command", tagged("gpu", "voc", "parsed", "cpu"))
 def test_command_is_understood_by_the_real_parser(command: str) -> None:
     parse(command)
 
@@ -259,6 +259,15 @@ def photos(small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return root
 
 
+def decide(masks: Path) -> None:
+    """What a person does on the page of `cpn review`: one mask is rejected, one to be corrected, the others good."""
+    folder = masks / "SegmentationClass"
+    names = [path.relative_to(folder).with_suffix("") for path in sorted(folder.rglob("*.png"))]
+    said = ["rejected", "needs-correction", *["accepted"] * (len(names) - 2)]
+    rows = [f"{name},{decision}" for name, decision in zip(names, said, strict=True)]
+    (masks / "review.csv").write_text("\n".join(["name,decision", *rows]) + "\n", encoding="utf-8")
+
+
 def run_commands(pages: Sequence[Path], capsys: pytest.CaptureFixture[str]) -> None:
     from cpn_export.label import main as cpn_label
 
@@ -267,6 +276,8 @@ def run_commands(pages: Sequence[Path], capsys: pytest.CaptureFixture[str]) -> N
         small = SMALL.get(cli.split_name(words)[0], ())
         status = cpn_label(words) if program == "cpn-label" else cli.main([*words, *small])
         assert status == 0, f"{command}\n{capsys.readouterr().err}"
+        if words[0] == "review":
+            decide(Path(words[1]))
 
 
 def run_python(pages: Sequence[Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -313,6 +324,10 @@ def test_the_guide_runs(photos: Path, capsys: pytest.CaptureFixture[str], monkey
         "masks-yolo/data.yaml",
         "masks-voc-folder/labelmap.txt",
         "runs/corrected/metrics.jsonl",
+        "masks-csv/review.html",
+        "runs/accepted/metrics.jsonl",
+        "to-correct.json",
+        "rejected.json",
     ):
         assert (made / path).is_file(), path
     ids = sorted(path.relative_to(photos / "images").with_suffix("") for path in photos.rglob("*.jpg"))

@@ -104,7 +104,7 @@ def test_wheel_holds_the_three_packages_and_the_licence(wheel: Path, repository:
         (entry_points,) = (archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
     for package in ("cpn_fast", "kernels/cpn_kernels", "export/cpn_export"):
         folder = repository / package
-        files = [path for path in folder.rglob("*") if path.suffix in (".py", ".typed", ".html", ".css")]
+        files = [path for path in folder.rglob("*") if path.suffix in (".py", ".typed", ".html", ".css", ".js")]
         assert len(files) > 10
         assert {path.relative_to(folder.parent).as_posix() for path in files} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)

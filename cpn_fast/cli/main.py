@@ -94,6 +94,11 @@ COMMANDS: dict[str, Command] = {
         "cpn_fast.convert.options:ConvertConfig",
         "cpn_fast.convert.command:run_convert",
     ),
+    "review": Command(
+        "look through masks in a browser and say which are good",
+        "cpn_fast.review.options:ReviewConfig",
+        "cpn_fast.review.command:run_review",
+    ),
     "export": Command(
         "write a run as an ONNX model", "cpn_fast.config.export:ExportConfig", "cpn_export.to_onnx:run_export"
     ),

@@ -12,6 +12,7 @@ import tyro
 
 from cpn_fast.config.device_options import DeviceOptions as DeviceOptions
 from cpn_fast.config.groups import FLAT, flat_groups
+from cpn_fast.config.reviewed import ReviewedOptions
 
 MethodName = Literal["cam", "seam", "seam_prcm", "cpn"]
 PresetName = Literal["default", "paper", "released"]
@@ -298,7 +299,7 @@ class TrainConfig(TrainingConfig):
 
 
 @dataclass(frozen=True)
-class SegmentConfig(TrainingConfig):
+class SegmentConfig(ReviewedOptions, TrainingConfig):
     """One training of a segmentation network (method section 9; paper section 4.3).
 
     Attributes:

@@ -22,9 +22,10 @@ from cpn_fast.files.apart import check_apart
 from cpn_fast.files.atomic import atomic_path, atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.jobs import JobSummary, bounded_map
-from cpn_fast.files.mask_folder import LABELMAP_NAME
+from cpn_fast.files.mask_folder import LABELMAP_NAME, MaskFolder
 from cpn_fast.files.output_folder import MANIFEST_NAME, SETTINGS_NAME
 from cpn_fast.files.progress import SILENT, Progress
+from cpn_fast.files.review_csv import REVIEW_NAME, decided_names
 from cpn_fast.files.threads import thread_pool
 
 ABOUT_NAME = "convert.json"
@@ -68,7 +69,7 @@ def run_convert(config: ConvertConfig, progress: Progress = SILENT) -> ConvertSu
     if config.to == "masks":
         return run_to_masks(config, progress)
     assert config.format is not None
-    selection = select_masks(config.masks, config.classes, config.split, config.images)
+    selection = _reviewed(config, select_masks(config.masks, config.classes, config.split, config.images), progress)
     if config.void == "label":
         selection = selection.with_void_class()
     kind = FORMATS[config.format].writer
@@ -89,12 +90,29 @@ def run_convert(config: ConvertConfig, progress: Progress = SILENT) -> ConvertSu
     return ConvertSummary(len(selection.items), objects, selection.left_out, config.output, len(selection.renamed))
 
 
+def _reviewed(config: ConvertConfig, selection: MaskSelection, progress: Progress) -> MaskSelection:
+    """The masks of which a person said what `--only` asks for; all where it is not given."""
+    if config.only is None:
+        return selection
+    folder = MaskFolder.find(config.masks)
+    assert folder is not None
+    review = config.review or folder.root / REVIEW_NAME
+    chosen = selection.only(decided_names(folder, folder.paths(), config.only, review))
+    if not chosen.items:
+        raise DataError(f"{review}: none of the {len(selection.items)} masks that are asked for is {config.only}")
+    progress.say(f"{len(chosen.items)} of {len(selection.items)} masks are {config.only} by {review}")
+    return chosen
+
+
 def _check_options(config: ConvertConfig) -> None:
+    config.check_reviewed()
     if config.workers < 1:
         raise DataError(f"--workers {config.workers}: expected at least 1")
     if not 0 <= config.tolerance < 1000:
         raise DataError(f"--tolerance {config.tolerance}: expected a number of pixels from 0 to 1000")
     if config.to == "masks":
+        if config.only is not None:
+            raise DataError(f"--only {config.only}: goes by a review of masks; leave it out with --to masks")
         return
     if config.format is None:
         raise DataError("--format is missing: expected that of the tool, or --to masks for what a tool exported")
@@ -114,9 +132,9 @@ def _check_options(config: ConvertConfig) -> None:
 def _summary_line(config: ConvertConfig, selection: MaskSelection, objects: int, void: int) -> str:
     text = f"{config.output}: {len(selection.items)} images, {objects} objects, {len(selection.classes)} classes"
     if selection.left_out:
-        text += (
-            f"; {selection.left_out} images excluded, not {'in the split' if config.split else 'done by the manifest'}"
-        )
+        reasons = [f"not {config.only}"] if config.only else []
+        reasons += ["not in the split"] if config.split else [] if config.only else ["not done by the manifest"]
+        text += f"; {selection.left_out} images excluded, {' or '.join(reasons)}"
     if void:
         text += f"; {void} void pixels became background"
     if selection.renamed:

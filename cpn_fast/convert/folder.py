@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -81,6 +81,11 @@ class MaskSelection:
     left_out: int
     folder: Path
     renamed: tuple[Renamed, ...] = ()
+
+    def only(self, names: Collection[str]) -> MaskSelection:
+        """The same of these masks alone."""
+        items = tuple(item for item in self.items if item.id in names)
+        return replace(self, items=items, left_out=self.left_out + len(self.items) - len(items))
 
     def with_void_class(self) -> MaskSelection:
         """The same with void as one more class, called void.

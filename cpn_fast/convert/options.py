@@ -8,13 +8,14 @@ from typing import Annotated, Literal
 
 import tyro
 
+from cpn_fast.config.reviewed import ReviewedOptions
 from cpn_fast.convert.formats import FormatName
 from cpn_fast.convert.instances import Instances
 from cpn_fast.convert.writer import Shapes
 
 
 @dataclass(frozen=True)
-class ConvertConfig:
+class ConvertConfig(ReviewedOptions):
     """Write a folder of masks in VOC layout, ours or anyone's, in another tool's format; or bring corrected masks back.
 
     Attributes:

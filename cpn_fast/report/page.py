@@ -10,7 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cpn_fast.report.pictures import Row, page_palette
+from cpn_fast.files.palette import page_palette
+from cpn_fast.report.pictures import Row
 
 if TYPE_CHECKING:
     from jinja2 import Environment

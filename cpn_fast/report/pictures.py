@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import colorsys
-import functools
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cpn_fast.cam.map_options import ResolvedMaps
-from cpn_fast.data.types import VOID, Record, Source
+from cpn_fast.data.types import Record, Source
 from cpn_fast.files.masks import read_mask
+from cpn_fast.files.palette import page_palette
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.reader import Failure, InferenceOptions
 from cpn_fast.metrics.beta_sweep import mask_at
@@ -123,21 +122,6 @@ def heat(image: NDArray[np.uint8], classes: NDArray[np.intp], maps: NDArray[np.f
     score = maps.max(axis=0)[..., None].clip(0, 1)
     colour = page_palette()[1 + classes[maps.argmax(axis=0)]]
     return ((1 - 0.85 * score) * grey + 0.85 * score * colour).astype(np.uint8)
-
-
-@functools.cache
-def page_palette() -> NDArray[np.uint8]:
-    """Colours of the page, uint8 [256, 3]: background black, void white, classes by the golden angle of hue.
-
-    VOC's own palette, which the mask files have, tells neighbouring classes apart by shades that an eye can't.
-    """
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    for label in range(254):
-        bright = (1.0, 0.75, 0.9)[label % 3]
-        rgb = colorsys.hsv_to_rgb(label * 0.381966 % 1.0, (0.75, 0.9, 0.5)[label // 3 % 3], bright)
-        palette[label + 1] = [round(255 * value) for value in rgb]
-    palette[VOID] = 255
-    return palette
 
 
 def photo_uri(image: NDArray[np.uint8]) -> str:

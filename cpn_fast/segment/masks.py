@@ -16,6 +16,7 @@ from cpn_fast.data.types import Record, Sample, Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder, seen_instead
 from cpn_fast.files.progress import SILENT, Progress
+from cpn_fast.files.review_csv import REVIEW_NAME, Decision, decided_names
 from cpn_fast.inference.class_mapping import ClassMapping
 
 log = logging.getLogger(__name__)
@@ -136,6 +137,37 @@ def examine(masks: TrainingMasks, record: Record) -> Finding:
     except DataError as error:
         return Finding("wrong", str(error))
     return Finding("ok") if absent is None else Finding("missing", absent)
+
+
+def reviewed(
+    masks: TrainingMasks, records: Sequence[Record], decision: Decision | None, review: Path | None
+) -> list[bool]:
+    """Which records a person said this of, by their masks.
+
+    Args:
+        masks: where they come from.
+        records: the split.
+        decision: what was said; None = every record counts.
+        review: the file that says it; None = `review.csv` in the folder of masks.
+
+    Raises:
+        DataError: for masks of the source, which nobody reviews, a file that does not fit, or if no record is left.
+    """
+    if decision is None:
+        return [True] * len(records)
+    if not isinstance(masks, FolderMasks):
+        raise DataError(f"--only {decision}: goes by a review of a folder of masks; leave it out with --masks {TRUTH}")
+    folder = masks.folder
+    path = folder.root / REVIEW_NAME if review is None else review
+    names = decided_names(folder, folder.paths(), decision, path)
+    chosen = [record.id in names for record in records]
+    if not any(chosen):
+        raise DataError(
+            f"{path}: none of its {len(names)} {decision} masks is of this split ({len(records)} images, "
+            f"{records[0].id!r} for instance); review the masks of the split that is trained on"
+        )
+    log.info("%d of %d images: those whose mask is %s by %s", sum(chosen), len(records), decision, path)
+    return chosen
 
 
 def check_masks(

@@ -20,7 +20,7 @@ from cpn_fast.models.deeplab import DeepLab, norm_momentum, set_norm_momentum
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.segment.batches import SegmentBatch, SegmentStream
 from cpn_fast.segment.loss import PixelClassification
-from cpn_fast.segment.masks import check_masks, open_masks
+from cpn_fast.segment.masks import check_masks, open_masks, reviewed
 from cpn_fast.segment.validation import SegmentValidator, create_segment_validator
 from cpn_fast.training.run import run_training
 from cpn_fast.training.task import TrainingTask
@@ -58,17 +58,26 @@ class SegmentTask(TrainingTask[SegmentConfig]):
         self.classes, self.num_records = tuple(self.source.classes), len(self.records)
 
     def _usable(self, records: Sequence[Record]) -> list[Record]:
-        """The records that have masks; the first process looks, and where it finds a fault all processes end."""
+        """The records whose masks are to be used; the first process looks, and where it finds a fault all end."""
         found: list[bool] | str = ""
         if self.fabric.is_global_zero:
             try:
-                found = check_masks(self.masks, records, self.config.allow_missing, self.progress)
+                found = self._looked_at(records)
             except DataError as error:
                 found = str(error)
         found = self.fabric.broadcast(found)
         if isinstance(found, str):
             raise DataError(found)
         return [record for record, usable in zip(records, found, strict=True) if usable]
+
+    def _looked_at(self, records: Sequence[Record]) -> list[bool]:
+        """Per record, whether it can be trained on. Raises DataError for masks, or a review, that do not fit."""
+        config = self.config
+        config.check_reviewed()
+        chosen = reviewed(self.masks, records, config.only, config.review)
+        wanted = [record for record, is_chosen in zip(records, chosen, strict=True) if is_chosen]
+        usable = iter(check_masks(self.masks, wanted, config.allow_missing, self.progress))
+        return [is_chosen and next(usable) for is_chosen in chosen]
 
     def create_net(self) -> DeepLab:
         """The untrained DeepLab, its batch norms as slow as the length of the training allows."""

@@ -343,3 +343,42 @@ def test_an_output_among_the_masks_is_refused(masks: Path, name: str) -> None:
     with pytest.raises(DataError, match=r"lies in the data|is read by this command"):
         run_convert(ConvertConfig(masks, "coco", masks / name, overwrite=True))
     assert {path: path.read_bytes() for path in masks.rglob("*") if path.is_file()} == before
+
+
+def test_only_the_masks_of_which_a_person_said_so(
+    masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (masks / "review.csv").write_text("name,decision\npixel,rejected\nsub folder/blocks,accepted\nfull,rejected\n")
+    output = tmp_path / "rejected.json"
+    arguments = ["convert", str(masks), "--format", "coco", "--output", str(output), "--only", "rejected"]
+    assert cli.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert f"2 of 6 masks are rejected by {masks / 'review.csv'}" in said
+    assert "2 images, 2 objects, 3 classes; 4 images excluded, not rejected" in said
+    assert [image["file_name"] for image in COCO(output).dataset["images"]] == ["full.jpg", "pixel.jpg"]
+    split = tmp_path / "split.txt"
+    split.write_text("full\nvoid\n")
+    summary = run_convert(ConvertConfig(masks, "coco", tmp_path / "two.json", only="rejected", split=split))
+    assert (summary.images, summary.left_out) == (1, 5)
+    elsewhere = (masks / "review.csv").rename(tmp_path / "mine.csv")
+    summary = run_convert(ConvertConfig(masks, "coco", tmp_path / "three.json", only="accepted", review=elsewhere))
+    assert summary.images == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (None, {"only": "accepted"}, r"review\.csv: no such file; decide over the masks first"),
+        ("name,decision\npixel,ok\n", {"only": "accepted"}, r"review\.csv, line 2: unknown decision 'ok'"),
+        ("name,decision\nnobody,accepted\n", {"only": "accepted"}, r"line 2: 'nobody' has no mask in the folder"),
+        ("name,decision\npixel,accepted\n", {"only": "rejected"}, "no mask is rejected"),
+        ("name,decision\npixel,accepted\n", {"review": Path("r.csv")}, "--review r.csv: say what of it to take"),
+        ("name,decision\npixel,accepted\n", {"only": "accepted", "to": "masks"}, "leave it out with --to masks"),
+    ],
+)
+def test_reviews_that_do_not_fit(masks: Path, tmp_path: Path, text: str | None, options: Any, message: str) -> None:
+    if text is not None:
+        (masks / "review.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        run_convert(ConvertConfig(masks, "coco", tmp_path / "out.json", **options))
+    assert not (tmp_path / "out.json").exists()

@@ -14,8 +14,9 @@ import pytest
 
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import write_mask
+from cpn_fast.files.palette import page_palette
 from cpn_fast.report.command import ReportConfig, run_report
-from cpn_fast.report.pictures import heat, page_palette
+from cpn_fast.report.pictures import heat
 from cpn_fast.runs.folder import RunFolder
 
 VOID_ELEMENTS = {"meta", "img", "br", "line", "polyline", "circle", "rect"}

@@ -15,7 +15,7 @@ from cpn_fast.data.sources.voc import VOC_CLASSES
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import read_mask, write_labelmap, write_mask
 from cpn_fast.scoring.command import EvaluateConfig, run_evaluate
-from cpn_fast.segment.masks import FolderMasks, check_masks, open_masks
+from cpn_fast.segment.masks import FolderMasks, check_masks, open_masks, reviewed
 from tests.cpn_fast.segment.voc_squares import draw, make
 
 
@@ -138,3 +138,25 @@ def test_masks_of_a_source_that_makes_its_own(small_demo: Path) -> None:
     masks = open_masks("truth", source)
     assert not isinstance(masks, FolderMasks)
     assert check_masks(masks, source.records("val"), False) == [True] * 6
+
+
+def test_only_the_reviewed_masks(squares: Path, pseudo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    source = open_source(f"voc:{squares}")
+    records = source.records("train")
+    ids = [record.id for record in records]
+    review = pseudo / "review.csv"
+    review.write_text(f"name,decision\n{ids[2]},accepted\n{ids[0]},rejected\n{ids[3]},accepted\n")
+    for folder in (pseudo, pseudo / "SegmentationClass"):
+        masks = open_masks(str(folder), source)
+        assert reviewed(masks, records, "accepted", None) == [False, False, True, True]
+        assert f"2 of 4 images: those whose mask is accepted by {review}" in caplog.text
+    assert reviewed(masks, records, None, None) == [True] * 4
+    other = review.rename(tmp_path / "other.csv")
+    assert reviewed(masks, records, "rejected", other) == [True, False, False, False]
+    with pytest.raises(DataError, match=r"review\.csv: no such file"):
+        reviewed(masks, records, "accepted", None)
+    with pytest.raises(DataError, match=r"other\.csv: none of its 2 accepted masks is of this split \(1 images"):
+        reviewed(masks, records[:1], "accepted", other)
+    with pytest.raises(DataError, match="--only accepted: goes by a review of a folder of masks; leave it out with"):
+        reviewed(open_masks("truth", source), records, "accepted", None)

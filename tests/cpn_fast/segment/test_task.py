@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import subprocess
@@ -307,6 +308,27 @@ def test_resume_keeps_to_the_runs_masks(squares: Path, tmp_path: Path) -> None:
         run_segment_train(config(squares, tmp_path / "run", masks=str(tmp_path / "other"), resume=True))
     resumed = parse(["--output", str(tmp_path / "run"), "--resume"])
     assert resumed.masks == "truth" and resumed.loop.resume and resumed.augment.crop == 48
+
+
+def test_trains_on_the_accepted_masks_alone(
+    squares: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rejected mask may be broken: nobody opens it."""
+    pseudo = tmp_path / "pseudo"
+    shutil.copytree(squares / "SegmentationClass", pseudo / "SegmentationClass")
+    ids = [record.id for record in open_source(f"voc:{squares}").records("train")]
+    (pseudo / "SegmentationClass" / f"{ids[0]}.png").write_bytes(b"broken")
+    (pseudo / "review.csv").write_text("name,decision\n" + "".join(f"{name},accepted\n" for name in ids[1:]))
+    caplog.set_level(logging.INFO)
+    options = {"masks": str(pseudo), "max_steps": 1, "batch_size": 3}
+    run = run_segment_train(config(squares, tmp_path / "run", only="accepted", **options))
+    assert [record["step"] for record in run.records("step")] == [1]
+    assert f"3 of 4 images: those whose mask is accepted by {pseudo / 'review.csv'}" in caplog.text
+    with pytest.raises(DataError, match="not an image"):
+        run_segment_train(config(squares, tmp_path / "all", **options))
+    arguments = ["segment", "train", "--data", f"voc:{squares}", "--output", str(tmp_path / "x"), "--masks", "truth"]
+    assert cli.main([*arguments, "--review", "r.csv"]) == 2
+    assert "--review r.csv: say what of it to take, e.g. --only accepted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0])
