@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
-from cpn_fast.files.digest import file_digest
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.label_columns import normal
 from cpn_fast.files.mask_folder import MaskFolder
+from cpn_fast.files.member import ImageFile
 from cpn_fast.files.names import quoted
+from cpn_fast.files.regular import read_regular
 from cpn_fast.files.table import read_table
 
 REVIEW_NAME = "review.csv"
@@ -45,13 +47,15 @@ class Decided:
     line: int = 0
 
 
-def mask_version(path: Path) -> str:
+def mask_version(path: ImageFile) -> str:
     """What tells two versions of a mask apart: `sha256:` and the digest's first digits; "" where it cannot be read.
 
     The word before them keeps spreadsheets from taking digits for a number.
     """
-    digest = file_digest(path)
-    return "" if digest is None else f"sha256:{digest[:_DIGITS]}"
+    try:
+        return f"sha256:{hashlib.sha256(read_regular(path)).hexdigest()[:_DIGITS]}"
+    except (OSError, DataError):
+        return ""
 
 
 def read_review(path: Path) -> dict[str, Decided]:
@@ -132,7 +136,7 @@ def match_names(path: Path, decided: Mapping[str, Decided], names: Iterable[str]
 
 
 def decided_names(
-    folder: MaskFolder, paths: Mapping[str, Path], decision: Decision, review: Path | None = None
+    folder: MaskFolder, paths: Mapping[str, ImageFile], decision: Decision, review: Path | None = None
 ) -> set[str]:
     """The masks of a folder of which a person said one thing.
 

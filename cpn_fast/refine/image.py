@@ -156,6 +156,7 @@ class RefineJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
             "labels": item.get("labels"),
             "labels_from": item.get("labels_from"),
             "foreground": foreground_share(mask),
+            **({"confidence": item["confidence"]} if "confidence" in item else {}),  # of the labelling
             "changed": round(float(np.mean(mask != before.mask)), 4),
             "input_sha256": digest,
             "settings": step_settings(self.initial_scores, self.steps),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.types import Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.labelmap import VOID, VOID_COLOUR
-from cpn_fast.files.mask_folder import MaskFolder
+from cpn_fast.files.mask_folder import MaskFolder, read_fitting_mask
 from cpn_fast.files.masks import voc_palette
+from cpn_fast.files.member import ImageFile
 from cpn_fast.files.palette import page_palette
 from cpn_fast.files.regular import is_regular
 
@@ -31,12 +32,14 @@ class ReviewItem:
     """One mask.
 
     Attributes:
-        mask: it, and its image where that was found.
+        mask: where it is, and how it is read.
         confidence: 0..1, by the manifest; None where it says none.
+        image: its image; None where that was not found.
     """
 
     mask: MaskItem
     confidence: float | None
+    image: ImageFile | None = None
 
     @property
     def id(self) -> str:
@@ -47,6 +50,11 @@ class ReviewItem:
     def key(self) -> str:
         """The name of its small pictures, which any file system and address can hold."""
         return hashlib.sha256(self.id.encode("utf-8")).hexdigest()[:24]
+
+    def read(self) -> NDArray[np.uint8]:
+        """The mask, uint8 [H, W]. Raises DataError where it cannot be read, or has another size than its image."""
+        mask = self.mask
+        return read_fitting_mask(mask.mask_path, mask.num_classes, self.image, mask.labelmap)
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class ReviewSet:
     reads: tuple[Path, ...] = ()
 
     @property
-    def paths(self) -> dict[str, Path]:
+    def paths(self) -> dict[str, ImageFile]:
         """The PNG of each mask by its id."""
         return {item.id: item.mask.mask_path for item in self.items}
 
@@ -96,7 +104,7 @@ def open_masks(masks: Path, data: str | None = None, classes: Path | None = None
             log.warning("%s: a name that is no text, left out; rename it and its image", ascii(str(mask.mask_path)))
             continue
         confidence = entries.get(mask.id, {}).get("confidence")
-        items.append(ReviewItem(replace(mask, image_path=images.get(mask.id)), confidence))
+        items.append(ReviewItem(mask, confidence, images.get(mask.id)))
     items.sort(key=lambda item: (item.confidence is None, item.confidence, item.id))
     _check_images(items, data, folder)
     palette = selection.palette
@@ -106,9 +114,9 @@ def open_masks(masks: Path, data: str | None = None, classes: Path | None = None
     return ReviewSet(folder, tuple(items), selection.classes, palette, folders_of(source) if source else ())
 
 
-def _images_of(source: Source) -> dict[str, Path]:
+def _images_of(source: Source) -> dict[str, ImageFile]:
     """Image path by id, over all splits; what cannot be used of a split does not matter here."""
-    found: dict[str, Path] = {}
+    found: dict[str, ImageFile] = {}
     for split in source.splits():
         records = source.scan(split).records if isinstance(source, FileSource) else source.records(split)
         for record in records:
@@ -116,12 +124,12 @@ def _images_of(source: Source) -> dict[str, Path]:
     return found
 
 
-def _known_images(entries: Mapping[str, Mapping[str, Any]], root: Path) -> dict[str, Path]:
+def _known_images(entries: Mapping[str, Mapping[str, Any]], root: Path) -> dict[str, ImageFile]:
     """The images that the manifest names and that are there.
 
     A relative path is one of the folder where the masks were made: the present one, else one around the masks.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, ImageFile] = {}
     places = [Path(), *root.resolve().parents[:3]]
     for name, entry in entries.items():
         image = Path(entry.get("image", ""))
@@ -134,7 +142,7 @@ def _known_images(entries: Mapping[str, Mapping[str, Any]], root: Path) -> dict[
 
 
 def _check_images(items: list[ReviewItem], data: str | None, folder: MaskFolder) -> None:
-    without = [item.id for item in items if item.mask.image_path is None]
+    without = [item.id for item in items if item.image is None]
     if data is not None and len(without) == len(items):
         raise DataError(
             f"--data {data}: has no image of an id like {items[0].id!r}; give the source that the masks of "

@@ -85,7 +85,7 @@ def page_data(
     rows = []
     for item in looked.items:
         entry = looked.entries[item.id]
-        has_image = int(item.mask.image_path is not None)
+        has_image = int(item.image is not None)
         rows.append([item.id, item.key, item.confidence, entry["values"], has_image, entry["version"]])
     said = {number: current[row[0]].decision for number, row in enumerate(rows) if row[0] in current}
     root = masks.folder.root.resolve()

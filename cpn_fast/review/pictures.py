@@ -18,6 +18,7 @@ from cpn_fast.files.disk_space import FILE_BYTES
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import open_image, upright_pixels
 from cpn_fast.files.jobs import Entry, ImageJobs, error_entry
+from cpn_fast.files.member import ImageFile
 from cpn_fast.files.output_folder import raise_io_errors_as
 from cpn_fast.files.regular import is_regular
 from cpn_fast.files.review_csv import mask_version
@@ -30,7 +31,7 @@ _FILL = 185
 _BYTES_PER_PIXEL = 0.5
 
 
-def photo_bytes(path: Path, side: int) -> bytes:
+def photo_bytes(path: ImageFile, side: int) -> bytes:
     """A photograph as a JPEG of which the long side is at most `side` pixels. Raises DataError."""
     with open_image(path) as image:
         image.draft("RGB", (2 * side, 2 * side))  # a JPEG is then decoded at a half, a quarter, ... of its size
@@ -102,10 +103,10 @@ class PictureJobs(ImageJobs[ReviewItem, ReviewItem]):
         """Read the mask, and write the pictures."""
         files = _files(item)
         try:
-            mask = item.mask.read()
+            mask = item.read()
             pictures = self._made(item, mask) if self.with_pictures else {}
         except DataError as error:
-            return error_entry(item.id, item.mask.image_path or item.mask.mask_path, str(error))
+            return error_entry(item.id, item.image or item.mask.mask_path, str(error))
         with raise_io_errors_as(self.output, "the small pictures"):
             for ending in (MASK, PHOTO):
                 path = self.output / f"{item.key}{ending}"
@@ -124,23 +125,23 @@ class PictureJobs(ImageJobs[ReviewItem, ReviewItem]):
 
     def _made(self, item: ReviewItem, mask: NDArray[np.uint8]) -> dict[str, bytes]:
         made = {MASK: mask_bytes(mask, self.palette, self.side)}
-        if item.mask.image_path is not None:
-            made[PHOTO] = photo_bytes(item.mask.image_path, self.side)
+        if item.image is not None:
+            made[PHOTO] = photo_bytes(item.image, self.side)
         return made
 
 
 def endings(item: ReviewItem) -> tuple[str, ...]:
     """Which pictures an item has."""
-    return (MASK,) if item.mask.image_path is None else (MASK, PHOTO)
+    return (MASK,) if item.image is None else (MASK, PHOTO)
 
 
 def picture_of(item: ReviewItem, ending: str, palette: NDArray[np.uint8], side: int) -> bytes:
     """One of an item's pictures. Raises DataError where mask or image cannot be read."""
     if ending == MASK:
-        return mask_bytes(item.mask.read(), palette, side)
-    if item.mask.image_path is None:
+        return mask_bytes(item.read(), palette, side)
+    if item.image is None:
         raise DataError(f"{item.id}: its image was not found; give --data SOURCE")
-    return photo_bytes(item.mask.image_path, side)
+    return photo_bytes(item.image, side)
 
 
 def kept(path: Path, make: Callable[[], bytes]) -> bytes:
@@ -164,10 +165,12 @@ def write_picture(path: Path, data: bytes) -> None:
 
 def _files(item: ReviewItem) -> list[list[Any] | None]:
     """Of mask and image what tells two versions of a file apart: path, size, time."""
-    return [_about(item.mask.mask_path), None if item.mask.image_path is None else _about(item.mask.image_path)]
+    return [_about(item.mask.mask_path), None if item.image is None else _about(item.image)]
 
 
-def _about(path: Path) -> list[Any] | None:
+def _about(path: ImageFile) -> list[Any] | None:
+    if not isinstance(path, Path):
+        return [str(path)]  # in a shard, which nobody changes
     try:
         status = path.stat()
     except OSError:

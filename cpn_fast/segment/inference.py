@@ -16,10 +16,14 @@ from cpn_fast.files.max_side import enlarge
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.options import check_scales
 from cpn_fast.inference.reader import Failure, InferenceOptions, Reduced, not_finite, samples
+from cpn_fast.metrics.confidence import probability_confidence
 from cpn_fast.models.segmenter import Segmenter
 from cpn_fast.refine.crf import crf_probabilities
 from cpn_fast.runs.folder import RunFolder
 from cpn_kernels.ops.dense_crf import Settings
+
+_GRID = 256
+"""Positions along the long side from which the confidence is counted."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Segmentation:
         truth: ground truth uint8 [H, W] in the network's classes, None without.
         allowed: bool [K], the classes to which the image's labels limit the mask; None = all.
         masks: uint8 [h, w] by the name of the inference that made it.
+        confidence: 0..1, how far the best class leads the second, over all pixels, by the last of these.
         probabilities: float32 [K + 1, h, w] of the last of these, background first; None where they were not asked for.
     """
 
@@ -42,6 +47,7 @@ class Segmentation:
     truth: NDArray[np.uint8] | None
     allowed: NDArray[np.bool_] | None
     masks: Mapping[str, NDArray[np.uint8]]
+    confidence: float
     probabilities: Tensor | None
 
     def mask(self, name: str) -> NDArray[np.uint8]:
@@ -113,6 +119,14 @@ def segmentations(
             yield from _run(segmenters, item, mapping, options, keep_probabilities)
 
 
+def _confidence(probabilities: NDArray[np.float32], allowed: NDArray[np.bool_] | None) -> float:
+    """Of background and the allowed classes alone, as the mask is. Probabilities are float32 [K + 1, h, w]."""
+    if allowed is None:
+        return probability_confidence(probabilities)
+    among = probabilities[np.concatenate([[True], allowed])]
+    return probability_confidence(among / np.maximum(among.sum(axis=0), 1e-12))
+
+
 @torch.inference_mode()
 def _run(
     segmenters: Mapping[str, Segmenter],
@@ -138,6 +152,8 @@ def _run(
     finite = torch.isfinite(sums).all(dim=0).tolist()
     *_, main = found.values()
     probabilities = main.probabilities.float().cpu() if keep_probabilities else None
+    step = -(-max(images.shape[1:3]) // _GRID)
+    coarse = main.probabilities[:, :, ::step, ::step].float().cpu().numpy()
     return [
         not_finite(sample.record, "probabilities")
         if not finite[i]
@@ -148,6 +164,7 @@ def _run(
             truth=None if sample.mask is None else mapping.mask(sample.mask),
             allowed=given[i],
             masks={name: mask[i] for name, mask in masks.items()},
+            confidence=_confidence(coarse[i], given[i]),
             probabilities=None if probabilities is None else probabilities[i],
         )
         for i, (sample, _) in enumerate(batch)

@@ -112,6 +112,7 @@ class PredictJobs(ImageJobs[Record, Segmentation | Failure[Record]]):
             "labels": None if item.allowed is None else class_names(self.classes, item.allowed),
             "predicted": class_names(self.classes, present),
             "foreground": foreground_share(mask),
+            "confidence": round(item.confidence, 4),
         }
         return entry if self.crf is None else {**entry, "changed": round(float(np.mean(mask != before)), 4)}
 

@@ -6,12 +6,19 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cpn_fast.data.sources import cvat, datumaro, imagefolder, json_map, label_studio, roboflow, shards, yolo
+from cpn_fast.data.sources import cvat, datumaro, imagefolder, json_map, label_studio, roboflow, shards, voc_files, yolo
 from cpn_fast.data.sources.classes import ClassFolderSource
 from cpn_fast.data.sources.coco import CocoSource
 from cpn_fast.data.sources.export import Export, ExportSource
 from cpn_fast.data.sources.folder import FolderSource
-from cpn_fast.data.sources.recognise import LOOKED_FOR, coco_elsewhere, coco_reader, export_path, kinds_of
+from cpn_fast.data.sources.recognise import (
+    LOOKED_FOR,
+    coco_elsewhere,
+    coco_reader,
+    export_path,
+    kinds_of,
+    voc_elsewhere,
+)
 from cpn_fast.data.sources.voc import VocSource
 from cpn_fast.data.types import Source
 from cpn_fast.files.errors import DataError
@@ -69,6 +76,8 @@ def _open(kind: str, path: Path, spec: str, max_pixels: int) -> Source:
     if kind in EXPORTS or (kind == "coco" and coco_elsewhere(path)):
         read = EXPORTS.get(kind) or coco_reader(path)
         return ExportSource(export_path(kind, path), read, spec, max_pixels)
+    if kind == "voc" and voc_elsewhere(path):
+        return ExportSource(path, voc_files.read, spec, max_pixels)
     return SOURCES[kind](path, spec, max_pixels)
 
 

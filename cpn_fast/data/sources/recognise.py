@@ -15,6 +15,7 @@ from cpn_fast.data.sources import (
     label_studio,
     roboflow,
     shards,
+    voc_files,
     yolo,
 )
 from cpn_fast.data.sources.classes import class_folders
@@ -27,10 +28,11 @@ from cpn_fast.files.regular import is_regular
 from cpn_fast.files.table import TABLE_SUFFIXES
 
 LOOKED_FOR = (
-    "JPEGImages and ImageSets (voc), annotations/instances_*.json (coco), a CSV with image,labels (folder), data.yaml "
-    "or labels/*.txt (yolo), _classes.csv or _annotations.coco.json (roboflow), annotations.xml or labelmap.txt with "
-    "SegmentationClass (cvat), a JSON of labels (label-studio, datumaro, coco, json), metadata.jsonl or metadata.csv "
-    "(hf), folders of images (classes), any image file (folder), *.tar (wds), *.parquet (parquet)"
+    "JPEGImages and ImageSets, or an XML for each image (voc), annotations/instances_*.json (coco), a CSV with "
+    "image,labels (folder), data.yaml or labels/*.txt (yolo), _classes.csv or _annotations.coco.json (roboflow), "
+    "annotations.xml or labelmap.txt with SegmentationClass (cvat), a JSON of labels (label-studio, datumaro, coco, "
+    "json), metadata.jsonl or metadata.csv (hf), folders of images (classes), any image file (folder), *.tar (wds), "
+    "*.parquet (parquet)"
 )
 
 _COCO_KEYS = ("images", "annotations", "categories")
@@ -46,6 +48,8 @@ def kinds_of(path: Path) -> dict[str, str]:
         found["cvat"] = "annotations.xml, or labelmap.txt and SegmentationClass"
     elif _is_voc(path):
         found["voc"] = "JPEGImages and ImageSets"
+    elif voc_files.recognises(path):
+        found["voc"] = "XML files of single images"
     if roboflow.recognises(path):
         found["roboflow"] = "_classes.csv or _annotations.coco.json"
     elif yolo.recognises(path):
@@ -91,6 +95,11 @@ def coco_elsewhere(path: Path) -> bool:
 def coco_reader(path: Path) -> Callable[[Path], Export]:
     """What reads COCO's instances where they do not lie in `annotations/`."""
     return roboflow.read if path.is_dir() and roboflow.recognises(path) else coco_export.read
+
+
+def voc_elsewhere(path: Path) -> bool:
+    """Whether VOC's XML lies without VOC's folders and lists."""
+    return not _is_voc(path) and voc_files.recognises(path)
 
 
 def _is_voc(path: Path) -> bool:

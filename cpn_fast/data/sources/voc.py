@@ -6,11 +6,13 @@ import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from cpn_fast.data.sources.base import FileSource, Problem, Scan, canonical, unknown_class, unread_masks
+from cpn_fast.data.sources.voc_main import MAIN, MainLabels, read_main_labels, split_lists
 from cpn_fast.data.types import Record
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES
@@ -43,6 +45,7 @@ VOC_CLASSES = (
 )
 """The 20 foreground classes in the order of VOC's mask values 1..20."""
 
+SEGMENTATION = "ImageSets/Segmentation"
 TRAIN_AUG = "train_aug"
 _TRAIN_AUG_LISTS = ("train_aug", "trainaug", "train_augmented")
 _SBD_FOLDERS = ("SBD", "sbd", "benchmark_RELEASE/dataset", "SBD/benchmark_RELEASE/dataset", "SBD/dataset")
@@ -52,7 +55,8 @@ _PATH_LINE = re.compile(r"^/?JPEGImages/(?P<id>.+?)\.\w+(\s+/?\w+/.+)?$")
 class VocSource(FileSource):
     """`JPEGImages`, `Annotations`, `SegmentationClass` and `ImageSets/Segmentation/SPLIT.txt` under one root.
 
-    Image labels are the distinct `<name>` of the top-level `<object>`s; an image without an annotation has labels None.
+    Image labels are the distinct `<name>` of the top-level `<object>`s; those of an image without an annotation are
+    what `ImageSets/Main/CLASS_SPLIT.txt` say, or None. Without `ImageSets/Segmentation` splits are those of `Main`.
     An optional `classes.txt` in the root, or CVAT's `labelmap.txt` with the colours of the masks, names other classes
     than VOC's 20. The split `train_aug` is its list file, or SBD's train and val lists plus VOC's train without VOC's
     val (SBD is looked for in and beside the root).
@@ -76,6 +80,11 @@ class VocSource(FileSource):
         self._lists = self._find_lists()
         if not self._lists:
             raise DataError(f"{self.root / 'ImageSets/Segmentation'}: no lists; expected train.txt, val.txt, ...")
+
+    @cached_property
+    def _main_labels(self) -> MainLabels:
+        """Read for the first image that has no annotation."""
+        return read_main_labels(self.root, self._classes)
 
     @property
     def description(self) -> str:
@@ -101,6 +110,7 @@ class VocSource(FileSource):
         """Split name -> list files; several are joined."""
         folder = self.root / "ImageSets" / "Segmentation"
         lists: dict[str, tuple[Path, ...]] = {path.stem: (path,) for path in sorted(folder.glob("*.txt"))}
+        lists = lists or split_lists(self.root, self._classes)
         for name in _TRAIN_AUG_LISTS:
             if name in lists:
                 lists.setdefault(TRAIN_AUG, lists[name])
@@ -146,8 +156,12 @@ class VocSource(FileSource):
                 missing = f"image {name!r} is not in {self.root / 'JPEGImages'}; add it or remove the line"
                 problems.append(Problem(path, missing, number))
                 continue
-            labels = self._labels(annotations[key], problems) if key in annotations else None
+            labels = (
+                self._labels(annotations[key], problems) if key in annotations else self._main_labels.labels.get(key)
+            )
             records.append(Record(name, images[key], labels, masks.get(key)))
+        if any(canonical(record.id) not in annotations for record in records):
+            problems += self._main_labels.problems
         return Scan(tuple(records), tuple(problems), warnings=unread_masks(self.root / "SegmentationClass", records))
 
     def read_mask(self, record: Record) -> np.ndarray | None:
@@ -185,13 +199,13 @@ class VocSource(FileSource):
 
 
 def find_voc_root(path: Path) -> Path:
-    """The folder with `JPEGImages` and `ImageSets/Segmentation`: `path`, or inside it as the VOC archive unpacks.
+    """The folder with `JPEGImages` and lists in `ImageSets`: `path`, or inside it as the VOC archive unpacks.
 
     Raises:
         DataError: if neither is there, saying what was looked for.
     """
     for root in (path, path / "VOC2012", path / "VOCdevkit" / "VOC2012"):
-        if (root / "JPEGImages").is_dir() and (root / "ImageSets" / "Segmentation").is_dir():
+        if (root / "JPEGImages").is_dir() and any((root / lists).is_dir() for lists in (SEGMENTATION, MAIN)):
             return root
     missing = [n for n in ("JPEGImages", "ImageSets/Segmentation") if not (path / n).is_dir()]
     raise DataError(

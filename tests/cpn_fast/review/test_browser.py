@@ -407,7 +407,7 @@ def many(root: Path, count: int) -> Path:
     (small,) = pictures.glob("*.jpg")
     mask_path = source / "SegmentationClass" / "one.png"
     items = tuple(
-        ReviewItem(MaskItem(f"n{n:05}", mask_path, ".jpg", f"n{n:05}", 3, small), n / count) for n in range(count)
+        ReviewItem(MaskItem(f"n{n:05}", mask_path, ".jpg", f"n{n:05}", 3), n / count, small) for n in range(count)
     )
     for item in items:
         os.link(small, pictures / f"{item.key}.jpg")

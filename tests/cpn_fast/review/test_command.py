@@ -182,13 +182,13 @@ def test_images_are_found_through_a_source_or_around_the_masks(
 ) -> None:
     lines = (masks / "manifest.jsonl").read_text(encoding="utf-8").replace(f"{tmp_path}/photos", "photos")
     (masks / "manifest.jsonl").write_text(lines, encoding="utf-8")
-    assert all(item.mask.image_path is not None for item in open_masks(masks).items)  # beside the masks
+    assert all(item.image is not None for item in open_masks(masks).items)  # beside the masks
     (tmp_path / "photos").rename(tmp_path / "moved")
     caplog.set_level("WARNING")
-    assert all(item.mask.image_path is None for item in open_masks(masks).items)
+    assert all(item.image is None for item in open_masks(masks).items)
     assert f"images of {len(EVIL)} of {len(EVIL)} masks were not found" in caplog.text
     found = open_masks(masks, f"folder:{tmp_path / 'moved'}").items
-    assert [item.mask.image_path for item in found] == [tmp_path / "moved" / f"{name}.jpg" for name in EVIL]
+    assert [item.image for item in found] == [tmp_path / "moved" / f"{name}.jpg" for name in EVIL]
     (tmp_path / "other").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "other" / "z.jpg")
     with pytest.raises(DataError, match=r"--data .*other: has no image of an id like .*give the source"):

@@ -88,7 +88,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
         open_source("coco:")
     (tmp_path / "notes.txt").touch()
     with pytest.raises(
-        DataError, match=r"not recognised.*looked for JPEGImages and ImageSets \(voc\), .*\(coco\), a CSV"
+        DataError, match=r"not recognised.*looked for JPEGImages and ImageSets, .*\(voc\), .*\(coco\), a CSV"
     ):
         open_source(tmp_path)
     with pytest.raises(DataError, match="a file that is no CSV"):
