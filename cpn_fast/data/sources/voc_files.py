@@ -6,6 +6,7 @@ with `JPEGImages` and `Annotations` but no lists. Names of objects give the imag
 
 from __future__ import annotations
 
+import re
 from itertools import islice
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def read(path: Path) -> Export:
         try:
             tree = read_xml(file, _WHAT)
         except DataError as error:
-            export.problems.append(Problem(file, str(error).removeprefix(f"{file}: ").removeprefix(f"{file}, ")))
+            export.problems.append(_problem(file, str(error)))
             continue
         if tree.tag != "annotation":
             export.notes.append(f"{file}: <{tree.tag}> is its root, not <annotation>; not read")
@@ -82,6 +83,14 @@ def _image(files: ImageFiles, relative: Path, tree: Node, bases: tuple[str, ...]
     if isinstance(image, Path):
         return image
     return files.find((tree.findtext("filename") or "").strip() or f"{relative.stem}.jpg", places)
+
+
+def _problem(file: Path, message: str) -> Problem:
+    """Of an error that begins with the file and perhaps a line."""
+    rest = message.removeprefix(str(file))
+    found = re.match(r", line (\d+)", rest)
+    line = int(found[1]) if found else None
+    return Problem(file, rest[found.end() if found else 0 :].lstrip(":, "), line)
 
 
 def _split(relative: Path) -> str | None:
