@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,8 @@ from cpn_fast.config.display import resuming
 from cpn_fast.data.sources.base import folders_of
 from cpn_fast.data.sources.open import open_source_for
 from cpn_fast.data.sources.photos import PhotoSource
-from cpn_fast.data.sources.spread import records_of
+from cpn_fast.data.sources.shards import ShardRecords
+from cpn_fast.data.sources.spread import records_of, spread
 from cpn_fast.data.types import VOID, Record, Source
 from cpn_fast.files.contact_sheet import write_least_confident
 from cpn_fast.files.disk_space import FILE_BYTES, MASK_BYTES, SOFT_BYTES, mean_pixels
@@ -29,11 +30,14 @@ from cpn_fast.files.mask_folder import MaskFolder, class_names, foreground_share
 from cpn_fast.files.photos import default_output
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.files.shard import take_shard
+from cpn_fast.files.shards.job import run_into_shards
+from cpn_fast.files.shards.masks import ShardWriter
 from cpn_fast.files.soft_maps import SoftMaps
 from cpn_fast.inference.class_mapping import ClassMapping
-from cpn_fast.inference.image_size import warn_of_size
+from cpn_fast.inference.image_size import LOOKED_AT, warn_of_size
 from cpn_fast.inference.options import check_positive
 from cpn_fast.inference.reader import Failure, InferenceOptions
+from cpn_fast.inference.sink import mask_sink
 from cpn_fast.metrics.beta_sweep import mask_at
 from cpn_fast.metrics.confidence import map_confidence
 from cpn_fast.metrics.maps import MULTI, MapName
@@ -70,6 +74,7 @@ class LabelJobs(ImageJobs[Record, Prediction | Failure[Record]]):
         beta: background score.
         void_band: scores within become void; None = none.
         soft_maps: also write the class maps.
+        folder: where the masks go.
     """
 
     verb: ClassVar[str] = "label"
@@ -86,11 +91,7 @@ class LabelJobs(ImageJobs[Record, Prediction | Failure[Record]]):
     beta: float
     void_band: tuple[float, float] | None
     soft_maps: bool
-
-    @property
-    def folder(self) -> MaskFolder:
-        """Where the masks go."""
-        return MaskFolder.at(self.output)
+    folder: MaskFolder
 
     def id_of(self, item: Record) -> str:
         """The record's id."""
@@ -107,7 +108,7 @@ class LabelJobs(ImageJobs[Record, Prediction | Failure[Record]]):
 
     def bytes_needed(self, todo: Sequence[Record]) -> float:
         """By the sizes of a few of the images."""
-        pixels = mean_pixels([record.image_path for record in todo])
+        pixels = mean_pixels([record.image_path for record in spread(todo, LOOKED_AT)])
         return len(todo) * (pixels * (MASK_BYTES + (SOFT_BYTES if self.soft_maps else 0)) + FILE_BYTES)
 
     def prepare(self) -> None:
@@ -167,9 +168,12 @@ def run_label(config: LabelConfig, progress: Progress = SILENT) -> LabelSummary:
     split, every = records_of(source, config.split)
     jobs = _jobs(config, source, every, split)
     warn_of_size(RunFolder(config.run), every, config.max_side)
-    summary = run_jobs(jobs, progress)
-    images = {record.id: partial(_image, source, record) for record in every}
-    sheet = write_least_confident(jobs.folder, images, config.sheet, jobs.classes)
+    if isinstance(jobs.folder, ShardWriter):
+        summary = run_into_shards(jobs, jobs.folder, progress)
+    else:
+        summary = run_jobs(jobs, progress)
+    written = MaskFolder.find(jobs.output) or jobs.folder
+    sheet = write_least_confident(written, _images(source, every), config.sheet, jobs.classes)
     from_scores = sum(entry["labels_from"] == "scores" for entry in summary.done)
     _say_result(config, jobs, summary, from_scores, sheet, progress)
     return LabelSummary(**vars(summary), from_scores=from_scores, sheet=sheet)
@@ -178,7 +182,11 @@ def run_label(config: LabelConfig, progress: Progress = SILENT) -> LabelSummary:
 def _check_options(config: LabelConfig) -> None:
     if config.void_band is not None and not 0 <= config.void_band[0] <= config.void_band[1] <= 1:
         raise DataError(f"--void-band {config.void_band[0]} {config.void_band[1]}: expected lo <= hi, both in 0..1")
-    check_positive(max_side=config.max_side, batch_size=config.batch_size, workers=config.workers)
+    check_positive(
+        max_side=config.max_side, batch_size=config.batch_size, workers=config.workers, shard_size=config.shard_size
+    )
+    if config.soft_maps and config.sink != "files":
+        raise DataError(f"--soft-maps --sink {config.sink}: soft maps are not kept in shards; use --sink files")
 
 
 def _source(config: LabelConfig) -> Source:
@@ -207,10 +215,13 @@ def _jobs(config: LabelConfig, source: Source, every: Sequence[Record], split: s
     how = options.resolved(run)
     labeller = open_labeller(run, how, config.device, beta, config.threshold, config.compile)
     name = default_map(labeller, config.maps)
+    output, settings = _output(config), _settings(config, run, how, beta, name)
+    folder = mask_sink(output, config.sink, config.shard_size, settings, every)
+    in_files = config.sink == "files"
     return LabelJobs(
-        output=_output(config), items=take_shard(every, config.shard),
-        settings=_settings(config, run, how, beta, name), data=f"{source.spec} ({split})",
-        planned=[record.id for record in every], command=resuming("label", config),
+        output=output, items=take_shard(every, config.shard) if in_files else every, folder=folder,
+        settings=folder.about if isinstance(folder, ShardWriter) else settings, data=f"{source.spec} ({split})",
+        planned=[record.id for record in every] if in_files else (), command=resuming("label", config),
         workers=config.workers, overwrite=config.overwrite, shard=config.shard, reads=folders_of(source),
         source=source, labeller=labeller, how=how, classes=run.classes,
         mapping=ClassMapping.between(source.classes, run.classes),
@@ -232,6 +243,33 @@ def _settings(config: LabelConfig, run: RunFolder, how: ResolvedMaps, beta: floa
         "threshold": config.threshold,
         "use_labels": config.use_labels,
     }
+
+
+def _images(source: Source, every: Sequence[Record]) -> Mapping[str, Callable[[], NDArray[np.uint8]]]:
+    """What reads an image, by id."""
+    if isinstance(every, ShardRecords):
+        return _ImagesOfShards(source, every)
+    return {record.id: partial(_image, source, record) for record in every}
+
+
+@dataclass(frozen=True)
+class _ImagesOfShards(Mapping[str, Callable[[], NDArray[np.uint8]]]):
+    """Images by id, looked up as they are asked for."""
+
+    source: Source
+    records: ShardRecords
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[str]:
+        return (record.id for record in self.records)
+
+    def __getitem__(self, image_id: str) -> Callable[[], NDArray[np.uint8]]:
+        record = self.records.find(image_id)
+        if record is None:
+            raise KeyError(image_id)
+        return partial(_image, self.source, record)
 
 
 def _image(source: Source, record: Record) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from cpn_fast.config.presets import preset_defaults
 from cpn_fast.config.refine import Refine, RefineAt, ScalesOf
 from cpn_fast.config.training import PresetName, TrainConfig, replace_dotted
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.sink import Sink
 from cpn_fast.training.options import parse_training, value_of
 
 DESCRIPTION = (
@@ -75,6 +76,8 @@ class LabelConfig:
         use_labels: False ignores image labels.
         soft_maps: also write the class maps, compact, to SoftMaps/ID.npz.
         shard: `i/n` labels the i-th of n parts.
+        sink: where masks go: "files", a PNG each, or shards of many, "wds" (tars) or "parquet".
+        shard_size: masks of a shard.
         overwrite: label everything again, also with other settings.
         allow_failures: exit with status 0, not 3, also where some images could not be labelled.
         batch_size: images of equal size that go through the network together.
@@ -104,6 +107,8 @@ class LabelConfig:
     use_labels: bool = True
     soft_maps: bool = False
     shard: str | None = None
+    sink: Sink = "files"
+    shard_size: int = 1000
     overwrite: bool = False
     allow_failures: bool = False
     batch_size: int = 1

@@ -130,7 +130,7 @@ def write_least_confident(
     Returns:
         The sheet, None where there is nothing to show.
     """
-    known = folder.manifest().entries().values() if count else ()
+    known = folder.manifest().stream() if count else ()
     entries = (entry for entry in known if entry["id"] in images and _is_shown(entry))
     items = []
     for entry in heapq.nsmallest(count, entries, key=lambda entry: (entry["confidence"], entry["id"])):

@@ -74,19 +74,19 @@ class JobSummary:
         skipped: images that were up to date.
         failed: images that could not be done; the manifest says why.
         output: the folder.
-        made: the manifest's lines of the images of this call, those that failed among them.
+        made: the manifest's lines of the images of this call, those that failed among them; may be read more than once.
     """
 
     written: int
     skipped: int
     failed: int
     output: Path
-    made: tuple[Entry, ...] = field(default=(), repr=False)
+    made: Iterable[Entry] = field(default=(), repr=False)
 
     @property
-    def done(self) -> list[Entry]:
+    def done(self) -> Iterator[Entry]:
         """The lines of the images done now."""
-        return [entry for entry in self.made if entry["status"] == "ok"]
+        return (entry for entry in self.made if entry["status"] == "ok")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +202,7 @@ def run(jobs: ImageJobs[Any, Any], progress: Progress = SILENT) -> JobSummary:
         made = tuple(_made(jobs, todo, manifest, progress)) if todo else ()
     failed = [entry for entry in made if entry["status"] != "ok"]
     summary = JobSummary(len(made) - len(failed), skipped, len(failed), jobs.output, made)
-    _say_failures(jobs, failed, summary)
+    say_failures(jobs, failed, summary)
     return summary
 
 
@@ -250,14 +250,19 @@ def _made(jobs: ImageJobs[Any, Any], todo: Sequence[Any], manifest: Manifest, pr
             yield entry
 
 
-def _say_failures(jobs: ImageJobs[Any, Any], failed: Sequence[Entry], summary: JobSummary) -> None:
+def say_failures(jobs: ImageJobs[Any, Any], failed: Sequence[Entry], summary: JobSummary) -> None:
+    """Warn of the images that could not be done, of which the first is enough.
+
+    Raises:
+        DataError: where none was done, now or before.
+    """
     if not failed:
         return
     reason = failed[0]["error"]
     if not summary.written and not summary.skipped:
-        raise DataError(f"none of the {len(failed)} images could be {jobs.needed_to}; the first: {reason}")
+        raise DataError(f"none of the {summary.failed} images could be {jobs.needed_to}; the first: {reason}")
     log.warning(
         "%d of %d images could not be %s, see %s; the first: %s",
-        len(failed), len(failed) + summary.written + summary.skipped, jobs.needed_to, jobs.output / MANIFEST_NAME,
+        summary.failed, summary.failed + summary.written + summary.skipped, jobs.needed_to, jobs.output / MANIFEST_NAME,
         reason,
     )  # fmt: skip

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -90,7 +90,7 @@ class Manifest:
                 continue
             try:
                 entry = json.loads(line.decode("utf-8"))
-                fault = _entry_fault(entry)
+                fault = entry_fault(entry)
             except (ValueError, RecursionError):
                 fault = "no JSON"
             if fault:
@@ -101,6 +101,10 @@ class Manifest:
             else:
                 entries[entry["id"]] = entry
         return entries
+
+    def stream(self) -> Iterator[dict[str, Any]]:
+        """The last entry of every id, one after the other. Raises as `entries`."""
+        return iter(self.entries().values())
 
     def done(self) -> set[str]:
         """Ids whose last status is "ok"."""
@@ -129,7 +133,7 @@ class Manifest:
         return self._descriptor
 
 
-def _entry_fault(entry: Any) -> str:
+def entry_fault(entry: Any) -> str:
     """What is wrong with a line's value; "" where it is an entry."""
     if not isinstance(entry, dict):
         return f"no object but {type(entry).__name__}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -57,11 +57,15 @@ class MaskFolder:
         """The folder that a user names.
 
         Args:
-            target: has `SegmentationClass/ID.png`, or is that folder, or holds ID.png itself.
+            target: has `SegmentationClass/ID.png`, or is that folder, or holds ID.png itself, or shards of masks.
 
         Returns:
-            None where no PNG is there.
+            None where no PNG and no shard is there.
         """
+        from cpn_fast.files.shards.masks import ShardedMasks  # which is a MaskFolder itself
+
+        if (sharded := ShardedMasks.find_in(target)) is not None:
+            return sharded
         if (target / MASK_FOLDER).is_dir():
             found = cls.at(target)
         else:
@@ -236,18 +240,23 @@ def foreground_share(mask: NDArray[np.uint8]) -> float:
     return round(share, 4) or share
 
 
-def without_object(entries: Sequence[Mapping[str, Any]], remedy: str) -> str:
+def without_object(entries: Iterable[Mapping[str, Any]], remedy: str) -> str:
     """How many masks hold no object, in one line with what may help; "" where all do.
 
     Args:
         entries: of the manifest, with `foreground`; those of images that are known to hold no class do not count.
         remedy: what to do.
     """
-    counted = [entry for entry in entries if not (entry.get("labels") == [] and entry.get("labels_from") == "image")]
-    empty = [entry for entry in counted if entry["foreground"] == 0]
-    if not empty:
-        return ""
-    return f"{len(empty)} of {len(counted)} masks hold no object, that of {empty[0]['id']} for instance: {remedy}"
+    counted = empty = 0
+    example = ""
+    for entry in entries:
+        if entry.get("labels") == [] and entry.get("labels_from") == "image":
+            continue
+        counted += 1
+        if entry["foreground"] == 0:
+            empty += 1
+            example = example or entry["id"]
+    return f"{empty} of {counted} masks hold no object, that of {example} for instance: {remedy}" if empty else ""
 
 
 def class_names(classes: Sequence[str], present: Sequence[bool] | NDArray[np.bool_]) -> list[str]:

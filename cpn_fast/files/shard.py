@@ -25,7 +25,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     return index, count
 
 
-def take_shard(items: Sequence[Item], shard: str | None) -> list[Item]:
+def take_shard(items: Sequence[Item], shard: str | None) -> Sequence[Item]:
     """The items of one shard: every n-th from the i-th; all of them where `shard` is None.
 
     The shards of a list are disjoint and together hold all of it.
@@ -34,6 +34,6 @@ def take_shard(items: Sequence[Item], shard: str | None) -> list[Item]:
         DataError: if `shard` is malformed.
     """
     if shard is None:
-        return list(items)
+        return items
     index, count = parse_shard(shard)
-    return list(items[index - 1 :: count])
+    return items[index - 1 :: count]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cpn_fast.files.atomic import atomic_write
 from cpn_fast.files.errors import DataError
+from cpn_fast.models.weights.archive import check_archive
 
 FORMAT = 1
 KEYS = ("format", "step", "config", "classes", "model", "optimizer", "scaler")
@@ -42,6 +43,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         DataError: if the file is no checkpoint of this program.
     """
+    check_archive(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises nearly anything

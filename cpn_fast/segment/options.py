@@ -11,6 +11,7 @@ import tyro
 
 from cpn_fast.config.scales import SEGMENT_SCALES
 from cpn_fast.config.training import SegmentConfig
+from cpn_fast.files.sink import Sink
 from cpn_fast.inference.options import check_positive
 from cpn_fast.refine.crf_options import CrfOptions, CrfPreset
 from cpn_fast.training.options import parse_training
@@ -86,6 +87,8 @@ class PredictConfig(CrfOptions, SegmentInference):
         output: folder for SegmentationClass/ID.png, labelmap.txt, manifest.jsonl and settings.json.
         voc_zip: also pack the split's masks as VOC's evaluation server wants them; every part of it has to be there.
         shard: `i/n` predicts the i-th of n parts.
+        sink: where masks go: "files", a PNG each, or shards of many, "wds" (tars) or "parquet".
+        shard_size: masks of a shard.
         overwrite: predict everything again, also with other settings.
         allow_failures: exit with status 0, not 3, also where some images could not be predicted.
     """
@@ -93,6 +96,8 @@ class PredictConfig(CrfOptions, SegmentInference):
     output: Path = field(kw_only=True)
     voc_zip: Path | None = None
     shard: str | None = None
+    sink: Sink = "files"
+    shard_size: int = 1000
     overwrite: bool = False
     allow_failures: bool = False
 

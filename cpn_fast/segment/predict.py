@@ -13,18 +13,23 @@ import numpy as np
 from cpn_fast.config.display import resuming
 from cpn_fast.data.sources.base import folders_of
 from cpn_fast.data.sources.open import open_source_for
-from cpn_fast.data.sources.spread import records_of
+from cpn_fast.data.sources.spread import records_of, spread
 from cpn_fast.data.types import Record, Source
 from cpn_fast.device import threads_shared_by
 from cpn_fast.files.disk_space import FILE_BYTES, MASK_BYTES, mean_pixels
+from cpn_fast.files.errors import DataError
 from cpn_fast.files.jobs import Entry, ImageJobs, JobSummary, error_entry
 from cpn_fast.files.jobs import run as run_jobs
 from cpn_fast.files.mask_folder import MaskFolder, class_names, foreground_share, without_object
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.files.shard import take_shard
+from cpn_fast.files.shards.job import run_into_shards
+from cpn_fast.files.shards.masks import ShardWriter
 from cpn_fast.inference.class_mapping import ClassMapping
-from cpn_fast.inference.image_size import warn_of_size
+from cpn_fast.inference.image_size import LOOKED_AT, warn_of_size
+from cpn_fast.inference.options import check_positive
 from cpn_fast.inference.reader import Failure, InferenceOptions
+from cpn_fast.inference.sink import mask_sink
 from cpn_fast.models.segmenter import Segmenter
 from cpn_fast.runs.digest import weights_digest
 from cpn_fast.runs.folder import RunFolder
@@ -47,6 +52,7 @@ class PredictJobs(ImageJobs[Record, Segmentation | Failure[Record]]):
         mapping: the source's classes in the network's order.
         options: how images go through the network.
         crf: numbers of the CRF, None without.
+        folder: where the masks go.
     """
 
     verb: ClassVar[str] = "segment"
@@ -59,11 +65,7 @@ class PredictJobs(ImageJobs[Record, Segmentation | Failure[Record]]):
     mapping: ClassMapping
     options: InferenceOptions
     crf: Settings | None
-
-    @property
-    def folder(self) -> MaskFolder:
-        """Where the masks go."""
-        return MaskFolder.at(self.output)
+    folder: MaskFolder
 
     def id_of(self, item: Record) -> str:
         """The record's id."""
@@ -77,7 +79,9 @@ class PredictJobs(ImageJobs[Record, Segmentation | Failure[Record]]):
 
     def bytes_needed(self, todo: Sequence[Record]) -> float:
         """By the sizes of a few of the images."""
-        return len(todo) * (mean_pixels([record.image_path for record in todo]) * MASK_BYTES + FILE_BYTES)
+        return len(todo) * (
+            mean_pixels([record.image_path for record in spread(todo, LOOKED_AT)]) * MASK_BYTES + FILE_BYTES
+        )
 
     def prepare(self) -> None:
         """The labelmap."""
@@ -132,7 +136,10 @@ def run_segment_predict(config: PredictConfig, progress: Progress = SILENT) -> J
             command writes to, a full disk, if no image at all could be segmented, or for a zip that lacks masks.
     """
     jobs, every = _jobs(config)
-    summary = run_jobs(jobs, progress)
+    if isinstance(jobs.folder, ShardWriter):
+        summary = run_into_shards(jobs, jobs.folder, progress)
+    else:
+        summary = run_jobs(jobs, progress)
     text = f"{summary.written} masks written to {jobs.folder.masks}"
     if summary.written and config.crf:
         changed = sum(entry["changed"] for entry in summary.done) / summary.written
@@ -156,15 +163,22 @@ def _jobs(config: PredictConfig) -> tuple[PredictJobs, Sequence[Record]]:
     segmenters = open_segmenters(run, {_MULTI: (config.scales, config.flip)}, config.device)
     classes = run.classes
     if config.voc_zip is not None:
+        if config.sink != "files":
+            raise DataError(f"--voc-zip --sink {config.sink}: the zip is made of files; use --sink files")
         check_voc_classes(classes)
     mapping = ClassMapping.between(source.classes, classes)
     split, every = records_of(source, config.split)
-    records = take_shard(every, config.shard)
+    settings = _settings(config, run, crf)
+    check_positive(shard_size=config.shard_size)
+    folder = mask_sink(config.output, config.sink, config.shard_size, settings, every)
+    in_files = config.sink == "files"
+    records = take_shard(every, config.shard) if in_files else every
     warn_of_size(run, records, config.max_side)
     jobs = PredictJobs(
-        output=config.output, items=records, settings=_settings(config, run, crf), data=f"{source.spec} ({split})",
+        output=config.output, items=records, folder=folder,
+        settings=folder.about if isinstance(folder, ShardWriter) else settings, data=f"{source.spec} ({split})",
         workers=config.workers, overwrite=config.overwrite, shard=config.shard, reads=folders_of(source),
-        planned=[record.id for record in every], command=resuming("segment predict", config),
+        planned=[record.id for record in every] if in_files else (), command=resuming("segment predict", config),
         source=source, segmenter=segmenters[_MULTI], classes=classes, mapping=mapping, options=options, crf=crf,
     )  # fmt: skip
     return jobs, every

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpn_export.metadata import Kind, ModelInfo
+from cpn_export.model_file import check_model_file
 from cpn_fast.files.errors import DataError
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def _open_session(path: Path, provider: Provider, threads: int) -> onnxruntime.I
     options.log_severity_level = 3
     # Shapes change from batch to batch: a remembered memory plan per shape would only cost memory.
     options.enable_mem_pattern = False
+    check_model_file(path)
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=list(PROVIDERS[provider]))
     except Exception as error:  # onnxruntime's exceptions share no base class of their own

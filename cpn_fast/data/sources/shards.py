@@ -21,7 +21,7 @@ from cpn_fast.files.masks import check_class_count, read_classes
 from cpn_fast.files.names import class_fault, path_fault, quoted
 from cpn_fast.files.shards.index import Example, Examples, Found, ShardIndex, index_of
 from cpn_fast.files.shards.storage import ShardFile, find_shards
-from cpn_fast.files.shards.tables import ParquetMember, rows
+from cpn_fast.files.shards.tables import ParquetMember, parquet_rows
 from cpn_fast.files.shards.tars import TarMember, key_and_ending, members
 
 SUFFIXES = {"wds": ".tar", "parquet": ".parquet"}
@@ -136,6 +136,15 @@ class ShardRecords(Sequence[Record]):
     def __iter__(self) -> Iterator[Record]:
         return map(self._record, self._examples)
 
+    def any_mask(self) -> bool:
+        """Whether any image of all splits has a mask."""
+        return self._examples.table.any_mask()
+
+    def find(self, image_id: str) -> Record | None:
+        """The record of an id, of whatever split; None where there is none."""
+        example = self._examples.table.find(image_id)
+        return None if example is None else self._record(example)
+
     def _record(self, example: Example) -> Record:
         labels = None
         if example.about is not None:
@@ -197,7 +206,7 @@ class _Scanner:
     def table(self, shard: ShardFile) -> Iterator[Found]:
         """The rows of a Parquet file."""
         stem = PurePosixPath(shard.name).stem
-        for columns, row in rows(shard):
+        for columns, row in parquet_rows(shard):
             if columns.names:
                 if self._names and self._names != columns.names:
                     raise DataError(f"{shard.url}: its class names are others than those of the shards before it")

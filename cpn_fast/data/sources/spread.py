@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from cpn_fast.data.sources.shards import ShardRecords
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.errors import DataError
 
@@ -38,12 +39,16 @@ def default_split(source: Source) -> str:
         DataError: where that leaves it open.
     """
     splits = source.splits()
-    if "all" in splits and not any(record.mask_path for record in source.records("all")):
+    if "all" in splits and not _any_mask(source.records("all")):
         return "all"
     split = next((name for name in ("train", "all") if name in splits), splits[0] if len(splits) == 1 else None)
     if split is None:
         raise DataError(f"{source.spec}: has no split train or all; name one of {', '.join(splits)} by --split")
     return split
+
+
+def _any_mask(records: Sequence[Record]) -> bool:
+    return records.any_mask() if isinstance(records, ShardRecords) else any(record.mask_path for record in records)
 
 
 def spread_evenly(records: Sequence[Record], count: int | None) -> Sequence[Record]:

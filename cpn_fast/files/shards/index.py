@@ -140,6 +140,11 @@ class ShardIndex:
         row = self._connection().execute(f"select {_FIELDS} from examples where id = ?", (_canonical(name),)).fetchone()
         return None if row is None else self._example(row)
 
+    def any_mask(self) -> bool:
+        """Whether any example has a mask."""
+        query = "select 1 from examples where mask is not null limit 1"
+        return self._connection().execute(query).fetchone() is not None
+
     def examples(self, split: str, places: range) -> Iterator[Example]:
         """Those at some places of a split, in the order of the places."""
         query = f"select {_FIELDS} from splits join examples on splits.n = examples.n where split = ? and k in "

@@ -108,18 +108,19 @@ class Row:
     extra: Any = field(default=None)
 
 
-def rows(shard: ShardFile, extra: str | None = None) -> Iterator[tuple[Columns, Row]]:
+def parquet_rows(shard: ShardFile, image: str | None = None, extra: str | None = None) -> Iterator[tuple[Columns, Row]]:
     """The rows of a file without their images (masks are read, to know which rows have one), a few at a time.
 
     Args:
         shard: the file.
+        image: the column of images; None = found by its name.
         extra: another column to be given.
 
     Raises:
         DataError: of one line, for a file that is damaged, or has no column of images or a row group that is too large.
     """
     with _parquet(shard) as file:
-        found = find_columns(file.schema_arrow, shard)
+        found = find_columns(file.schema_arrow, shard, image)
         wanted = _names(file.schema_arrow, found, extra)
         number = 0
         for group in range(file.metadata.num_row_groups):
@@ -141,10 +142,12 @@ def rows(shard: ShardFile, extra: str | None = None) -> Iterator[tuple[Columns, 
                     number, place = number + 1, place + 1
 
 
-def find_columns(schema: Any, shard: ShardFile) -> Columns:
-    """Tell the columns of a schema. Raises DataError where none holds images, or several could."""
+def find_columns(schema: Any, shard: ShardFile, image: str | None = None) -> Columns:
+    """Tell the columns of a schema. Raises DataError where none holds images, or several could, or not the given."""
     held = [name for name in schema.names if _holds_bytes(schema.field(name).type)]
     images = [name for name in held if name.lower() in _IMAGES] or [name for name in held if name.lower() not in _MASKS]
+    if image is not None:
+        images = [name for name in held if name == image]
     if len(images) != 1:
         what = f"several columns could hold the images ({', '.join(images[:5])})" if images else "no column of images"
         raise DataError(
@@ -206,6 +209,12 @@ def _row(values: dict[str, Any], found: Columns, number: int, group: int, place:
 def _bytes_of(value: Any) -> bytes | None:
     data = value.get("bytes") if isinstance(value, dict) else value
     return data if isinstance(data, bytes) else None
+
+
+def shard_metadata(shard: ShardFile) -> dict[bytes, bytes]:
+    """What stands beside the schema of a file. Raises DataError as `parquet_rows`."""
+    with _parquet(shard) as file:
+        return dict(file.schema_arrow.metadata or {})
 
 
 @contextmanager

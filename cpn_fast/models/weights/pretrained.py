@@ -14,6 +14,7 @@ from torch import Tensor
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.regular import open_regular
 from cpn_fast.models.backbones import Backbone, FeatureBackbone
+from cpn_fast.models.weights.archive import check_archive, check_sizes
 from cpn_fast.models.weights.layouts import best_fit, expected_tensors, is_head, strip_prefixes, timm_key
 from cpn_fast.models.weights.mxnet_params import read_params, resnet38_key
 
@@ -95,6 +96,7 @@ def _read_params(path: Path) -> State:
 
 
 def _read_pth(path: Path) -> State:
+    check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises nearly anything
@@ -107,6 +109,7 @@ def _read_pth(path: Path) -> State:
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise DataError(f"{path}: holds a {type(content).__name__}, expected a state_dict (key -> tensor)")
+    check_sizes(content, path)
     return content
 
 

@@ -604,3 +604,42 @@ def test_what_counts_as_a_mask_without_an_object():
     ]
     assert without_object(entries, "do that") == "2 of 3 masks hold no object, that of b for instance: do that"
     assert without_object(entries[2:3], "do that") == ""
+
+
+@pytest.mark.parametrize("sink", ["wds", "parquet"])
+def test_masks_in_shards_are_those_of_files_and_are_read_as_they_are(run, data, tmp_path, sink):
+    plain = run_label(config(run, data, tmp_path / "files"))
+    summary = run_label(config(run, data, tmp_path / "shards", sink=sink, shard_size=2, sheet=3))
+    assert (summary.written, summary.failed) == (plain.written, 0) == (5, 0)
+    assert summary.sheet is not None and summary.sheet.is_file()
+    assert not (tmp_path / "shards" / "SegmentationClass").exists()
+    expected, folder = masks(tmp_path / "files"), MaskFolder.find(tmp_path / "shards")
+    assert len(list((tmp_path / "shards").glob("masks-*"))) == 3 and set(folder.paths()) == set(expected)
+    entries, others = folder.manifest().entries(), MaskFolder.at(tmp_path / "files").manifest().entries()
+    for name, mask in expected.items():
+        np.testing.assert_array_equal(folder.read(name), mask)
+        keys = ("labels", "confidence", "foreground", "width", "height", "image")
+        assert {key: entries[name][key] for key in keys} == {key: others[name][key] for key in keys}
+    again = run_label(config(run, data, tmp_path / "shards", sink=sink, shard_size=2))
+    assert (again.written, again.skipped) == (0, 5)
+    with pytest.raises(DataError, match=r"shard_size \(there: 2, now: 3\)"):
+        run_label(config(run, data, tmp_path / "shards", sink=sink, shard_size=3))
+    # `convert`, `segment train` and `evaluate`
+    for name, item in {item.id: item for item in select_masks(tmp_path / "shards").items}.items():
+        np.testing.assert_array_equal(item.read(), expected[name])
+    source = open_source(f"folder:{data}")
+    training = open_masks(str(tmp_path / "shards"), source)
+    for record in source.records("all"):
+        assert training.check(record) is None
+        np.testing.assert_array_equal(training.read(record).mask, expected[record.id])
+    for record in source.records("all"):
+        target = data / "masks" / f"{record.id}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(expected[record.id]).save(target)
+    scored = run_evaluate(EvaluateConfig(tmp_path / "shards", f"folder:{data}", split="all"))
+    assert scored["miou"] == 1.0 and scored["images"] == 5
+
+
+def test_soft_maps_are_not_kept_in_shards(run, data, tmp_path):
+    with pytest.raises(DataError, match="--soft-maps --sink wds"):
+        run_label(config(run, data, tmp_path / "m", sink="wds", soft_maps=True))
