@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cpn_fast.api.images import ImageLabeller, LabelledImage
     from cpn_fast.api.model import Model
     from cpn_fast.api.run import Run
+    from cpn_fast.cam.one_image import LabelSettings, label_image, label_settings
     from cpn_fast.config.training import (
         AffinityConfig,
         AugmentOptions,
@@ -37,6 +38,7 @@ _HOMES = {
     "cpn_fast.api.images": ("ImageLabeller", "LabelledImage"),
     "cpn_fast.api.model": ("Model",),
     "cpn_fast.api.run": ("Run",),
+    "cpn_fast.cam.one_image": ("LabelSettings", "label_image", "label_settings"),
     "cpn_fast.config.training": (
         "AffinityConfig",
         "AugmentOptions",
@@ -65,6 +67,7 @@ __all__ = [
     "DeviceOptions",
     "FeatureBackbone",
     "ImageLabeller",
+    "LabelSettings",
     "LabelledImage",
     "LoopOptions",
     "MethodOptions",
@@ -80,6 +83,8 @@ __all__ = [
     "create_model",
     "evaluate",
     "label",
+    "label_image",
+    "label_settings",
     "list_backbones",
     "load",
     "open_source",

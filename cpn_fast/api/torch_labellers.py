@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +10,9 @@ from numpy.typing import NDArray
 from cpn_fast.api.images import ImageLabeller, LabelledImage
 from cpn_fast.cam.inference import Prediction, default_map, open_labeller, predictions
 from cpn_fast.cam.map_options import MapOptions
+from cpn_fast.cam.one_image import OneImage
 from cpn_fast.config.refine import Refine
 from cpn_fast.config.scales import SEGMENT_SCALES
-from cpn_fast.data.types import Record, Sample
 from cpn_fast.files.max_side import enlarge
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.options import check_positive
@@ -22,32 +21,6 @@ from cpn_fast.metrics.beta_sweep import mask_at
 from cpn_fast.metrics.maps import MULTI
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.segment.inference import Segmentation, open_segmenters, segmentations
-
-_ONE = "image"
-
-
-class _OneImage:
-    """A source of one image in memory."""
-
-    spec = "memory:"
-
-    def __init__(self, image: NDArray[np.uint8], present: tuple[int, ...] | None, classes: tuple[str, ...]) -> None:
-        self.image, self.classes = image, classes
-        self.record = Record(_ONE, Path(_ONE), present)
-
-    def splits(self) -> tuple[str, ...]:
-        """The only split."""
-        return (_ONE,)
-
-    def records(self, split: str) -> Sequence[Record]:
-        """The image."""
-        del split
-        return (self.record,)
-
-    def read(self, record: Record, with_mask: bool = False) -> Sample:
-        """The image, without ground truth."""
-        del with_mask
-        return Sample(record, self.image, None)
 
 
 class CamLabeller(ImageLabeller):
@@ -74,7 +47,7 @@ class CamLabeller(ImageLabeller):
         self._options = InferenceOptions(max_side, workers=1)
 
     def _label(self, image: NDArray[np.uint8], present: tuple[int, ...] | None) -> LabelledImage:
-        source = _OneImage(image, present, self.classes)
+        source = OneImage(image, present, self.classes)
         (found,) = predictions(self._labeller, source, [source.record], self._mapping, self._options)
         assert isinstance(found, Prediction)
         return LabelledImage(
@@ -97,7 +70,7 @@ class SegmentationLabeller(ImageLabeller):
         self._options = InferenceOptions(max_side, workers=1)
 
     def _label(self, image: NDArray[np.uint8], present: tuple[int, ...] | None) -> LabelledImage:
-        source = _OneImage(image, present, self.classes)
+        source = OneImage(image, present, self.classes)
         (found,) = segmentations(self._segmenters, source, [source.record], self._mapping, self._options, True)
         assert isinstance(found, Segmentation) and found.probabilities is not None
         mask, probabilities = found.mask(MULTI), found.probabilities.numpy()

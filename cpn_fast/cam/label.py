@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cpn_fast.cam.inference import Prediction, default_map, open_labeller, predictions
 from cpn_fast.cam.map_options import MapOptions, ResolvedMaps
+from cpn_fast.cam.one_image import MaskRules, mask_and_entry
 from cpn_fast.cam.options import LabelConfig
 from cpn_fast.config.display import resuming
 from cpn_fast.data.sources.base import folders_of
@@ -20,26 +21,24 @@ from cpn_fast.data.sources.open import open_source_for
 from cpn_fast.data.sources.photos import PhotoSource
 from cpn_fast.data.sources.shards import ShardRecords
 from cpn_fast.data.sources.spread import records_of, spread
-from cpn_fast.data.types import VOID, Record, Source
+from cpn_fast.data.types import Record, Source
 from cpn_fast.files.contact_sheet import write_least_confident
 from cpn_fast.files.disk_space import FILE_BYTES, MASK_BYTES, SOFT_BYTES, mean_pixels
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.jobs import Entry, ImageJobs, JobSummary, error_entry
 from cpn_fast.files.jobs import run as run_jobs
-from cpn_fast.files.mask_folder import MaskFolder, class_names, foreground_share, without_object
+from cpn_fast.files.mask_folder import MaskFolder, class_names, without_object
 from cpn_fast.files.photos import default_output
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.files.shard import take_shard
 from cpn_fast.files.shards.job import run_into_shards
-from cpn_fast.files.shards.masks import ShardWriter
+from cpn_fast.files.shards.masks import ShardedMasks, ShardWriter
 from cpn_fast.files.soft_maps import SoftMaps
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.image_size import LOOKED_AT, warn_of_size
 from cpn_fast.inference.options import check_positive
 from cpn_fast.inference.reader import Failure, InferenceOptions
 from cpn_fast.inference.sink import mask_sink
-from cpn_fast.metrics.beta_sweep import mask_at
-from cpn_fast.metrics.confidence import map_confidence
 from cpn_fast.metrics.maps import MULTI, MapName
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.runs.digest import weights_digest
@@ -128,25 +127,17 @@ class LabelJobs(ImageJobs[Record, Prediction | Failure[Record]]):
         record = item.record
         if isinstance(item, Failure):
             return error_entry(record.id, record.image_path, item.error)
-        mask = self._mask(item)
-        maps = item.maps[self.name, MULTI]
-        soft = SoftMaps((item.classes + 1).astype(np.uint8), maps, (mask.shape[0], mask.shape[1]))
+        mask, said = mask_and_entry(item, self.rules)
+        soft = SoftMaps(
+            (item.classes + 1).astype(np.uint8), item.maps[self.name, MULTI], (mask.shape[0], mask.shape[1])
+        )
         self.folder.write(record.id, mask, soft if self.soft_maps else None)
-        return {
-            **self.folder.describe(record.id, record.image_path, mask),
-            "labels": [self.classes[c] for c in item.classes],
-            "labels_from": "scores" if item.given is None else "image",
-            "foreground": foreground_share(mask),
-            "confidence": round(map_confidence(maps, self.beta), 4),
-        }
+        return {**self.folder.describe(record.id, record.image_path, mask), **said}
 
-    def _mask(self, prediction: Prediction) -> NDArray[np.uint8]:
-        best, score = prediction.best(self.name)
-        mask = mask_at(best, score, self.beta)
-        if self.void_band is not None:
-            low, high = np.float32(self.void_band[0]), np.float32(self.void_band[1])
-            mask[(score >= low) & (score <= high)] = VOID
-        return mask
+    @property
+    def rules(self) -> MaskRules:
+        """From maps to a mask."""
+        return MaskRules(self.classes, self.name, self.beta, self.void_band)
 
 
 def run_label(config: LabelConfig, progress: Progress = SILENT) -> LabelSummary:
@@ -168,11 +159,12 @@ def run_label(config: LabelConfig, progress: Progress = SILENT) -> LabelSummary:
     split, every = records_of(source, config.split)
     jobs = _jobs(config, source, every, split)
     warn_of_size(RunFolder(config.run), every, config.max_side)
+    in_shards = isinstance(jobs.folder, ShardWriter)
     if isinstance(jobs.folder, ShardWriter):
         summary = run_into_shards(jobs, jobs.folder, progress)
     else:
         summary = run_jobs(jobs, progress)
-    written = MaskFolder.find(jobs.output) or jobs.folder
+    written = (in_shards and ShardedMasks.find_in(jobs.output)) or jobs.folder
     sheet = write_least_confident(written, _images(source, every), config.sheet, jobs.classes)
     from_scores = sum(entry["labels_from"] == "scores" for entry in summary.done)
     _say_result(config, jobs, summary, from_scores, sheet, progress)
