@@ -36,6 +36,7 @@ class ExportConfig:
             the file; meant for a CPU).
         calibrate: folder of images like those to be labelled, from which int8 takes its ranges.
         calibrate_images: so many of them, spread evenly.
+        licence: under which terms the weights may be used, e.g. "CC-BY-4.0", for the model card that the file holds.
         reduce_range: int8 with weights of 7 bits, for x86 CPUs without VNNI, on which 8 bits may overflow.
     """
 
@@ -54,4 +55,5 @@ class ExportConfig:
     variant: Literal["float32", "float16", "int8"] = "float32"
     calibrate: Path | None = None
     calibrate_images: int = 32
+    licence: str = ""
     reduce_range: bool = False

@@ -16,14 +16,17 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+from cpn_export.benchmark import run_benchmark
+from cpn_export.card import model_card
+from cpn_export.label_options import LabelOnnxConfig as LabelOnnxConfig
 from cpn_export.metadata import ModelInfo
-from cpn_export.runtime import OnnxLabeller, Provider, label_rows
+from cpn_export.runtime import FLOAT32, OnnxLabeller, label_rows
 from cpn_fast.console.exit_status import EXIT_FAILED_IMAGES, guarded, piped
 from cpn_fast.console.terminal import TerminalProgress
 from cpn_fast.files.contact_sheet import write_least_confident
 from cpn_fast.files.disk_space import FILE_BYTES, MASK_BYTES, mean_pixels
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.images import DEFAULT_MAX_PIXELS, read_image
+from cpn_fast.files.images import read_image
 from cpn_fast.files.jobs import Entry, ImageJobs, JobSummary, error_entry
 from cpn_fast.files.jobs import run as run_jobs
 from cpn_fast.files.mask_folder import MaskFolder, foreground_share, without_object
@@ -39,48 +42,6 @@ from cpn_fast.metrics.confidence import map_confidence, probability_confidence
 log = logging.getLogger(__name__)
 
 _GRID = 256  # of a segmentation network's confidence: its probabilities have every class
-
-
-@dataclass(frozen=True)
-class LabelOnnxConfig:
-    """Label images with an exported model.
-
-    Exit status: 0 = every image has its mask; 2 = an error that the message explains; 3 = some images could not be
-    labelled, see manifest.jsonl (0 with --allow-failures); 130 = interrupted.
-
-    Attributes:
-        model: the `.onnx` file that `cpn export` wrote.
-        images: folders of images (searched recursively) or image files; hidden ones do not count.
-        output: folder for SegmentationClass/*.png, labelmap.txt, manifest.jsonl and the contact sheet; None =
-            `NAME-masks` in the current folder, by the first of the images.
-        image_labels: CSV `image,labels`; for images that it does not list the scores of a CAM network stand in, and a
-            segmentation network chooses from all classes.
-        provider: where to run.
-        shard: `i/n`, only the i-th of n parts, counted from 1.
-        max_side: longer images are reduced to this long side in pixels first; None = the model's.
-        max_pixels: larger images are not decoded.
-        batch_size: images of equal size that go through together.
-        workers: threads that decode, and as many that write.
-        threads: CPU threads of the network; 0 = all cores.
-        sheet: number of least confident masks on the contact sheet; 0 = none.
-        overwrite: label everything again, also with another model or --max-side.
-        allow_failures: exit with status 0 also where some images could not be labelled.
-    """
-
-    model: tyro.conf.Positional[Path]
-    images: tyro.conf.Positional[tuple[Path, ...]]
-    output: Path | None = None
-    image_labels: Path | None = None
-    provider: Provider = "cpu"
-    shard: str | None = None
-    max_side: int | None = None
-    max_pixels: int = DEFAULT_MAX_PIXELS
-    batch_size: int = 4
-    workers: int = 2
-    threads: int = 0
-    sheet: int = 24
-    overwrite: bool = False
-    allow_failures: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,7 +123,8 @@ class OnnxJobs(ImageJobs[Photo, _Labelled | Failure[Photo]]):
     def about(self) -> str:
         """What the model is."""
         info = self.labeller.info
-        return f"{info.kind} network, {info.variant}, at most {self.max_side} pixels a side"
+        size = f"at most {self.max_side} pixels a side"
+        return f"{info.kind} network, {info.variant}, {size}, running on {self.labeller.running_on}"
 
     def ready(self, todo: Sequence[Photo]) -> Iterator[_Labelled | Failure[Photo]]:
         """What the graph says of each image."""
@@ -195,6 +157,8 @@ class OnnxJobs(ImageJobs[Photo, _Labelled | Failure[Photo]]):
         for (read, _), mask, scores, maps in zip(batch, result.mask, result.scores, result.maps, strict=True):
             if not (np.isfinite(scores).all() and np.isfinite(maps).all()):
                 reason = "the model's scores or maps hold NaN or infinity: its training diverged"
+                if info.variant == "float16":
+                    reason += f", or float16 overflows on {self.labeller.running_on}: {FLOAT32}"
                 yield Failure(read.photo, f"{read.photo.path}: {reason}")
                 continue
             labels, origin = active_labels(info, read.photo.labels, scores, mask)
@@ -234,6 +198,8 @@ def run_label_onnx(config: LabelOnnxConfig, progress: Progress = SILENT) -> JobS
     """
     _check(config)
     labeller = OnnxLabeller(config.model, config.provider, config.threads)
+    for reason in labeller.passed_over:
+        log.warning("--provider auto: %s", reason)
     photos = find_photos(config.images)
     if config.image_labels is not None:
         photos = with_labels(photos, config.image_labels, labeller.info.classes)
@@ -388,6 +354,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     def action() -> None:
         nonlocal failed
         config = tyro.cli(LabelOnnxConfig, args=args, prog="cpn-label")
+        if config.info or config.benchmark:
+            lines = run_benchmark(config) if config.benchmark else model_card(config.model)
+            for line in lines:
+                sys.stdout.write(f"{line}\n")
+                sys.stdout.flush()
+            return
         summary = run_label_onnx(config, TerminalProgress())
         failed = summary.failed > 0 and not config.allow_failures
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.options import check_positive
 
-DEVICES: dict[str, Provider] = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "tensorrt"}
+DEVICES: dict[str, Provider] = {name: name for name in get_args(Provider)}
 
 
 def load_onnx(path: Path) -> OnnxModel:
@@ -86,7 +86,7 @@ class OnnxModel:
             beta: as exported; None or the same.
             threshold: as exported; None or the same.
             max_side: longer images are reduced to this long side in pixels first; None = as exported.
-            device: "cpu", "cuda" or "tensorrt"; None = "cpu".
+            device: a provider of `cpn-label`, such as "cpu", "cuda" or "auto"; None = "cpu".
 
         Raises:
             DataError: for a setting that the file has otherwise, or a device that cannot be used.

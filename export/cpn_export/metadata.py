@@ -47,6 +47,10 @@ class ModelInfo:
         refine_at: "fused" or "scale"; None for a segmentation network.
         affinity_power: exponent of the affinities; None for a segmentation network.
         pairs: complementary pairs at every scale.
+        crop: side in pixels of the crops that the run was trained on; None = not known.
+        miou: mean IoU of the run's masks in 0..1, as `cpn evaluate` last measured it; None = it was not.
+        miou_of: the data and split that this was measured on.
+        licence: under which terms the weights may be used, as told at the export; "" = nothing was told.
     """
 
     classes: tuple[str, ...]
@@ -69,6 +73,10 @@ class ModelInfo:
     refine_at: str | None = "scale"
     affinity_power: float | None = 1.0
     pairs: int = 0
+    crop: int | None = None
+    miou: float | None = None
+    miou_of: str = ""
+    licence: str = ""
 
     def to_metadata(self) -> dict[str, str]:
         """The flat string map that ONNX keeps: every field as JSON under a common prefix."""

@@ -5,30 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cpn_export.metadata import Kind, ModelInfo
-from cpn_export.model_file import check_model_file
+from cpn_export.providers import Provider as Provider
+from cpn_export.providers import open_session
 from cpn_fast.files.errors import DataError
-
-if TYPE_CHECKING:
-    import onnxruntime
-
-Provider = Literal["cpu", "cuda", "tensorrt"]
-
-PROVIDERS: dict[str, tuple[str, ...]] = {
-    "cpu": ("CPUExecutionProvider",),
-    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
-    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
-}
-"""Execution providers that onnxruntime tries in order; the first must be in use."""
-
 
 MAPS: dict[Kind, str] = {"cam": "rcam", "segmentation": "probabilities"}
 """Name of the graph's output with the maps that the mask comes from."""
+
+
+PROBE = 64
+"""Side in pixels of the image of noise with which float16 is tried out."""
+
+FLOAT32 = "export the run with --variant float32"
 
 
 @dataclass(frozen=True)
@@ -52,18 +45,44 @@ class OnnxLabeller:
 
     Args:
         path: the `.onnx` file.
-        provider: where to run: "cpu", "cuda" or "tensorrt".
+        provider: where to run; "auto" = the first of CUDA, CoreML, DirectML, OpenVINO and the CPU that starts.
         threads: CPU threads of one inference; 0 lets onnxruntime take every core.
 
+    Attributes:
+        running_on: the provider that is in use, in words.
+        passed_over: of "auto", providers that are there and did not start, with the reasons.
+
     Raises:
-        DataError: if the file is missing, not an exported labeller, or the provider cannot be used.
+        DataError: if the file is missing, not an exported labeller, the provider cannot be used, or a float16 network
+            overflows on it.
     """
 
     def __init__(self, path: Path, provider: Provider = "cpu", threads: int = 0) -> None:
         if not path.is_file():
             raise DataError(f"{path}: no such file, expected a model written by `cpn export`")
-        self.session = _open_session(path, provider, threads)
+        opened = open_session(path, provider, threads)
+        self.session, self.provider = opened.session, opened.provider
+        self.running_on, self.passed_over = str(opened), opened.passed_over
         self.info = ModelInfo.from_metadata(self.session.get_modelmeta().custom_metadata_map, str(path))
+        if self.info.variant == "float16":
+            self._check_range(path)
+
+    def _check_range(self, path: Path) -> None:
+        """Refuse a float16 network that overflows on this provider, where the first image would find out."""
+        noise = np.random.default_rng(0).integers(0, 256, (1, PROBE, PROBE, 3), dtype=np.uint8)
+        try:
+            found = self(noise, label_rows([None], len(self.info.classes)), with_maps=True)
+        except DataError:
+            raise
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DataError(f"{path}: float16 does not run on {self.running_on}: {reason}; {FLOAT32}") from error
+        assert found.maps is not None
+        if not (np.isfinite(found.scores).all() and np.isfinite(found.maps).all()):
+            raise DataError(
+                f"{path}: its float16 network gives NaN or infinity on {self.running_on}: numbers above 65,504 "
+                f"overflow; {FLOAT32}"
+            )
 
     def __call__(
         self,
@@ -101,56 +120,3 @@ def label_rows(labels: Sequence[tuple[int, ...] | None], num_classes: int) -> ND
             row[:] = 0
             row[list(present)] = 1
     return rows
-
-
-def _is_no_model(error: Exception) -> bool:
-    """Whether onnxruntime could not even read the graph; it names its exceptions by what happened."""
-    return type(error).__name__ in ("InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NoModel")
-
-
-def _installed_onnxruntime() -> Any:
-    """The package `onnxruntime`, whichever distribution brought it."""
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise DataError(
-            "running a model needs onnxruntime, which is not installed: pip install 'cpn-fast[cpu]', or "
-            "'cpn-fast[gpu]' on a machine with an NVIDIA GPU (one of them, not both)"
-        ) from error
-    return onnxruntime
-
-
-def _open_session(path: Path, provider: Provider, threads: int) -> onnxruntime.InferenceSession:
-    """A session on exactly the provider asked for, or a DataError: never a silent fall back to the CPU."""
-    onnxruntime = _installed_onnxruntime()
-    wanted = PROVIDERS[provider][0]
-    available = onnxruntime.get_available_providers()
-    if wanted not in available:
-        raise DataError(
-            f"--provider {provider}: this onnxruntime has no {wanted} (it has {', '.join(available)}); "
-            "install cpn-fast[gpu] in its place, or use --provider cpu"
-        )
-    if provider != "cpu":
-        onnxruntime.preload_dlls()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # Shapes change from batch to batch: a remembered memory plan per shape would only cost memory.
-    options.enable_mem_pattern = False
-    check_model_file(path)
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=list(PROVIDERS[provider]))
-    except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        reason = str(error).splitlines()[0]
-        if _is_no_model(error):
-            raise DataError(
-                f"{path}: damaged, or no ONNX model ({reason}); copy it again, or export the run again "
-                "with `cpn export`"
-            ) from error
-        raise DataError(f"{path}: onnxruntime cannot open it with --provider {provider}: {reason}") from error
-    if session.get_providers()[0] != wanted:
-        raise DataError(
-            f"--provider {provider}: onnxruntime could not start {wanted} on this machine (no GPU, or its CUDA, cuDNN "
-            f"or TensorRT libraries are missing) and would run on {session.get_providers()[0]}; use --provider cpu"
-        )
-    return session

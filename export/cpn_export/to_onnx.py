@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir
@@ -21,6 +22,7 @@ from cpn_fast.config.training import SegmentConfig
 from cpn_fast.files.atomic import atomic_path
 from cpn_fast.files.background_score import check_score
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.json_file import read_json
 from cpn_fast.files.masks import voc_palette
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.models.labeller import Labeller
@@ -83,6 +85,7 @@ def _export_cam(config: ExportConfig, run: RunFolder, progress: Progress) -> Mod
         refine_at=how.refine.at,
         affinity_power=how.refine.power,
         pairs=how.pairs,
+        **_card(config, run, settings.augment.crop),
     )
     net = run.load_model()
     assert info.beta is not None and info.threshold is not None
@@ -103,6 +106,7 @@ def _export_segmentation(config: ExportConfig, run: RunFolder, progress: Progres
             raise DataError(
                 f"--{name.replace('_', '-')} is for CAM networks; {run.path} is a segmentation network: leave it out"
             )
+    settings = run.config_of(SegmentConfig)
     info = ModelInfo(
         classes=run.classes,
         palette=PALETTE,
@@ -114,18 +118,31 @@ def _export_segmentation(config: ExportConfig, run: RunFolder, progress: Progres
         map_norm=None,
         run=config.run.resolve().name,
         method="deeplab",
-        backbone=run.config_of(SegmentConfig).backbone,
+        backbone=settings.backbone,
         cpn_fast_version=_version(),
         kind="segmentation",
         variant=config.variant,
         refine=None,
         refine_at=None,
         affinity_power=None,
+        **_card(config, run, settings.augment.crop),
     )
     net = run.load_deeplab()
     conversion = conversion_of(config.variant, net.mean, info.scales, _calibration(config), progress=progress)
     export_segmenter(Segmenter(net, info.scales, info.flip), info, config.output, conversion)
     return info
+
+
+def _card(config: ExportConfig, run: RunFolder, crop: int) -> dict[str, Any]:
+    """What the model card holds beside what labelling needs; the mIoU is that of the run's last `cpn evaluate`."""
+    card: dict[str, Any] = {"crop": crop, "licence": config.licence}
+    if not run.scores_path.is_file():
+        return card
+    scores = read_json(run.scores_path, "what `cpn evaluate` wrote", "run it again")
+    miou = scores.get("miou") if isinstance(scores, dict) else None
+    if isinstance(miou, int | float):
+        card |= {"miou": float(miou), "miou_of": f"{scores.get('data', '')} ({scores.get('split', '')})"}
+    return card
 
 
 def export_labeller(labeller: Labeller, info: ModelInfo, output: Path, conversion: Conversion = unchanged) -> None:
