@@ -11,11 +11,16 @@ from typing import BinaryIO
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, lasting: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path` that replaces it when the block ends without an error.
 
     For libraries that write to a path of their own; the suffix is kept. The parent folder is made. After the block the
     content is on the disk (fsync), so a power cut leaves the old or the new file too.
+
+    Args:
+        path: the file.
+        lasting: False: after a power cut it may also be the old one (or none) although the block had ended, which saves
+            a wait for the disk; for files that would be made again.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,19 +38,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.filename in (None, str(temporary), temporary):
             error.filename = str(path)  # a failed write names no file, and the temporary one would mean nothing
         raise
-    _sync_folder(path.parent)
+    if lasting:
+        _sync_folder(path.parent)
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+def atomic_write(path: str | Path, lasting: bool = True) -> Iterator[BinaryIO]:
     """Yield a binary file that becomes `path` when the block ends without an error (see `atomic_path`)."""
-    with atomic_path(path) as temporary, temporary.open("xb") as file:
+    with atomic_path(path, lasting) as temporary, temporary.open("xb") as file:
         yield file
 
 
-def atomic_write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path` in one step."""
-    with atomic_write(path) as file:
+def atomic_write_bytes(path: str | Path, data: bytes, lasting: bool = True) -> None:
+    """Write `data` to `path` in one step; see `atomic_path`."""
+    with atomic_write(path, lasting) as file:
         file.write(data)
 
 

@@ -212,13 +212,16 @@ def error_entry(image_id: str, image: ImageFile, error: str) -> Entry:
 
 
 def _todo(jobs: ImageJobs[Any, Any], manifest: Manifest) -> list[Any]:
-    known = manifest.entries()
+    known = manifest.index()
 
     def is_done(item: Any) -> bool:
-        entry = known.get(jobs.id_of(item))
+        entry = known.find(jobs.id_of(item))
         return entry is not None and entry.get("status") == "ok" and jobs.is_done(item, entry)
 
-    return [item for item in jobs.items if not is_done(item)]
+    try:
+        return [item for item in jobs.items if not is_done(item)]
+    finally:
+        known.close()
 
 
 def _say_plan(jobs: ImageJobs[Any, Any], todo: Sequence[Any], skipped: int, progress: Progress) -> None:

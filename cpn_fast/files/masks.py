@@ -97,7 +97,7 @@ def check_mask_values(mask: np.ndarray, num_classes: int, where: str) -> None:
 
 
 def write_mask(path: str | Path, mask: np.ndarray, palette: np.ndarray | None = None) -> None:
-    """Write a palette PNG in one step.
+    """Write a palette PNG in one step; a power cut right after it may leave the file that was there before.
 
     Args:
         path: where to.
@@ -107,7 +107,7 @@ def write_mask(path: str | Path, mask: np.ndarray, palette: np.ndarray | None = 
     Raises:
         ValueError: if mask or palette has another type or shape.
     """
-    atomic_write_bytes(path, encode_mask(mask, palette, str(path)))
+    atomic_write_bytes(path, encode_mask(mask, palette, str(path)), lasting=False)
 
 
 def encode_mask(mask: np.ndarray, palette: np.ndarray | None = None, where: str = "mask") -> bytes:

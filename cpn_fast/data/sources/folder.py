@@ -55,12 +55,12 @@ class FolderSource(FileSource):
         mask_root = self.root / "masks"
         masks = {self.root / row.mask for row in self._table.rows if row.mask} if self._table else set()
         self._images = [
-            image for image in list_images(self.root) if mask_root not in image.parents and image not in masks
+            image for image in list_images(self.root) if not _is_below(image, mask_root) and image not in masks
         ]
         if not self._images and not self._table:
             raise DataError(f"{path}: no images (by suffix) in it or in its folders")
         images = self.root / "images"
-        inside = bool(self._images) and all(images in image.parents for image in self._images)
+        inside = bool(self._images) and all(_is_below(image, images) for image in self._images)
         self._image_root = images if inside else self.root
         self._by_split: dict[str, list[Record]] | None = None
         self._problems: list[Problem] = []
@@ -185,7 +185,14 @@ class FolderSource(FileSource):
         return Record(name, image, row.labels if row else None, mask if is_regular(mask) else None)
 
     def _id(self, image: Path) -> str:
-        return _without_suffix(image.relative_to(self._image_root).as_posix())
+        inside = str(image)[len(str(self._image_root)) + 1 :] if str(self._image_root) != "." else str(image)
+        folder, slash, name = inside.rpartition("/")
+        stem, _, ending = name.rpartition(".")
+        return f"{folder}{slash}{stem}" if stem and ending else inside
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return str(path).startswith(f"{folder}/")
 
 
 def hash_split(name: str) -> str:

@@ -31,6 +31,7 @@ MAX_LABEL_BYTES = 1 << 20
 """Largest .cls, .txt or .json that is read."""
 
 _MASK_ENDINGS = ("mask.png", "seg.png", "segmentation.png")
+_LABEL_ENDINGS = (".cls", ".json", ".txt")
 _LABEL_KEYS = (*NAMES["labels"], "category", "categories")
 _SPLIT = re.compile(r"[^A-Za-z]*([A-Za-z]+)")
 
@@ -177,7 +178,7 @@ class _Scanner:
     def tar(self, shard: ShardFile) -> Iterator[Found]:
         """The examples of a tar: members that follow one another with one name up to the first dot."""
         key, held = "", dict[str, TarMember]()
-        for member in members(shard):
+        for member in members(shard, held=_LABEL_ENDINGS, held_bytes=MAX_LABEL_BYTES):
             parts = key_and_ending(member.path)
             if parts is None:
                 continue

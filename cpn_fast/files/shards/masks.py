@@ -259,7 +259,7 @@ def _write_table(path: Path, about: Mapping[str, Any], rows: Sequence[tuple[_Ent
 def _tar_masks(shard: ShardFile) -> Iterator[Found]:
     """The entries of a tar with their masks."""
     waiting: TarMember | None = None
-    for member in members(shard):
+    for member in members(shard, held=(".json",), held_bytes=_MAX_ENTRY_BYTES):
         stem, dot, ending = member.path.rpartition(".")
         if dot and ending == "json":
             if waiting is not None:

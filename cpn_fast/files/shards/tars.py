@@ -6,7 +6,7 @@ import io
 import re
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 from cpn_fast.files.errors import DataError
@@ -32,12 +32,14 @@ class TarMember(Member):
         path: its name there.
         offset: of its first byte.
         size: in bytes.
+        content: where it was read already.
     """
 
     shard: ShardFile
     path: str
     offset: int
     size: int
+    content: bytes | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -46,18 +48,22 @@ class TarMember(Member):
 
     def read_bytes(self) -> bytes:
         """Its content, in one read."""
-        return self.shard.read(self.offset, self.size)
+        return self.shard.read(self.offset, self.size) if self.content is None else self.content
 
     def __str__(self) -> str:
         return f"{self.shard.url}: member {self.path}"
 
 
-def members(shard: ShardFile, max_bytes: int = MAX_MEMBER_BYTES) -> Iterator[TarMember]:
+def members(
+    shard: ShardFile, max_bytes: int = MAX_MEMBER_BYTES, held: tuple[str, ...] = (), held_bytes: int = 1 << 20
+) -> Iterator[TarMember]:
     """The files of a tar, in order; folders are passed over. Memory does not grow with their number.
 
     Args:
         shard: the tar.
         max_bytes: largest file that is allowed.
+        held: endings of files whose content is read on the way, which saves a request to an object store each.
+        held_bytes: largest of these.
 
     Raises:
         DataError: of one line, for a tar that is compressed, empty, damaged or cut off, and for a member that is no
@@ -75,7 +81,11 @@ def members(shard: ShardFile, max_bytes: int = MAX_MEMBER_BYTES) -> Iterator[Tar
                     tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header that it has seen
                     last = f"member {quoted(info.name)}"
                     if not info.isdir():
-                        yield _checked(shard, info, max_bytes)
+                        member = _checked(shard, info, max_bytes)
+                        if member.path.endswith(held) and member.size <= held_bytes:
+                            file.seek(member.offset)
+                            member = replace(member, content=file.read(member.size))
+                        yield member
                 end = tar.offset
         except (tarfile.TarError, EOFError, ValueError, OverflowError, UnicodeError, _TooLong) as error:
             raise DataError(f"{shard.url}: damaged or cut off after {last} ({error}); fetch it again") from None

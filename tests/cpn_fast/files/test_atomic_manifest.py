@@ -10,11 +10,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cpn_fast.files.atomic import atomic_path, atomic_write, atomic_write_bytes, atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.manifest import Manifest
+from cpn_fast.files.mask_folder import MaskFolder
 
 
 def test_atomic_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -163,3 +165,28 @@ def test_a_file_that_a_library_made_private_gets_the_modes_of_any_new_file(tmp_p
         temporary.write_bytes(b"x")
         temporary.chmod(0o600)
     assert (tmp_path / "weights.bin").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_the_index_finds_the_last_entry_of_every_id(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "m.jsonl"
+    with Manifest(path) as manifest:
+        for number in range(300):
+            manifest.append({"id": f"ü{number % 100}", "status": "ok", "foreground": number})
+    with path.open("ab") as file:
+        file.write(b'\n{"id": "\xc3\xbc5", "status": 3}\n{"id": "torn')
+    entries, index = Manifest(path).entries(), Manifest(path).index()
+    assert {name: index.find(name) for name in entries} == entries and len(entries) == 100
+    assert entries["ü7"]["foreground"] == 207 and index.find("ü5") == entries["ü5"] and index.find("x") is None
+    index.close()
+    assert Manifest(tmp_path / "none").index().find("x") is None
+
+
+def test_a_mask_costs_one_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[int] = []
+    monkeypatch.setattr(os, "fsync", waits.append)
+    folder = MaskFolder.at(tmp_path)
+    with folder.manifest() as manifest:
+        for number in range(20):
+            folder.write(str(number), np.zeros((2, 2), np.uint8))
+            manifest.append({"id": str(number), "status": "ok"})
+        assert 20 <= len(waits) <= 25  # the manifest's once a second

@@ -1,0 +1,190 @@
+"""Time and peak memory of a labelling over N images: `python benchmarks/memory_over_images.py 10000 100000`.
+
+Shards of 8 x 8 pixels with labels are written, looked through, labelled into shards by a network that does nothing (so
+that planning, reading, encoding and writing are all that is measured), and labelled again, when all is up to date; a
+folder of files with a CSV is planned and its manifest read, for comparison. Each step is a process of its own, whose
+largest resident memory the system tells. Results go to benchmarks/results/memory_over_images.json and the picture of
+docs/guide/shards.md.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from cpn_fast.data.sources.open import open_source
+from cpn_fast.data.types import Record, Source
+from cpn_fast.files.jobs import Entry, ImageJobs
+from cpn_fast.files.manifest import Manifest
+from cpn_fast.files.shards.job import run_into_shards
+from cpn_fast.files.shards.masks import ShardWriter
+from cpn_fast.inference.sink import mask_sink
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "memory_over_images.json"
+PICTURE = ROOT / "docs" / "images" / "memory_over_images.svg"
+IN_SHARD = 10_000
+STEPS = {
+    "nothing": "imports alone",
+    "index": "shards: looked through, once",
+    "label": "shards: read, and masks written into shards",
+    "again": "shards: the same again, all up to date",
+    "folder": "files: CSV read, images listed, records made",
+    "manifest": "files: manifest read",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nothing(ImageJobs[Record, Record]):
+    """Reads every image and gives it an empty mask."""
+
+    verb: ClassVar[str] = "label"
+    participle: ClassVar[str] = "labelled"
+
+    source: Source
+    folder: ShardWriter
+
+    def id_of(self, item: Record) -> str:
+        return item.id
+
+    def is_done(self, item: Record, entry: Mapping[str, Any]) -> bool:
+        return True
+
+    def bytes_needed(self, todo: Sequence[Record]) -> float:
+        return 100.0 * len(todo)
+
+    def work(self, item: Record) -> Entry:
+        mask = np.zeros(self.source.read(item).image.shape[:2], np.uint8)
+        self.folder.write(item.id, mask)
+        return {**self.folder.describe(item.id, item.image_path, mask), "labels": ["a"], "confidence": 0.5}
+
+
+def tiny(number: int) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), number % 256, np.uint8)).save(data, "PNG")
+    return data.getvalue()
+
+
+def write_shards(folder: Path, count: int) -> None:
+    folder.mkdir()
+    pictures = [tiny(number) for number in range(256)]
+    for shard in range(-(-count // IN_SHARD)):
+        with tarfile.open(folder / f"train-{shard:06d}.tar", "w") as tar:
+            for number in range(shard * IN_SHARD, min(count, (shard + 1) * IN_SHARD)):
+                for name, data in ((f"{number:08d}.png", pictures[number % 256]), (f"{number:08d}.cls", b"a")):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+
+
+def write_files(folder: Path, count: int) -> None:
+    """A folder of 1000 images each in sub-folders, a CSV, and the manifest of their masks."""
+    pictures = [tiny(number) for number in range(256)]
+    names = [f"images/{number // 1000:04d}/{number:08d}.png" for number in range(count)]
+    for number, name in enumerate(names):
+        path = folder / name
+        if number % 1000 == 0:
+            path.parent.mkdir(parents=True)
+        path.write_bytes(pictures[number % 256])
+    (folder / "labels.csv").write_text("image,labels\n" + "".join(f"{name},a\n" for name in names))
+    with (folder / "manifest.jsonl").open("w") as file:
+        for name in names:
+            entry = {"id": name[7:-4], "status": "ok", "image": name, "mask": f"SegmentationClass/{name[7:]}",
+                     "width": 8, "height": 8, "labels": ["a"], "labels_from": "image", "foreground": 0.5,
+                     "confidence": 0.5}  # fmt: skip
+            file.write(json.dumps(entry) + "\n")
+
+
+def step(name: str, folder: Path) -> None:
+    """One step, in a process of its own."""
+    if name in ("index", "label", "again"):
+        source = open_source(f"wds:{folder}/shards")
+        records = source.records("train")
+        if name == "index":
+            return
+        settings = {"classes": ["a"]}
+        writer = mask_sink(folder / "masks", "wds", 1000, settings, records)
+        assert isinstance(writer, ShardWriter)
+        summary = run_into_shards(
+            Nothing(output=folder / "masks", items=records, settings=writer.about, data="", workers=2,
+                    source=source, folder=writer), writer)  # fmt: skip
+        assert (summary.written if name == "label" else summary.skipped) == len(records)
+    elif name == "folder":
+        assert open_source(f"folder:{folder}/files").records("all")
+    elif name == "manifest":
+        assert Manifest(folder / "files" / "manifest.jsonl").entries()
+
+
+def peak_mib() -> float:
+    """The largest resident memory of this program; that of `getrusage` would count the parent's before `exec`."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def measured(name: str, folder: Path) -> dict[str, float]:
+    """Processor seconds (waits for the disk and for others are not in them) and peak MiB of a step."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--step", name, str(folder)]
+    environment = {**os.environ, "CPN_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    seconds, peak = done.stdout.split()
+    return {"cpu_seconds": round(float(seconds), 2), "peak_mib": round(float(peak), 1)}
+
+
+def draw(counts: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Peak memory over the number of images."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for name, text in STEPS.items():
+        points = [(int(count), steps[name]["peak_mib"]) for count, steps in counts.items() if name in steps]
+        if points:
+            axes.plot(*zip(*sorted(points), strict=True), marker="o", label=text)
+    axes.set(xscale="log", yscale="log", xlabel="images", ylabel="peak memory, MiB")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(PICTURE, metadata={"Date": None})
+
+
+def main(counts: Sequence[int]) -> None:
+    found = json.loads(RESULT.read_text())["images"] if RESULT.is_file() else {}
+    for count in counts:
+        with tempfile.TemporaryDirectory(dir=os.environ.get("BENCHMARK_FOLDER")) as temporary:
+            folder = Path(temporary)
+            write_shards(folder / "shards", count)
+            if count <= 100_000:
+                write_files(folder / "files", count)
+            steps = [name for name in STEPS if count <= 100_000 or name not in ("folder", "manifest")]
+            found[str(count)] = {name: measured(name, folder) for name in steps}
+            print(count, json.dumps(found[str(count)]), flush=True)
+        asked = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        about = {"python": platform.python_version(), "cores": os.cpu_count(), "commit": commit}
+        RESULT.write_text(json.dumps({"machine": about, "images": found}, indent=2) + "\n")
+    draw(found)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--step":
+        begin = time.process_time()
+        step(sys.argv[2], Path(sys.argv[3]))
+        print(time.process_time() - begin, peak_mib())
+    else:
+        main([int(text) for text in sys.argv[1:]])
