@@ -64,6 +64,7 @@ def check_same_settings(stored: TrainingConfig, given: TrainingConfig, where: Pa
         if name not in FREE_ON_RESUME
         and old[name] != new[name]
         and (name, old[name]) != ("patch.backend", "auto")  # says nothing that another name could contradict
+        and (name, new[name]) not in (("precision", "auto"), ("compile", "auto"))  # a resumed run keeps its own
         and not _same_file(old[name], new[name])  # e.g. a relative path and an absolute one
     ]
     if different:

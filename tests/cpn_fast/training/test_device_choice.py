@@ -10,7 +10,8 @@ import torch
 
 from cpn_fast.cam.options import parse
 from cpn_fast.config.training import DeviceOptions, TrainConfig
-from cpn_fast.runs.folder import RunFolder
+from cpn_fast.files.errors import DataError
+from cpn_fast.runs.folder import RunFolder, check_same_settings
 from cpn_fast.training.device_choice import Machine, choose_device, settle_device
 
 CPU, H200 = Machine("", False, 16), Machine("NVIDIA H200", True, 16)
@@ -57,6 +58,18 @@ def test_a_resumed_run_keeps_its_numbers(tmp_path: Path) -> None:
     resumed = parse(["--resume", "--output", str(tmp_path), "--accelerator", "cpu"])
     settled, choice = settle_device(resumed, RunFolder(tmp_path))
     assert settled.device.precision == "bf16-mixed" and settled.device.compile == "on" and not choice.compile_may_fail
+
+
+def test_what_is_left_open_contradicts_no_run(tmp_path: Path) -> None:
+    """As `cpn reproduce` compares its rows, which it has not settled, with the runs that are there."""
+    stored, given = (
+        TrainConfig("demo:", tmp_path, device=DeviceOptions(precision=precision, compile=compiled))
+        for precision, compiled in (("bf16-mixed", "on"), ("auto", "auto"))
+    )
+    check_same_settings(stored, given, tmp_path)
+    plain = TrainConfig("demo:", tmp_path, device=DeviceOptions(precision="32-true"))
+    with pytest.raises(DataError, match=r"precision \(run: 'bf16-mixed', now: '32-true'\)"):
+        check_same_settings(stored, plain, tmp_path)
 
 
 def test_the_machine_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
