@@ -10,6 +10,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from cpn_kernels.constant import constant_in_graphs
+
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
@@ -17,7 +19,7 @@ OLDEST = (8, 0)
 """The first compute capability with bfloat16 tensor cores; the kernels are compiled for it and what came after."""
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def triton_ready() -> bool:
     """Whether Triton is installed and every CUDA device of this process is new enough for the kernels."""
     if importlib.util.find_spec("triton") is None or not torch.cuda.is_available():
@@ -25,7 +27,7 @@ def triton_ready() -> bool:
     return all(torch.cuda.get_device_capability(index) >= OLDEST for index in range(torch.cuda.device_count()))
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def exporting() -> bool:
     """Whether an export is under way, in which a custom operator has no form.
 

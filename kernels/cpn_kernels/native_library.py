@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cpn_kernels.constant import constant_in_graphs
+
 logger = logging.getLogger(__name__)
 
 NAME = "libcpn_native.so"
@@ -113,13 +115,13 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def available() -> bool:
     """Whether the library is there; a constant for a compiled graph."""
     return load()[0] is not None
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def has_cuda() -> bool:
     """Whether the library is there and was built with a CUDA compiler; a constant for a compiled graph."""
     loaded = load()[0]
