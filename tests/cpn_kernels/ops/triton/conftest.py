@@ -7,8 +7,9 @@ starts it, on every machine. Collected in an ordinary process, the same tests ar
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def device() -> torch.device:
     """Where the kernels run."""
     return torch.device("cpu" if INTERPRETED else "cuda")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patched_once_a_launch() -> Iterator[None]:
+    """Triton's interpreter patches its language anew at every call of a device function: half of the time it takes.
+
+    A launch patches it, and undoes that at its end; in between, what its device functions would patch is patched
+    already, but for the modules that the kernel itself does not name: those are done at their first call.
+    """
+    if not INTERPRETED:
+        yield
+        return
+    from triton import language
+    from triton.runtime import interpreter
+
+    patch, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    done: set[tuple[bool, ...]] = set()
+
+    def patch_once(function: Callable[..., Any]) -> Any:
+        seen = {id(value) for value in function.__globals__.values()}
+        modules = tuple(id(module) in seen for module in (language, language.core))
+        if modules in done:
+            return interpreter._LangPatchScope()
+        done.add(modules)
+        return patch(function)
+
+    def launch_anew(self: Any, *arguments: Any, **options: Any) -> None:
+        done.clear()
+        launch(self, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as held:
+        held.setattr(interpreter, "_patch_lang", patch_once)
+        held.setattr(interpreter.GridExecutor, "__call__", launch_anew)
+        yield
 
 
 @pytest.fixture(autouse=True)
