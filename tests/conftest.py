@@ -6,7 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Two test processes share two cores; more torch threads would only wait for one another."""
+    """Two test processes share two cores: more torch threads would only wait for one another, as would the processes
+    that torch.compile starts, each of which loads torch."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -59,10 +61,23 @@ def _skip_without_gpu(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache of demo scenes and superpixels, empty at the start; also seen by processes that tests start."""
+    """The caches of demo scenes, superpixels and compiled code, empty at the start; also seen by processes that tests
+    start. Compiled code of another process would be half-written now and then: torch looks at it without a lock."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["CPN_CACHE"] = str(folder)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "torchinductor")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """No power is cut here: thousands of small files need not reach the disk one by one.
+
+    That they would is a test of its own in files/test_atomic_manifest.py.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")
