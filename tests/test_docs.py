@@ -21,10 +21,8 @@ from safetensors.torch import save_file
 
 from cpn_fast.cli import main as cli
 from cpn_fast.config.training import MethodOptions
-from cpn_fast.console.exit_status import guarded
 from cpn_fast.models.backbones import create_backbone
-from cpn_fast.pipeline.command import run_pipeline
-from cpn_fast.pipeline.runner import Outcome
+from tests.stages import run_stages_here
 
 ROOT = Path(__file__).resolve().parents[1]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
@@ -300,11 +298,7 @@ def test_the_readme_and_the_first_steps_run(class_folders: Path, capsys: pytest.
 
 @pytest.mark.slow
 def test_the_guide_runs(photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    # The stages of `cpn run` in this process: a dozen others would load torch a dozen times.
-    def here(command: str, config: Any, keep_open: int) -> Outcome:
-        return Outcome(guarded(lambda: cli.run_config(command, config)), 1.0, 1.0)
-
-    monkeypatch.setattr(run_pipeline, "__defaults__", (here,))
+    run_stages_here(monkeypatch)
     run_commands(GUIDE, capsys)
     run_python([DOCS / "reference" / "python.md"], capsys)
     made = photos.parent

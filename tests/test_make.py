@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -55,10 +56,24 @@ def test_demo(repository: Path, small_demo: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_demo_full(repository: Path, small_demo: Path, tmp_path: Path) -> None:
-    """From an empty folder, in which the pretrained backbone is made too, through every stage to the report."""
+def test_demo_full(repository: Path, small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From an empty folder, in which the pretrained backbone is made too, through every stage to the report.
+
+    What make would run, in this process and at one scale: `test_demo` runs the scales and a program of its own, the
+    pipeline's tests its processes.
+    """
+    from cpn_fast.cli.main import main as cpn
+    from cpn_fast.demo import command as demo
+    from tests.stages import run_stages_here
+
     folder = tmp_path / "full"
-    make("demo-full", repository, f"DEMO=--max-steps 1 --data demo:{small_demo} --output {folder}")
+    given = f"DEMO=--max-steps 1 --data demo:{small_demo} --output {folder}"
+    program, *words = shlex.split(make("demo-full", repository, given, options=("-n",)))
+    assert Path(program).name == "cpn" and words[:2] == ["demo", "--full"]
+    run_stages_here(monkeypatch)
+    for name in ("SCALES", "SEGMENT_SCALES"):
+        monkeypatch.setattr(demo, name, (1.0,))
+    assert cpn(words) == 0
     assert {path.name for path in folder.glob("*.onnx")} == {"labeller.onnx", "segment.onnx"}
     for name in ("report.html", "segment/metrics.json", "masks/metrics.json", "masks-refined/metrics.json"):
         assert (folder / name).is_file(), name

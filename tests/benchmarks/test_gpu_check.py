@@ -42,12 +42,22 @@ def make(repository: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+NO_GPU = "gpu-check needs an NVIDIA GPU and found none"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("part", ["kernels", "bench", "train"])
-def test_without_a_gpu_it_says_so_and_fails(part: str, repository: Path, tmp_path: Path) -> None:
-    done = make(repository, f"PART={part}", f"OUT={tmp_path / 'out'}")
-    assert done.returncode != 0
-    assert "gpu-check needs an NVIDIA GPU and found none" in done.stderr and torch.__version__ in done.stderr
+@pytest.mark.parametrize("part", list(check.PARTS))
+def test_without_a_gpu_it_says_so_and_fails(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main(["--part", part, "--out", str(tmp_path / "out")]) != 0
+    said = capsys.readouterr().err
+    assert NO_GPU in said and torch.__version__ in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_make_fails_too(repository: Path, tmp_path: Path) -> None:
+    done = make(repository, "PART=train", f"OUT={tmp_path / 'out'}")
+    assert done.returncode != 0 and NO_GPU in done.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -125,9 +135,10 @@ def test_a_step_ends_at_its_deadline_with_all_it_started(tmp_path: Path) -> None
     assert found["next"]["outcome"] == "passed"
 
 
-def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+def test_what_does_not_fit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.gpu.steps.LEAST_SECONDS", 0.5)
     steps = [Step("long", python("import time; time.sleep(60)"), 50), Step("late", python("pass"), 20)]
-    good, found = run(steps, tmp_path, budget=6)
+    good, found = run(steps, tmp_path, budget=1)
     assert not good
     assert found["long"]["outcome"].startswith("ended at its deadline")
     assert found["late"]["outcome"] == OUT_OF_TIME

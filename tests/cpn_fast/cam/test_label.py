@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +33,12 @@ from cpn_fast.files.soft_maps import SoftMaps, read_soft_maps, write_soft_maps
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.reader import Failure, InferenceOptions
 from cpn_fast.metrics.confidence import map_confidence, probability_confidence
+from cpn_fast.models import build
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.refine.labelled_folder import LabelledFolder
 from cpn_fast.scoring.command import EvaluateConfig, run_evaluate
 from cpn_fast.segment.masks import open_masks
+from tests.mini_backbone import Mini
 
 SCALES = (0.5, 1.0)
 PER_SCALE = {"refine": "learnt", "refine_at": "scale"}
@@ -349,17 +352,30 @@ def test_batches_give_the_masks_of_single_images(run, data, tmp_path):
     assert agreement(masks(tmp_path / "many"), masks(tmp_path / "one")) > 0.9995
 
 
-@pytest.mark.slow
-def test_compiled_network_gives_the_same_masks_with_few_graphs(run, data, tmp_path):
-    run_label(config(run, data, tmp_path / "eager", scales=(1.0,), flip=False))
+def check_compiled(run, data, output):
+    """`cpn label --compile`: eager's masks, from fewer graphs than there are sizes."""
+    run_label(config(run, data, output / "eager", scales=(1.0,), flip=False))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    run_label(config(run, data, tmp_path / "compiled", scales=(1.0,), flip=False, compile=True))
-    sizes = {mask.shape for mask in masks(tmp_path / "eager").values()}
+    run_label(config(run, data, output / "compiled", scales=(1.0,), flip=False, compile=True))
+    sizes = {mask.shape for mask in masks(output / "eager").values()}
     assert len(sizes) > 1
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert 1 <= graphs < len(sizes), f"{graphs} graphs for {len(sizes)} sizes"
-    assert agreement(masks(tmp_path / "compiled"), masks(tmp_path / "eager")) > 0.9995
+    assert agreement(masks(output / "compiled"), masks(output / "eager")) > 0.9995
+
+
+@pytest.mark.slow
+def test_a_real_network_is_captured_in_few_graphs(run, data, tmp_path, monkeypatch):
+    """Without code for them, which takes a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    check_compiled(run, data, tmp_path)
+
+
+@pytest.mark.slow
+def test_compiled_network_gives_the_same_masks(make_run, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "create_backbone", lambda name, frozen, **_: Mini())
+    check_compiled(make_run(tmp_path / "run"), data, tmp_path)
 
 
 def test_image_without_any_class_is_background(run, data, tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 from cpn_fast.cam.task import run_train
@@ -22,7 +22,7 @@ from cpn_fast.config.training import (
 )
 from cpn_fast.methods import create_method
 from cpn_fast.models import build, create_model
-from cpn_fast.models.backbones import Backbone
+from tests.mini_backbone import Mini
 
 CASES = {
     "cam": {"method": "cam"},
@@ -64,23 +64,6 @@ def test_one_graph_without_breaks(case: str) -> None:
     assert not counters["graph_break"], dict(counters["graph_break"])
     assert counters["stats"]["unique_graphs"] == 1
     torch.testing.assert_close(found["loss"], expected["loss"])
-
-
-class Mini(Backbone):
-    """Three convolutions with dropout: quick to compile."""
-
-    channels, strides, frozen = (8, 8, 16), (4, 4, 4), True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mid = nn.Conv2d(3, 8, 3, 4, 1)
-        self.high = nn.Conv2d(8, 8, 3, 1, 1)
-        self.final = nn.Conv2d(8, 16, 3, 1, 1)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mid = self.mid(x).relu()
-        high = self.high(nn.functional.dropout2d(mid, 0.3, self.training)).relu()
-        return mid, high, self.final(high).relu()
 
 
 @pytest.mark.slow
