@@ -61,11 +61,16 @@ def _skip_without_gpu(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The caches of demo scenes, superpixels and compiled code, empty at the start; also seen by processes that tests
-    start. Compiled code of another process would be half-written now and then: torch looks at it without a lock."""
+    """The cache of demo scenes and superpixels, empty at the start; also seen by processes that tests start.
+
+    So is that of compiled code, which both test processes share, but no other suite: torch loads what another process
+    has half written.
+    """
     folder = tmp_path_factory.mktemp("cache")
     os.environ["CPN_CACHE"] = str(folder)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "torchinductor")
+    session = tmp_path_factory.getbasetemp()
+    session = session.parent if "PYTEST_XDIST_WORKER" in os.environ else session
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(session / "torchinductor")
     return folder
 
 
