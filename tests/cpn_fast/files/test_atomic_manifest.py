@@ -48,11 +48,6 @@ def test_content_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "replace", lambda *paths: (order.append("named"), replace(*paths)))
     atomic_write_bytes(tmp_path / "a.bin", b"new")
     assert order == [(tmp_path / "a.bin").stat().st_ino, "named", tmp_path.stat().st_ino]
-    order.clear()
-    with Manifest(tmp_path / "manifest.jsonl") as manifest:
-        for name in ("a", "b"):
-            manifest.append({"id": name, "status": "ok"})
-    assert order == [(tmp_path / "manifest.jsonl").stat().st_ino] * 2
 
 
 def test_a_killed_writer_keeps_the_old_file(tmp_path: Path) -> None:
