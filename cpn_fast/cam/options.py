@@ -60,7 +60,8 @@ class LabelConfig:
         scales_of: whether scales are factors of the "image", or of the mean long side of the run's "training"; None =
             of the image where they are given.
         flip: also run the mirrored image.
-        beta: background score of the mask, 0..1; None = the best that `cpn evaluate` found for the run, else 0.25.
+        beta: background score of the mask, 0..1; None = the best that `cpn evaluate` found for the run, else 0.25, or
+            0.5 of one that learned pixel labels.
         void_band: pixels whose best foreground score lies within become void (255).
         refine: how RCAM is made of CAM: "raw" spreads it over pixels that look alike by the backbone's own features,
             "learnt" by the refinement heads that the run trained, "none" leaves it; None = raw (presets paper,

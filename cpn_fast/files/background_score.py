@@ -10,6 +10,9 @@ from cpn_fast.files.names import quoted
 DEFAULT_BETA = 0.25
 """Of a run that was never scored against masks."""
 
+EVEN_BETA = 0.5
+"""Of such a run that learned pixel labels: its mask is then the most probable of background and the image's classes."""
+
 
 def check_score(value: Any, where: str) -> float:
     """A score as a number in 0..1.

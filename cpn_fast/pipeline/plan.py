@@ -26,6 +26,10 @@ MAP_OPTIONS = tuple(option.name for option in fields(MapOptions))
 NOWHERE = Path()
 """Stands for a folder or file in a stage's config that the pipeline puts in its place."""
 
+CERTAIN = (0.3, 0.55)
+"""Below the first score pixels are background, above the second of a class; in between they teach the second round
+nothing."""
+
 DEFAULT_SPLIT = ""
 """Stands for the split that `default_split` gives once the source is open."""
 
@@ -45,6 +49,8 @@ class PipelineConfig:
         evaluate: its scores.
         export: its ONNX model.
         eval_split: split to score it on; None = `val` where the source has it.
+        rounds: 2 = before `train` a plain classifier is trained and labels the pixels that its maps are sure of, which
+            `train` then learns from.
     """
 
     output: Path
@@ -56,6 +62,7 @@ class PipelineConfig:
     evaluate: SegmentEvaluateConfig = field(default_factory=lambda: SegmentEvaluateConfig(NOWHERE, ""))
     export: ExportConfig = field(default_factory=lambda: ExportConfig(NOWHERE, NOWHERE))
     eval_split: str | None = None
+    rounds: int = 1
 
 
 @dataclass(frozen=True)
@@ -134,14 +141,16 @@ def plan(config: PipelineConfig, eval_split: str | None, truth: bool) -> list[St
 def _cam_stages(config: PipelineConfig, truth: bool) -> list[Stage]:
     out, data, split = config.output, config.train.data, config.train.split
     run, masks, onnx = out / "train", out / "masks", out / "labeller.onnx"
+    first, pixels = _first_round(config) if config.rounds > 1 else ([], None)
     scored, maps = run / "metrics.json", {name: getattr(config.label, name) for name in MAP_OPTIONS}
     chosen = ("train", "score") if truth else ("train",)
     train = Stage(
         "train",
         "train",
-        replace(replace_dotted(config.train, {"resume": False}), output=run),
+        replace(replace_dotted(config.train, {"resume": False}), output=run, pixel_masks=pixels),
         (run / "model.safetensors",),
         owns=run,
+        needs=tuple(stage.name for stage in first[1:]),
         reads=(split,),
         resumes=True,
     )
@@ -167,8 +176,37 @@ def _cam_stages(config: PipelineConfig, truth: bool) -> list[Stage]:
     )
     export = Stage("export labeller", "export", ExportConfig(run, onnx, **maps), (onnx,), needs=chosen)
     if not truth:
-        return [train, label, export]
-    return [train, score, label, _score_masks("score masks", "label", config), export]
+        return [*first, train, label, export]
+    return [*first, train, score, label, _score_masks("score masks", "label", config), export]
+
+
+def _first_round(config: PipelineConfig) -> tuple[list[Stage], Path]:
+    """The stages of a round that only labels pixels for the next, and the folder of these labels.
+
+    A plain classifier is trained, the cheapest of the methods; what its maps are sure of after PCM is taken.
+    """
+    out, data, split = config.output, config.train.data, config.train.split
+    run, masks = out / "first", out / "first-masks"
+    training = replace(replace_dotted(config.train, {"resume": False}), output=run, method="cam")
+    refine = None if config.label.refine == "pixels" else config.label.refine
+    labelling = replace(
+        config.label, run=run, data=data, split=split, output=masks, refine=refine, soft_maps=False,
+        beta=CERTAIN[0], void_band=CERTAIN,
+    )  # fmt: skip
+    stages = [
+        Stage("first train", "train", training, (run / "model.safetensors",), owns=run, reads=(split,), resumes=True),
+        Stage(
+            "first label",
+            "label",
+            labelling,
+            (masks / "SegmentationClass",),
+            owns=masks,
+            needs=("first train",),
+            reads=(split,),
+            manifest=masks,
+        ),
+    ]
+    return stages, masks
 
 
 def _score_masks(name: str, stage: str, config: PipelineConfig) -> Stage:

@@ -17,7 +17,7 @@ from cpn_fast.config.recipes import with_recipe
 from cpn_fast.config.serialise import config_from_dict, config_to_dict, flat
 from cpn_fast.config.training import TRAINING_CONFIGS, AffinityConfig, C, SegmentConfig, TrainConfig, TrainingConfig
 from cpn_fast.files.atomic import atomic_write_text
-from cpn_fast.files.background_score import DEFAULT_BETA, background_score
+from cpn_fast.files.background_score import DEFAULT_BETA, EVEN_BETA, background_score
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.json_file import read_json
 from cpn_fast.files.names import class_fault
@@ -191,7 +191,8 @@ class RunFolder:
 
     @property
     def beta(self) -> float:
-        """The best background score that `cpn evaluate` found (metrics.json), else `DEFAULT_BETA`.
+        """The best background score that `cpn evaluate` found (metrics.json), else `DEFAULT_BETA`, or
+        `EVEN_BETA` of one that learned pixel labels.
 
         It finds none (null) where the ground truth holds no class.
         """
@@ -200,10 +201,16 @@ class RunFolder:
     def background_score(self, given: float | None = None) -> float:
         """The background score of masks: the given one, else `beta`. Raises DataError for one that is not in 0..1."""
         if given is not None or not self.scores_path.is_file():
-            return background_score(given, DEFAULT_BETA, "")
+            return background_score(given, self._unscored_beta(), "")
         scores = read_json(self.scores_path, "what `cpn evaluate` wrote", "run it again")
         found = scores.get("beta", "") if isinstance(scores, dict) else scores
-        return DEFAULT_BETA if found is None else background_score(None, found, f"{self.scores_path}: key beta")
+        return (
+            self._unscored_beta() if found is None else background_score(None, found, f"{self.scores_path}: key beta")
+        )
+
+    def _unscored_beta(self) -> float:
+        cam = self.task == "train"
+        return EVEN_BETA if cam and self.config.learns_pixels else DEFAULT_BETA
 
     def save_model(self, net: nn.Module, step: int) -> None:
         """Write the weights to model.safetensors, with classes, step and version as metadata."""

@@ -132,6 +132,34 @@ def test_every_stage_runs_once_in_order(small_demo: Path, tmp_path: Path, comman
     assert (state["seconds"], state["peak_memory_mib"], state["attempts"]) == (2.0, 100.0, 1)
 
 
+def test_a_second_round_learns_the_sure_pixels_of_the_first(
+    small_demo: Path, tmp_path: Path, commands: Commands
+) -> None:
+    config = pipeline(small_demo, tmp_path, rounds=2, label="--max-side 512 --beta 0.4", train="--epochs 3")
+    first, labels, second, *others = plan(config, "val", True)
+    assert (first.config.method, first.config.pixel_masks, first.config.loop.epochs) == ("cam", None, 3)
+    assert (labels.config.run, labels.config.void_band, labels.config.max_side) == (
+        first.config.output,
+        (0.3, 0.55),
+        512,
+    )
+    assert 0.3 <= labels.config.beta <= 0.55 and not labels.config.soft_maps  # whatever it is, what it decides is void
+    assert (second.config.method, second.config.pixel_masks) == ("cpn", labels.config.output)
+    assert next(stage for stage in others if stage.name == "label").config.beta == 0.4
+    run_all(config, commands)
+    assert commands.calls == ["train", "label", *ALL]
+    commands.calls.clear()
+    mask = next((tmp_path / "first-masks" / "SegmentationClass").glob("*.png"))
+    mask.unlink()  # what follows from the labels of pixels runs again, the first training does not
+    run_all(config, commands)
+    assert commands.calls[0] == "label" and commands.calls.count("train") == 0
+    commands.calls.clear()
+    run_all(pipeline(small_demo, tmp_path, rounds=2, label="--max-side 512 --beta 0.4", train="--epochs 4"), commands)
+    assert commands.calls[:4] == ["train", "label", "train", "evaluate"]
+    with pytest.raises(DataError, match="--rounds 2 is for the methods cam and cpn, found --method seam"):
+        pipeline(small_demo, tmp_path, rounds=2, method="seam")
+
+
 def test_another_background_score_labels_anew(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
     """Masks take the best background score of the run's scores, so they depend on these."""
     run_all(pipeline(small_demo, tmp_path), commands)
@@ -485,6 +513,7 @@ def test_every_stage_with_the_real_commands(small_demo: Path, tmp_path: Path) ->
         crop=64,
         scales=(1.0,),
         refine="walk+crf",
+        rounds=2,
         train=f"{SHORT} --patch grid",
         affinity=f"{SHORT} --beta 0.3",  # the best score of a network that has learnt nothing may be 0
         refinement="--beta 0.3",
@@ -496,7 +525,7 @@ def test_every_stage_with_the_real_commands(small_demo: Path, tmp_path: Path) ->
     for part in ("score refined masks", "segment evaluate", "segmentation of ", "refined mask of ", "ground truth of "):
         assert part in text
     out = tmp_path / "run"
-    for folder in ("masks", "masks-refined"):
+    for folder in ("first-masks", "masks", "masks-refined"):
         assert len(list((out / folder / "SegmentationClass").glob("*.png"))) == 12
     for name in ("train", "masks", "masks-refined", "segment"):
         assert 0 <= json.loads((out / name / "metrics.json").read_text())["miou"] <= 1
