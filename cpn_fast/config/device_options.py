@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 Switch = Literal["auto", "on", "off"]
@@ -50,11 +49,3 @@ class DeviceOptions:
     def loaders(self) -> int:
         """Data-loading processes: those given, else those of a CPU."""
         return CPU_WORKERS if self.workers is None else self.workers
-
-
-def from_earlier_versions(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a config.json in the words of today: what was true is "on"."""
-    said = {True: "on", False: "off"}
-    return {
-        name: said[value] if name in SWITCHES and isinstance(value, bool) else value for name, value in values.items()
-    }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cpn_fast.config.backbones import check_trusted
-from cpn_fast.config.device_options import from_earlier_versions
+from cpn_fast.config.earlier import from_earlier_versions
 from cpn_fast.config.recipes import with_recipe
 from cpn_fast.config.serialise import config_from_dict, config_to_dict, flat
 from cpn_fast.config.training import TRAINING_CONFIGS, AffinityConfig, C, SegmentConfig, TrainConfig, TrainingConfig

@@ -53,6 +53,7 @@ def test_a_cam_run_of_0_1_0_opens(tmp_path: Path) -> None:
         device=DeviceOptions(precision="bf16-mixed", workers=0, compile="off"), refine_lr_factor=10.0,
         augment=AugmentOptions(crop=256, resize=(250, 430)), patch=PatchOptions(segments=120, grid_sides=(28, 56)),
         options=MethodOptions(map_norm="max", cpcr_target="dense", ohem_pool="all", affinity="cosine",
+                              pixel_classes="all",
                               tcp_target="pair", prcm="softmax", warm_up=0.0),
     )  # fmt: skip
 
@@ -78,7 +79,7 @@ def test_runs_from_before_the_loop_was_a_group_open_and_resume(tmp_path: Path) -
     expected = {
         "train": TrainConfig(
             data="voc:VOC2012", output=Path("runs/cam"), backbone="resnet50", pixel_masks=Path("runs/masks"),
-            loop=LoopOptions(**loop), optimizer=OptimizerOptions(lr=0.02),
+            loop=LoopOptions(**loop), optimizer=OptimizerOptions(lr=0.02), options=MethodOptions(pixel_classes="all"),
             device=DeviceOptions(devices=2, workers=3, tf32=False, **BEFORE_CHOICES),
         ),
         "segment": SegmentConfig(
@@ -94,7 +95,12 @@ def test_runs_from_before_the_loop_was_a_group_open_and_resume(tmp_path: Path) -
         run = old_run(tmp_path / name, name, BEFORE_LOOP)
         stored = json.loads(run.config_path.read_text())["config"]
         assert run.config_of(type(config)) == config, name
-        newer = {"cudnn_benchmark": True, "trial_step": "auto", "compile": "off"}
+        newer: dict[str, Any] = {"cudnn_benchmark": True, "trial_step": "auto", "compile": "off"}
+        if name == "train":
+            since = {"pixel_classes": "all", "teacher": None, "teacher_band": [0.3, 0.55], "teacher_pairs": True}
+            newer["options"] = stored["options"] | since
+        if name == "segment":
+            newer |= {"only": None, "review": None}
         assert config_to_dict(run.config_of(type(config))) == stored | newer, "written as it was, and what came since"
     resumed = cli.parse("train", ["--resume", "--output", str(tmp_path / "train"), "--max-steps", "90"])
     loop |= {"max_steps": 90, "resume": True}

@@ -20,6 +20,9 @@ from cpn_fast.config.training import (
     MethodOptions,
     OptimizerOptions,
     PatchOptions,
+    SegmentAugment,
+    SegmentConfig,
+    SegmentLoop,
     TrainConfig,
 )
 from cpn_fast.data.loading.steps import Span
@@ -28,6 +31,7 @@ from cpn_fast.methods.cpn import CpnMethod
 from cpn_fast.methods.teacher import Teacher
 from cpn_fast.runs.checkpoint import load_checkpoint, state_sha256
 from cpn_fast.runs.folder import RunFolder
+from cpn_fast.segment.task import SegmentTask
 from cpn_fast.training import run as training_run
 from cpn_fast.training.run import create_fabric
 from cpn_fast.training.trial_step import trial_step, untouched
@@ -128,6 +132,25 @@ def test_its_inputs_are_like_a_real_step(small_demo: Path, tmp_path: Path) -> No
             assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
         else:
             assert one == other
+
+
+def test_a_segmentation_network_is_tried_out_with_inputs_like_its_own(small_demo: Path, tmp_path: Path) -> None:
+    shared = config(small_demo, tmp_path / "run")
+    settings = with_recipe(
+        SegmentConfig(
+            data=shared.data, output=shared.output, masks="truth", backbone=shared.backbone,
+            loop=SegmentLoop(batch_size=2), augment=SegmentAugment(crop=64), device=shared.device,
+        )
+    )  # fmt: skip
+    fabric = create_fabric(settings)
+    task = SegmentTask(settings, fabric)
+    net = task.create_net()
+    batch = next(iter(task.stream(net, Span(0, 1, 0, 1))))
+    for one, other in zip(task.inputs(batch, 1, 9), task.trial_inputs(net), strict=True):
+        assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    trial_step(task.create_module(net), task.trial_inputs(net), fabric)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())  # batch norms among them
 
 
 def broken(module: nn.Module) -> None:
