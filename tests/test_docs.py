@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import io
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -254,7 +258,29 @@ def photos(small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (root / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (root / "classes.txt").write_text("\n".join(source.classes) + "\n", encoding="utf-8")
     write_weights(tmp_path)
+    write_shards(root, tmp_path)
     return root
+
+
+def write_shards(photos: Path, target: Path) -> None:
+    """The photos in two tars and a Parquet file, as the page of shards has them."""
+    (target / "shards").mkdir()
+    (target / "tables").mkdir()
+    shutil.copy(photos / "classes.txt", target / "shards")
+    rows = [line.split(",") for line in (photos / "labels.csv").read_text(encoding="utf-8").splitlines()[1:]]
+    for part in range(2):
+        with tarfile.open(target / "shards" / f"train-{part:03}.tar", "w") as tar:
+            for name, labels, _ in rows[2 * part : 2 * part + 2]:
+                stem = name.removesuffix(".jpg")
+                tar.add(photos / "images" / name, name)
+                tar.add(photos / "masks" / f"{stem}.png", f"{stem}.mask.png")
+                text = io.BytesIO(labels.encode())
+                info = tarfile.TarInfo(f"{stem}.cls")
+                info.size = len(labels)
+                tar.addfile(info, text)
+    images = [{"bytes": (photos / "images" / name).read_bytes(), "path": name} for name, _, _ in rows]
+    table = pyarrow.table({"image": images, "labels": [labels.split(";") for _, labels, _ in rows]})
+    pyarrow.parquet.write_table(table, target / "tables" / "train-00000-of-00001.parquet")
 
 
 def decide(masks: Path) -> None:
@@ -294,6 +320,17 @@ def test_the_readme_and_the_first_steps_run(class_folders: Path, capsys: pytest.
     for path in ("runs/photos/report.html", "masks/labelmap.txt", "masks.json", "masks.zip", "model.onnx"):
         assert (class_folders / path).is_file(), path
     run_python(DOOR, capsys)
+
+
+@pytest.mark.slow
+def test_the_page_of_shards_runs(
+    photos: Path, make_run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(photos.parent / "runs" / "csv")
+    run_commands([DOCS / "guide" / "shards.md"], capsys)
+    assert len(list((photos.parent / "masks-shards").glob("masks-*.tar"))) == 2
+    for path in ("masks-shards/metrics.json", "masks-shards.json", "runs/from-shards/model.safetensors"):
+        assert (photos.parent / path).is_file(), path
 
 
 @pytest.mark.slow

@@ -221,3 +221,45 @@ class Known(Numbers):
 def test_the_job_needs_no_torch() -> None:
     code = "import sys, cpn_fast.files.jobs; sys.exit('torch' in sys.modules or 'rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+PROCESS = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {folder!r})
+from test_jobs import Numbers, run
+output, hold, part = Path({output!r}), Path({output!r} + ".hold"), {shard!r}
+def wait(number):
+    while number >= 4 and hold.exists():
+        time.sleep(0.02)
+items = list(range(12))
+if part:
+    index, count = map(int, part.split("/"))
+    items = items[index - 1 :: count]
+try:
+    run(Numbers(output=output, items=items, settings={{}}, data="d", workers=2, shard=part, before=wait))
+except Exception as error:
+    sys.exit(f"{{type(error).__name__}}: {{error}}")
+"""
+
+
+def test_real_processes_on_one_folder_leave_one_line_an_image(tmp_path: Path) -> None:
+    def start(output: Path, shard: str | None = None) -> subprocess.Popen[str]:
+        code = PROCESS.format(folder=str(Path(__file__).parent), output=str(output), shard=shard)
+        return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+
+    def ids(output: Path) -> list[int]:
+        return sorted(int(json.loads(line)["id"]) for line in (output / "manifest.jsonl").read_text().splitlines())
+
+    whole, hold = tmp_path / "whole", tmp_path / "whole.hold"
+    hold.touch()
+    first = start(whole)
+    while not (whole / "0.txt").is_file():
+        time.sleep(0.02)
+    second = start(whole)
+    assert "is writing here" in second.communicate(timeout=120)[1] and second.returncode == 1
+    hold.unlink()
+    assert first.wait(timeout=120) == 0 and ids(whole) == list(range(12))
+    parts = [start(tmp_path / "parts", f"{part}/2") for part in (1, 2)]
+    assert [process.wait(timeout=120) for process in parts] == [0, 0]
+    assert ids(tmp_path / "parts") == list(range(12))
