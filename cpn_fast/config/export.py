@@ -32,7 +32,7 @@ class ExportConfig:
         threshold: of a CAM network, class probability above which a class stands in where an image has no labels;
             None = 0.5.
         max_side: longer images are to be reduced to this long side in pixels first (by `cpn-label`, not in the graph).
-        variant: number format of the network: float32, float16 (half the file; meant for a GPU) or int8 (a quarter of
+        precision: number format of the network: float32, float16 (half the file; meant for a GPU) or int8 (a quarter of
             the file; meant for a CPU).
         calibrate: folder of images like those to be labelled, from which int8 takes its ranges.
         calibrate_images: so many of them, spread evenly.
@@ -52,7 +52,7 @@ class ExportConfig:
     beta: float | None = None
     threshold: float | None = None
     max_side: int = 1024
-    variant: Literal["float32", "float16", "int8"] = "float32"
+    precision: Annotated[Literal["float32", "float16", "int8"], tyro.conf.arg(aliases=("--variant",))] = "float32"
     calibrate: Path | None = None
     calibrate_images: int = 32
     licence: str = ""

@@ -39,7 +39,7 @@ def run_benchmark(config: LabelOnnxConfig) -> Iterator[str]:
     rows = label_rows([None], len(reference.info.classes))
     expected = reference(image[None], rows)
     height, width = image.shape[:2]
-    yield f"{reference.info.variant}, image of {width} x {height} pixels, images/s:"
+    yield f"{reference.info.precision}, image of {width} x {height} pixels, images/s:"
     asked = config.provider not in ("auto", "cpu")
     for name in [config.provider] if asked else available():
         try:

@@ -17,7 +17,7 @@ def model_card(path: Path) -> Iterator[str]:
     """
     info = OnnxLabeller(path).info
     size = path.stat().st_size / 2**20
-    yield f"{path}: {info.kind} network, {info.variant}, {size:.1f} MiB"
+    yield f"{path}: {info.kind} network, {info.precision}, {size:.1f} MiB"
     for name, value in card_rows(info).items():
         yield f"{name}: {value}"
 

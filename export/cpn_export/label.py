@@ -124,7 +124,7 @@ class OnnxJobs(ImageJobs[Photo, _Labelled | Failure[Photo]]):
         """What the model is."""
         info = self.labeller.info
         size = f"at most {self.max_side} pixels a side"
-        return f"{info.kind} network, {info.variant}, {size}, running on {self.labeller.running_on}"
+        return f"{info.kind} network, {info.precision}, {size}, running on {self.labeller.running_on}"
 
     def ready(self, todo: Sequence[Photo]) -> Iterator[_Labelled | Failure[Photo]]:
         """What the graph says of each image."""
@@ -157,7 +157,7 @@ class OnnxJobs(ImageJobs[Photo, _Labelled | Failure[Photo]]):
         for (read, _), mask, scores, maps in zip(batch, result.mask, result.scores, result.maps, strict=True):
             if not (np.isfinite(scores).all() and np.isfinite(maps).all()):
                 reason = "the model's scores or maps hold NaN or infinity: its training diverged"
-                if info.variant == "float16":
+                if info.precision == "float16":
                     reason += f", or float16 overflows on {self.labeller.running_on}: {FLOAT32}"
                 yield Failure(read.photo, f"{read.photo.path}: {reason}")
                 continue

@@ -16,8 +16,11 @@ PREFIX = "cpn_fast."
 Kind = Literal["cam", "segmentation"]
 """What the network gives: class activation maps, or class probabilities of every pixel, background among them."""
 
-Variant = Literal["float32", "float16", "int8"]
+Precision = Literal["float32", "float16", "int8"]
 """The number format of the network in the graph."""
+
+FORMER = {"precision": "variant"}
+"""Fields by the names that files of earlier versions have for them."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class ModelInfo:
         format_version: version of this layout.
         cpn_fast_version: version of cpn-fast that exported the model.
         kind: what the network gives.
-        variant: number format of the network.
+        precision: number format of the network.
         scale_side: long side in pixels that scale 1 brings an image to; None = the image's own.
         refine: how RCAM is made: "raw", "learnt" or "none"; None for a segmentation network.
         refine_at: "fused" or "scale"; None for a segmentation network.
@@ -67,7 +70,7 @@ class ModelInfo:
     format_version: int = FORMAT_VERSION
     cpn_fast_version: str = ""
     kind: Kind = "cam"
-    variant: Variant = "float32"
+    precision: Precision = "float32"
     scale_side: int | None = None
     refine: str | None = "learnt"
     refine_at: str | None = "scale"
@@ -107,12 +110,15 @@ class ModelInfo:
             )
         values: dict[str, Any] = {}
         for field in fields(cls):
-            if PREFIX + field.name not in metadata and field.default is not MISSING:
+            key = PREFIX + field.name
+            if key not in metadata:
+                key = PREFIX + FORMER.get(field.name, field.name)
+            if key not in metadata and field.default is not MISSING:
                 continue  # a file from before there were others
             try:
-                values[field.name] = json.loads(metadata[PREFIX + field.name])
+                values[field.name] = json.loads(metadata[key])
             except (KeyError, ValueError, RecursionError) as error:
-                found = metadata.get(PREFIX + field.name)
+                found = metadata.get(key)
                 raise DataError(
                     f"{source}: metadata key {PREFIX}{field.name} is {found!r}, expected JSON; export the run again"
                 ) from error

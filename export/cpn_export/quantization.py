@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cpn_export.graph_surgery import Conversion, unchanged
-from cpn_export.metadata import Variant
+from cpn_export.metadata import Precision
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import list_images, read_image
 from cpn_fast.files.max_side import reduce_image
@@ -55,7 +55,7 @@ class Calibration:
 
 
 def conversion_of(
-    variant: Variant,
+    precision: Precision,
     mean: Tensor,
     scales: Sequence[float],
     calibration: Calibration | None,
@@ -65,7 +65,7 @@ def conversion_of(
     """How the network is converted to a precision.
 
     Args:
-        variant: "float32", "float16" or "int8".
+        precision: "float32", "float16" or "int8".
         mean: float [3], the network's RGB mean in [0, 1].
         scales: at which the network runs.
         calibration: for "int8".
@@ -75,12 +75,12 @@ def conversion_of(
     Raises:
         DataError: "int8" without a calibration, or one without images.
     """
-    if variant == "float32":
+    if precision == "float32":
         return unchanged
-    if variant == "float16":
+    if precision == "float16":
         return half_precision
     if calibration is None:
-        raise DataError("--variant int8 needs images to calibrate on; expected --calibrate FOLDER")
+        raise DataError("--precision int8 needs images to calibrate on; expected --calibrate FOLDER")
     paths = _chosen(list_images(calibration.folder), calibration)
 
     def convert(part: ir.Model) -> ir.Model:
@@ -102,7 +102,7 @@ def half_precision(part: ir.Model) -> ir.Model:
         largest = 0.0 if weight.const_value is None else float(np.abs(weight.const_value.numpy()).max(initial=0))
         if largest > LARGEST_HALF:
             raise DataError(
-                f"--variant float16: weight {name} has {largest:g}, expected at most {LARGEST_HALF:g}; use float32"
+                f"--precision float16: weight {name} has {largest:g}, expected at most {LARGEST_HALF:g}; use float32"
             )
     converted = ir.from_proto(convert_float_to_float16(ir.to_proto(part), keep_io_types=True))
     converted.graph.sort()  # the converter puts its casts at the end

@@ -21,7 +21,7 @@ MAPS: dict[Kind, str] = {"cam": "rcam", "segmentation": "probabilities"}
 PROBE = 64
 """Side in pixels of the image of noise with which float16 is tried out."""
 
-FLOAT32 = "export the run with --variant float32"
+FLOAT32 = "export the run with --precision float32"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class OnnxLabeller:
         self.session, self.provider = opened.session, opened.provider
         self.running_on, self.passed_over = str(opened), opened.passed_over
         self.info = ModelInfo.from_metadata(self.session.get_modelmeta().custom_metadata_map, str(path))
-        if self.info.variant == "float16":
+        if self.info.precision == "float16":
             self._check_range(path)
 
     def _check_range(self, path: Path) -> None:

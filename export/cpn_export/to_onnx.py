@@ -40,7 +40,7 @@ def run_export(config: ExportConfig, progress: Progress = SILENT) -> Path:
 
     Args:
         config: what to export, and how.
-        progress: where the steps, and the calibration of `--variant int8`, are shown.
+        progress: where the steps, and the calibration of `--precision int8`, are shown.
 
     Returns:
         The file written.
@@ -55,7 +55,7 @@ def run_export(config: ExportConfig, progress: Progress = SILENT) -> Path:
     info = export(config, run, progress)
     size = config.output.stat().st_size / 2**20
     score = "" if info.beta is None else f", beta {info.beta:.2f}"
-    logger.info("%s: %s, %.1f MiB, %d classes%s", config.output, info.variant, size, len(info.classes), score)
+    logger.info("%s: %s, %.1f MiB, %d classes%s", config.output, info.precision, size, len(info.classes), score)
     return config.output
 
 
@@ -79,7 +79,7 @@ def _export_cam(config: ExportConfig, run: RunFolder, progress: Progress) -> Mod
         method=settings.method,
         backbone=settings.backbone,
         cpn_fast_version=_version(),
-        variant=config.variant,
+        precision=config.precision,
         scale_side=how.side,
         refine=how.refine.refine,
         refine_at=how.refine.at,
@@ -94,7 +94,7 @@ def _export_cam(config: ExportConfig, run: RunFolder, progress: Progress) -> Mod
         net, how.scales, how.flip, info.beta, info.threshold, options.map_norm, options.scale_resize, how.refine,
         how.side, how.pairs,
     )  # fmt: skip
-    conversion = conversion_of(config.variant, net.mean, how.scales, _calibration(config), how.side, progress)
+    conversion = conversion_of(config.precision, net.mean, how.scales, _calibration(config), how.side, progress)
     export_labeller(labeller, info, config.output, conversion)
     logger.info("%s: %s", config.output, how)
     return info
@@ -121,14 +121,14 @@ def _export_segmentation(config: ExportConfig, run: RunFolder, progress: Progres
         backbone=settings.backbone,
         cpn_fast_version=_version(),
         kind="segmentation",
-        variant=config.variant,
+        precision=config.precision,
         refine=None,
         refine_at=None,
         affinity_power=None,
         **_card(config, run, settings.augment.crop),
     )
     net = run.load_deeplab()
-    conversion = conversion_of(config.variant, net.mean, info.scales, _calibration(config), progress=progress)
+    conversion = conversion_of(config.precision, net.mean, info.scales, _calibration(config), progress=progress)
     export_segmenter(Segmenter(net, info.scales, info.flip), info, config.output, conversion)
     return info
 
@@ -194,11 +194,11 @@ def _check(config: ExportConfig) -> None:
     for name in ("max_side", "calibrate_images"):
         if getattr(config, name) < 1:
             raise DataError(f"--{name.replace('_', '-')} is {getattr(config, name)}, expected at least 1")
-    if config.variant == "int8" and config.calibrate is None:
-        raise DataError("--variant int8 needs images to calibrate on; expected --calibrate FOLDER")
+    if config.precision == "int8" and config.calibrate is None:
+        raise DataError("--precision int8 needs images to calibrate on; expected --calibrate FOLDER")
     for name in ("calibrate", "reduce_range"):
-        if config.variant != "int8" and getattr(config, name):
-            raise DataError(f"--{name.replace('_', '-')} is for --variant int8, found --variant {config.variant}")
+        if config.precision != "int8" and getattr(config, name):
+            raise DataError(f"--{name.replace('_', '-')} is for --precision int8, found --precision {config.precision}")
 
 
 def _version() -> str:

@@ -126,11 +126,11 @@ def test_the_plan_says_where_it_runs(
 def test_float16_that_overflows_on_the_provider_is_refused(write_toy_model: WriteModel, tmp_path: Path) -> None:
     whole = write_toy_model(tmp_path / "float32.onnx", graph=TOO_MUCH)
     OnnxLabeller(whole)  # a float32 network is not tried out: its NaN shows in the images
-    half = write_toy_model(tmp_path / "float16.onnx", graph=TOO_MUCH, variant="float16")
-    with pytest.raises(DataError, match=r"gives NaN or infinity on cpu \(CPU.*export the run with --variant float32"):
+    half = write_toy_model(tmp_path / "float16.onnx", graph=TOO_MUCH, precision="float16")
+    with pytest.raises(DataError, match=r"gives NaN or infinity on cpu \(CPU.*export the run with --precision float32"):
         OnnxLabeller(half)
-    good = write_toy_model(tmp_path / "good.onnx", variant="float16")
-    assert OnnxLabeller(good).info.variant == "float16"
+    good = write_toy_model(tmp_path / "good.onnx", precision="float16")
+    assert OnnxLabeller(good).info.precision == "float16"
 
 
 def test_benchmark(

@@ -16,6 +16,7 @@ import onnx  # noqa: E402
 
 from cpn_export.agreement import Agreement  # noqa: E402
 from cpn_export.label import LabelOnnxConfig, active_labels, run_label_onnx  # noqa: E402
+from cpn_export.metadata import ModelInfo  # noqa: E402
 from cpn_export.parity import Pair, ParityConfig, compare, run_parity  # noqa: E402
 from cpn_export.runtime import OnnxLabeller, label_rows  # noqa: E402
 from cpn_export.to_onnx import ExportConfig, run_export  # noqa: E402
@@ -84,7 +85,7 @@ def test_file_says_what_it_is(segmented):
     assert {node.domain for node in model.graph.node} == {""} and not model.functions
     info = OnnxLabeller(segmented.model).info
     assert info == segmented.info
-    assert (info.kind, info.variant, info.beta, info.threshold) == ("segmentation", "float32", None, None)
+    assert (info.kind, info.precision, info.beta, info.threshold) == ("segmentation", "float32", None, None)
     weights = sum(value.numel() for value in segmented.segmenter.net.state_dict().values()) * 4
     assert segmented.model.stat().st_size < 1.2 * weights, "the two scales share one set of weights"
 
@@ -230,9 +231,11 @@ def test_options_and_models_of_the_other_kind(segment_run, trained, segmented, t
 
 def test_old_files_are_cam_models_and_unknown_kinds_are_refused(write_toy_model, tmp_path, segmented):
     info = segmented.info.to_metadata()
-    old = {key: value for key, value in info.items() if key not in ("cpn_fast.kind", "cpn_fast.variant")}
+    renamed = {key.replace("precision", "variant"): value.replace("float32", "float16") for key, value in info.items()}
+    assert ModelInfo.from_metadata(renamed, "m").precision == "float16"  # as files of earlier versions say it
+    old = {key: value for key, value in info.items() if key not in ("cpn_fast.kind", "cpn_fast.precision")}
     found = OnnxLabeller(write_toy_model(tmp_path / "old.onnx", metadata=old)).info
-    assert (found.kind, found.variant) == ("cam", "float32")
+    assert (found.kind, found.precision) == ("cam", "float32")
     with pytest.raises(DataError, match=r"new\.onnx: metadata key cpn_fast\.kind is 'depth', expected one of cam, seg"):
         OnnxLabeller(write_toy_model(tmp_path / "new.onnx", metadata={**info, "cpn_fast.kind": '"depth"'}))
     with pytest.raises(DataError, match=r"cpn_fast\.beta is None, expected JSON"):

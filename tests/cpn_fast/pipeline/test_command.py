@@ -413,7 +413,7 @@ def test_the_command_line_becomes_the_configs_of_the_stages(tmp_path: Path) -> N
         norms="frozen", loop=SegmentLoop(seed=3), augment=SegmentAugment(crop=96), **network,
     )  # fmt: skip
     assert stages["evaluate"] == SegmentEvaluateConfig(tmp_path / "segment", "voc:x", split="val", crf=True)
-    assert stages["export"] == ExportConfig(tmp_path / "segment", tmp_path / "segment.onnx", variant="float16")
+    assert stages["export"] == ExportConfig(tmp_path / "segment", tmp_path / "segment.onnx", precision="float16")
     assert stages["score"] == EvaluateConfig(tmp_path / "train", "voc:x", split="train_aug", scales=(0.5, 1.0))
 
 

@@ -17,18 +17,18 @@ torch = pytest.importorskip("torch", reason="needs the [train] packages")
 import onnx  # noqa: E402
 from torch import nn  # noqa: E402
 
+from cpn_export.compare_precisions import PrecisionsConfig, main, run_compare_precisions  # noqa: E402
 from cpn_export.graph_surgery import trace_network  # noqa: E402
 from cpn_export.quantization import Calibration, conversion_of, half_precision  # noqa: E402
 from cpn_export.runtime import OnnxLabeller, label_rows  # noqa: E402
 from cpn_export.to_onnx import ExportConfig, export_segmenter, run_export  # noqa: E402
-from cpn_export.variants import VariantsConfig, main, run_variants  # noqa: E402
 from cpn_fast.console.terminal import TerminalProgress  # noqa: E402
 from cpn_fast.files.errors import DataError  # noqa: E402
 from cpn_fast.files.masks import read_mask  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
-VARIANTS = ("float16", "int8")
+PRECISIONS = ("float16", "int8")
 CPU = Path("/proc/cpuinfo")
 REDUCED = platform.machine() in ("x86_64", "AMD64") and not (CPU.is_file() and "vnni" in CPU.read_text())
 """Without VNNI an x86 CPU overflows with weights of 8 bits: there int8 is what `--reduce-range` makes."""
@@ -45,12 +45,14 @@ def calibration(tmp_path_factory, segmented):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory, segmented, calibration):
-    """Variant -> file of the trained segmentation network."""
+    """Precision -> file of the trained segmentation network."""
     found = {"float32": segmented.model}
-    for variant in VARIANTS:
-        found[variant] = tmp_path_factory.mktemp("variants") / f"{variant}.onnx"
-        conversion = conversion_of(variant, segmented.segmenter.net.mean, segmented.info.scales, calibration)
-        export_segmenter(segmented.segmenter, replace(segmented.info, variant=variant), found[variant], conversion)
+    for precision in PRECISIONS:
+        found[precision] = tmp_path_factory.mktemp("precisions") / f"{precision}.onnx"
+        conversion = conversion_of(precision, segmented.segmenter.net.mean, segmented.info.scales, calibration)
+        export_segmenter(
+            segmented.segmenter, replace(segmented.info, precision=precision), found[precision], conversion
+        )
     return found
 
 
@@ -63,47 +65,49 @@ def intersection_over_union(mask, truth):
 def test_masks_of_an_easy_case_keep_their_quality(files, segmented):
     images, truth = segmented.picture(24, 64, 96, seed=7)
     rows = label_rows([None] * 24, 3)
-    found = {variant: OnnxLabeller(path, threads=1)(images, rows, with_maps=True) for variant, path in files.items()}
-    scores = {variant: intersection_over_union(one.mask, truth) for variant, one in found.items()}
+    found = {
+        precision: OnnxLabeller(path, threads=1)(images, rows, with_maps=True) for precision, path in files.items()
+    }
+    scores = {precision: intersection_over_union(one.mask, truth) for precision, one in found.items()}
     assert scores["float32"] > 0.8
     assert abs(scores["float16"] - scores["float32"]) < 0.002
     assert abs(scores["int8"] - scores["float32"]) < 0.02
     # A class can lose a pixel only where the probabilities move by half its lead over the second.
     ordered = np.sort(found["float32"].maps, axis=1)
     lead = ordered[:, -1] - ordered[:, -2]
-    for variant, least_lead in (("float16", 0.02), ("int8", 0.5)):
-        same = found[variant].mask == found["float32"].mask
-        assert same[lead > least_lead].all(), variant
+    for precision, least_lead in (("float16", 0.02), ("int8", 0.5)):
+        same = found[precision].mask == found["float32"].mask
+        assert same[lead > least_lead].all(), precision
         assert (lead > least_lead).mean() > 0.8
-        assert found[variant].maps.dtype == found[variant].scores.dtype == np.float32
+        assert found[precision].maps.dtype == found[precision].scores.dtype == np.float32
     assert not (found["int8"].maps == found["float32"].maps).all()
 
 
 def test_cpn_label_runs_them_without_torch(files, calibration, tmp_path, run_without_torch):
-    for variant in VARIANTS:
-        done = run_without_torch(files[variant], calibration.folder, "--output", tmp_path / variant, "--threads", 1)
+    for precision in PRECISIONS:
+        done = run_without_torch(files[precision], calibration.folder, "--output", tmp_path / precision, "--threads", 1)
         assert done.returncode == 0, done.stderr
-        masks = sorted((tmp_path / variant / "SegmentationClass").glob("*.png"))
+        masks = sorted((tmp_path / precision / "SegmentationClass").glob("*.png"))
         assert len(masks) == 8
         assert max(int(read_mask(path, 3).max()) for path in masks) > 0
 
 
 def test_files_are_smaller_and_hold_what_they_say(files):
-    sizes = {variant: path.stat().st_size for variant, path in files.items()}
+    sizes = {precision: path.stat().st_size for precision, path in files.items()}
     assert sizes["float16"] < 0.6 * sizes["float32"]
     assert sizes["int8"] < 0.4 * sizes["float32"]
     shapes = {}
-    for variant, path in files.items():
+    for precision, path in files.items():
         model = onnx.load(path)
         onnx.checker.check_model(model, full_check=True)
-        assert OnnxLabeller(path).info.variant == variant
-        shapes[variant] = [str(value) for value in (*model.graph.input, *model.graph.output)]
+        assert OnnxLabeller(path).info.precision == precision
+        shapes[precision] = [str(value) for value in (*model.graph.input, *model.graph.output)]
         assert not model.functions and {node.domain for node in model.graph.node} == {""}
     assert shapes["float16"] == shapes["int8"] == shapes["float32"]
 
 
 def test_scales_share_the_weights_and_what_surrounds_the_network_is_float32(files):
-    half, whole = (onnx.load(files[variant]).graph for variant in VARIANTS)
+    half, whole = (onnx.load(files[precision]).graph for precision in PRECISIONS)
     types = {weight.name: weight.data_type for weight in half.initializer}
     convolutions = [node for node in half.node if node.op_type == "Conv"]
     assert len(convolutions) == 2 * len({node.input[1] for node in convolutions})  # two scales
@@ -154,10 +158,10 @@ def test_a_cam_network_in_int8(trained, shapes_folder, tmp_path):
     info = OnnxLabeller(trained.model).info
     learnt = {"beta": info.beta, "scales_of": "image", "refine": "learnt", "refine_at": "scale"}
     plain = run_export(ExportConfig(trained.run.path, tmp_path / "float32.onnx", info.scales, **learnt))
-    int8 = {"variant": "int8", "calibrate": shapes_folder, "reduce_range": REDUCED}
+    int8 = {"precision": "int8", "calibrate": shapes_folder, "reduce_range": REDUCED}
     model = run_export(ExportConfig(trained.run.path, tmp_path / "int8.onnx", info.scales, **learnt, **int8))
-    config = VariantsConfig((plain, model), f"folder:{shapes_folder}", "all", threads=1)
-    first, whole = run_variants(config)
+    config = PrecisionsConfig((plain, model), f"folder:{shapes_folder}", "all", threads=1)
+    first, whole = run_compare_precisions(config)
     assert whole.pixels_equal > 0.97 and whole.foreground_pixels_equal > 0.9, whole
     assert whole.foreground > 0.1 * whole.pixels
     assert whole.mib < 0.4 * first.mib
@@ -188,10 +192,13 @@ def test_broken_images_are_left_out_of_the_calibration(segmented, tmp_path, capl
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"variant": "int8"}, "--variant int8 needs images to calibrate on; expected --calibrate FOLDER"),
-        ({"variant": "float16", "reduce_range": True}, "--reduce-range is for --variant int8, found --variant float16"),
-        ({"calibrate": "photos"}, "--calibrate is for --variant int8, found --variant float32"),
-        ({"variant": "int8", "calibrate": "photos", "calibrate_images": 0}, "--calibrate-images is 0"),
+        ({"precision": "int8"}, "--precision int8 needs images to calibrate on; expected --calibrate FOLDER"),
+        (
+            {"precision": "float16", "reduce_range": True},
+            "--reduce-range is for --precision int8, found --precision float16",
+        ),
+        ({"calibrate": "photos"}, "--calibrate is for --precision int8, found --precision float32"),
+        ({"precision": "int8", "calibrate": "photos", "calibrate_images": 0}, "--calibrate-images is 0"),
     ],
 )
 def test_options_that_do_not_fit(tmp_path, changes, message):
@@ -217,8 +224,10 @@ def scored(tmp_path_factory, segmented):
 
 
 def test_table_of_variants(files, segmented, scored, tmp_path, capsys):
-    config = VariantsConfig(tuple(files.values()), f"folder:{scored}", "all", threads=1, output=tmp_path / "table.json")
-    first, half, whole = run_variants(config, TerminalProgress())
+    config = PrecisionsConfig(
+        tuple(files.values()), f"folder:{scored}", "all", threads=1, output=tmp_path / "table.json"
+    )
+    first, half, whole = run_compare_precisions(config, TerminalProgress())
     truths, masks = [], []
     for index, size in enumerate([(64, 96), (64, 96), (97, 131), (64, 96)]):
         images, truth = segmented.picture(1, *size, seed=20 + index)
@@ -231,8 +240,8 @@ def test_table_of_variants(files, segmented, scored, tmp_path, capsys):
     assert half.pixels_equal >= whole.pixels_equal > 0.9
     assert len(first.seconds) == 4 and first.milliseconds > 0
     written = json.loads((tmp_path / "table.json").read_text())
-    assert [row["variant"] for row in written["variants"]] == ["float32", "float16", "int8"]
-    assert written["variants"][2]["miou"] == whole.miou and written["images"] == 4
+    assert [row["precision"] for row in written["precisions"]] == ["float32", "float16", "int8"]
+    assert written["precisions"][2]["miou"] == whole.miou and written["images"] == 4
     assert "int8" in capsys.readouterr().out
 
 
