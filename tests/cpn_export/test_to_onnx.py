@@ -37,11 +37,11 @@ class SmallBackbone(Backbone):
         return mid, high, self.third(high).relu()
 
 
-# A learnt refinement at every scale: the trained network of conftest.py, in test_label.py and test_parity.py.
 @pytest.mark.parametrize(
     ("refinement", "map_norm", "flip", "scales", "refine", "side"),
     [
         ("none", "max", True, (1.0,), PER_SCALE, None),
+        ("pcm", "minmax", True, (1.0,), PER_SCALE, None),
         ("none", "minmax", True, (0.75, 1.5), RefineOptions("raw", "fused"), 72),
         pytest.param(
             "none", "minmax", False, (0.5, 1.0), RefineOptions("raw", "scale", 1.5), None, marks=pytest.mark.slow
