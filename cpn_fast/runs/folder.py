@@ -209,7 +209,7 @@ class RunFolder:
         )
 
     def _unscored_beta(self) -> float:
-        cam = self.task == "train"
+        cam = self.config_path.is_file() and self.task == "train"
         return EVEN_BETA if cam and self.config.learns_pixels else DEFAULT_BETA
 
     def save_model(self, net: nn.Module, step: int) -> None:

@@ -57,7 +57,7 @@ def estimate_cost(task: TrainingTask[Any], net: nn.Module, device: torch.device,
     saved, seconds = _probes(net, config.augment.crop, device)
     trained = sum(p.numel() * p.element_size() for p in net.parameters() if p.requires_grad)
     weights = sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers())) + 2 * trained
-    half = 1.0 if config.device.precision == "32-true" else 0.5
+    half = 0.5 if config.device.precision in ("bf16-mixed", "16-mixed") else 1.0
     mean_views, most_views = task.views()
     memory = weights + saved(pixels * most_views) * half * OVERHEAD
     if device.type == "cuda":

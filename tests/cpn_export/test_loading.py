@@ -82,7 +82,7 @@ def test_what_the_file_has_otherwise_is_refused(model: OnnxModel) -> None:
         ({"scales": (0.5, 1.0)}, r"scales \(0.5, 1.0\), but the file was exported with \(1.0,\)"),
         ({"flip": True}, "flip True"),
         ({"beta": 0.3}, "beta 0.3"),
-        ({"device": "tpu"}, "'tpu': expected one of cpu"),
+        ({"device": "tpu"}, "'tpu': expected one of auto, cpu, cuda"),
         ({"max_side": 0}, "max_side 0: expected at least 1"),
     ):
         with pytest.raises(cpn_fast.DataError, match=message):

@@ -31,6 +31,7 @@ ARGUMENTS = {
     "check-data": ["demo:"],
     "compare": ["runs/a", "runs/b"],
     "weights check": ["backbone.pth"],
+    "review": ["masks", "--serve", "--port", "8000"],
 }
 
 

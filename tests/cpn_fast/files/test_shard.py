@@ -9,9 +9,9 @@ from cpn_fast.files.shard import parse_shard, take_shard
 
 
 def test_hand_case() -> None:
-    assert take_shard("abcdefg", "1/3") == ["a", "d", "g"]
-    assert take_shard("abcdefg", "3/3") == ["c", "f"]
-    assert take_shard("abc", None) == ["a", "b", "c"]
+    assert take_shard(list("abcdefg"), "1/3") == ["a", "d", "g"]
+    assert take_shard(list("abcdefg"), "3/3") == ["c", "f"]
+    assert take_shard(list("abc"), None) == ["a", "b", "c"]
 
 
 def test_more_shards_than_items() -> None:
