@@ -40,6 +40,7 @@ from cpn_fast.runs.folder import RunFolder
 from cpn_fast.scoring.command import EvaluateConfig, run_evaluate
 from cpn_fast.scoring.compare import run_compare
 from cpn_fast.scoring.compare_options import CompareConfig
+from cpn_fast.training.device_choice import settle_device
 
 TINY = ("--crop", "64", "--augment.resize", "64", "96", "--batch-size", "4", "--workers", "0", "--eval-every", "0")
 QUICK = ("--max-steps", "2", "--images", "3", "--scales", "1")
@@ -484,7 +485,8 @@ def test_a_table_that_was_killed_goes_on(
 
     def killed_when_cpn_begins(config: TrainConfig, progress: Any) -> RunFolder:
         if config.method == "cpn":
-            RunFolder(config.output).create(config, whole_classes)
+            folder = RunFolder(config.output)
+            folder.create(settle_device(config, folder)[0], whole_classes)
             raise KeyboardInterrupt
         return counted(config, progress)
 
