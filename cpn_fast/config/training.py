@@ -17,6 +17,10 @@ from cpn_fast.config.reviewed import ReviewedOptions
 MethodName = Literal["cam", "seam", "seam_prcm", "cpn"]
 PresetName = Literal["default", "paper", "released"]
 
+CERTAIN = (0.3, 0.55)
+"""Scores of refined maps: below the first a pixel is taken for background, above the second for its class; in between
+it teaches nothing."""
+
 
 @dataclass(frozen=True)
 class MethodOptions:
@@ -87,7 +91,7 @@ class MethodOptions:
     pixel_weight: float = 1.0
     pixel_classes: Literal["present", "all"] = "present"
     teacher: float | None = None
-    teacher_band: tuple[float, float] = (0.3, 0.55)
+    teacher_band: tuple[float, float] = CERTAIN
     teacher_pairs: bool = True
     p_hidden: float = 0.5
     seam_scale: float = 0.3

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cpn_fast.files.csv_text import csv_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.text import read_text
 
@@ -110,11 +111,8 @@ def written_names(names: Sequence[str], rule: Rule, apart: bool) -> dict[str, st
 
 def mapping_text(renamed: Iterable[Renamed]) -> str:
     """The content of `names.csv`."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(_HEADER)
-    writer.writerows((each.kind, each.name, each.written) for each in renamed)
-    return file.getvalue().encode("utf-8", "backslashreplace").decode("utf-8")
+    text = csv_text(_HEADER, ((each.kind, each.name, each.written) for each in renamed))
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def read_mapping(path: Path) -> dict[tuple[str, str], str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
+from cpn_fast.files.csv_text import csv_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.label_columns import normal
 from cpn_fast.files.mask_folder import MaskFolder
@@ -99,11 +98,7 @@ def read_review(path: Path) -> dict[str, Decided]:
 
 def review_text(decided: Iterable[Decided]) -> str:
     """The content of the file, a line for each."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(_HEADER)
-    writer.writerows((each.name, each.decision, each.version) for each in decided)
-    return file.getvalue()
+    return csv_text(_HEADER, ((each.name, each.decision, each.version) for each in decided))
 
 
 def match_names(path: Path, decided: Mapping[str, Decided], names: Iterable[str]) -> dict[str, Decided]:

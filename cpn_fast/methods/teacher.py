@@ -13,6 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cpn_fast.config.training import MethodOptions
 from cpn_fast.files.masks import VOID
@@ -36,7 +37,8 @@ class Teacher(nn.Module):
         if options.teacher is None:
             raise ValueError("options.teacher is None: no teacher is asked for")
         self.net = copy.deepcopy(net).requires_grad_(requires_grad=False)
-        self.keep, (self.low, self.high) = options.teacher, options.teacher_band
+        self.average = get_ema_multi_avg_fn(options.teacher)
+        self.low, self.high = options.teacher_band
         self.map_norm = options.map_norm
         self.train(False)
 
@@ -47,11 +49,10 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def follow(self, net: CamNet) -> None:
-        """Take `1 - keep` of the network's weights, and its buffers as they are."""
-        for mine, its in zip(self.net.parameters(), net.parameters(), strict=True):
-            mine.lerp_(its, 1 - self.keep)
-        for fixed, its_fixed in zip(self.net.buffers(), net.buffers(), strict=True):
-            fixed.copy_(its_fixed)
+        """Take the share of the network's weights that is not kept, and its buffers as they are."""
+        self.average(list(self.net.parameters()), list(net.parameters()), 0)
+        for mine, its in zip(self.net.buffers(), net.buffers(), strict=True):
+            mine.copy_(its)
 
     @torch.no_grad()
     def labels(self, views: Tensor, labels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from cpn_fast.cam.options import LabelConfig
 from cpn_fast.config.display import command_text
 from cpn_fast.config.export import ExportConfig
 from cpn_fast.config.serialise import config_to_dict, flat
-from cpn_fast.config.training import AffinityConfig, SegmentConfig, TrainConfig, replace_dotted
+from cpn_fast.config.training import CERTAIN, AffinityConfig, SegmentConfig, TrainConfig, replace_dotted
 from cpn_fast.refine.options import RefineConfig
 from cpn_fast.runs.folder import FREE_ON_RESUME
 from cpn_fast.scoring.options import EvaluateConfig
@@ -25,10 +25,6 @@ MAP_OPTIONS = tuple(option.name for option in fields(MapOptions))
 
 NOWHERE = Path()
 """Stands for a folder or file in a stage's config that the pipeline puts in its place."""
-
-CERTAIN = (0.3, 0.55)
-"""Below the first score pixels are background, above the second of a class; in between they teach the second round
-nothing."""
 
 DEFAULT_SPLIT = ""
 """Stands for the split that `default_split` gives once the source is open."""

@@ -153,3 +153,19 @@ def test_in_the_warm_up_it_follows_and_teaches_nothing() -> None:
             net.classifier.weight.add_(1)
         assert "pixels" not in module(*batch(), LABELS, warm_up=True)
         torch.testing.assert_close(module.teacher.net.classifier.weight, net.classifier.weight - 0.5)
+
+
+@pytest.mark.parametrize("method", [CamMethod, CpnMethod])
+def test_it_is_part_of_one_graph(method) -> None:
+    """`--compile` takes the whole step; the graph, run by the eager backend, follows and labels alike."""
+    results = []
+    for compiled in (False, True):
+        net = network("none" if method is CamMethod else "pcm")
+        module = method(net, MethodOptions(teacher=0.5, dropout=0.0))
+        net.eval()
+        with torch.no_grad():
+            net.classifier.weight.mul_(2)
+        step = torch.compile(module, fullgraph=True, backend="eager") if compiled else module
+        results.append((step(*batch(), LABELS)["loss"].detach(), module.teacher.net.classifier.weight.clone()))
+    for eager, graph in zip(*results, strict=True):
+        torch.testing.assert_close(eager, graph)
