@@ -15,7 +15,7 @@ from cpn_fast.cam.pixel_masks import open_pixel_masks
 from cpn_fast.cam.validation import CamValidator, create_validator
 from cpn_fast.config.ranges import check_ranges, out_of_range
 from cpn_fast.config.recipes import with_recipe
-from cpn_fast.config.training import TrainConfig
+from cpn_fast.config.training import LOSSES, TrainConfig
 from cpn_fast.data.loading.steps import Span, steps_per_epoch
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.superpixels.backend import broadcast_backend, resolve_run_backend
@@ -62,7 +62,7 @@ def run_train(config: TrainConfig, progress: Progress = SILENT) -> RunFolder:
 class CamTask(TrainingTask[TrainConfig]):
     """Training of a CAM network by one of the methods."""
 
-    losses = ("loss", "cls", "tcp", "cpcr", "er", "ecr", "min_pool", "pixels")
+    losses = LOSSES
     primary_metrics = ("cam_miou", "rcam_miou", "map", "f1")
 
     def __init__(self, config: TrainConfig, fabric: Fabric, progress: Progress = SILENT) -> None:

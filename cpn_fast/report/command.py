@@ -12,6 +12,7 @@ import numpy as np
 
 from cpn_fast.cam.map_options import MapOptions, ResolvedMaps
 from cpn_fast.config.serialise import config_to_dict, flat
+from cpn_fast.config.training import LOSSES
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import spread
 from cpn_fast.files.atomic import atomic_write_text
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPLIT_CURVES = ("background", "foreground")
-LOSSES = ("loss", "cls", "tcp", "cpcr", "er", "ecr", "min_pool")
 MAX_BARS = 40
 """Classes in the bar chart; of more, the worst and the best are shown."""
 

@@ -110,6 +110,18 @@ def test_full_page_shows_every_part(make_run: MakeRun, tmp_path: Path) -> None:
     assert "No scores" not in text and "No pictures" not in text
 
 
+def test_every_part_of_the_loss_that_was_recorded_has_its_curve(make_run: MakeRun, tmp_path: Path) -> None:
+    """Those of `cpn train --pixel-masks` with min pooling: what the methods return, not what a page thinks of."""
+    run = make_run(tmp_path / "run")
+    parts = {"loss": 4.0, "cls": 1.0, "tcp": 0.1, "cpcr": 0.5, "min_pool": 0.1, "pixels": 2.3}
+    about = {"epoch": 0, "lr": 0.01, "seconds": 0.5, "images_per_second": 8.0, "peak_memory_mib": 512.0}
+    run.metrics_path.write_text("\n".join(record("step", i, **parts, **about) for i in (1, 2, 3)) + "\n")
+    text = run_report(ReportConfig(run.path, images=0, device="cpu")).read_text(encoding="utf-8")
+    figure = re.search(r"<figcaption>Losses</figcaption>(.*?)</figure>", text, re.DOTALL)
+    assert figure
+    assert set(re.findall(r">([^<]+)</text>", figure[1])) & {*parts, "er", "ecr"} == parts.keys()
+
+
 @pytest.mark.parametrize(("method", "curves"), [("cam", ["CAM"]), ("cpn", ["CAM", "RCAM"])])
 def test_learning_curves_are_those_of_maps_that_the_network_has(
     method: str, curves: list[str], make_run: MakeRun, tmp_path: Path
