@@ -4,7 +4,6 @@ alone."""
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import subprocess
@@ -14,12 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.making import user_environment
+
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-
-
-def without_pytest() -> dict[str, str]:
-    """The environment that a user's shell has: pytest-benchmark measures nothing in what looks like an xdist worker."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
 
 
 def make(target: str, repository: Path, *variables: str, options: tuple[str, ...] = ()) -> str:
@@ -29,7 +25,7 @@ def make(target: str, repository: Path, *variables: str, options: tuple[str, ...
     done = subprocess.run(
         ["make", "-o", str(stamp), f"STAMP={stamp}", programs, *options, target, *variables],
         cwd=repository,
-        env=without_pytest() | {"MAKEFLAGS": ""},
+        env=user_environment(),
         capture_output=True,
         text=True,
         timeout=600,
@@ -92,7 +88,7 @@ def test_set_up_takes_the_runtime_that_fits(repository: Path, tmp_path: Path) ->
         done = subprocess.run(
             ["make", "-n", "setup", f"VENV={tmp_path / 'venv'}", *variables],
             cwd=repository,
-            env=os.environ | {"MAKEFLAGS": ""},
+            env=user_environment(),
             capture_output=True,
             text=True,
             check=True,

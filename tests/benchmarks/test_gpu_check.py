@@ -20,6 +20,7 @@ from benchmarks.gpu.steps import OUT_OF_TIME, Record, Step, read_figures, run_st
 from benchmarks.gpu.train_step import TrainStep
 from cpn_fast.cam.options import parse
 from cpn_fast.config.training import DeviceOptions
+from tests.making import user_environment
 
 
 def python(code: str) -> list[str]:
@@ -37,8 +38,8 @@ def make(repository: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     if make is None:
         pytest.skip("make is not installed")
     return subprocess.run(
-        [make, "--no-print-directory", "gpu-check", f"PYTHON={sys.executable}", *argv],
-        cwd=repository, capture_output=True, text=True,
+        [make, "gpu-check", f"PYTHON={sys.executable}", *argv],
+        cwd=repository, env=user_environment(), capture_output=True, text=True,
     )  # fmt: skip
 
 
