@@ -27,7 +27,7 @@ from cpn_fast.reproduce.tables import Row, Table, TableName
 from cpn_fast.runs.folder import versions
 
 FORMAT = 1
-HEADER = ("table", "row", "seed", "map", "headline", "column", "value", "spread", "paper", "unit", "shortened",
+HEADER = ("table", "row", "seed", "map", "default_map", "column", "value", "spread", "paper", "unit", "shortened",
           "options", "run", "note")  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def csv_text(report: Report) -> str:
                 writer.writerow(
                     line | {
                         "map": name,
-                        "headline": "yes" if name == found.default_map else "no",
+                        "default_map": "yes" if name == found.default_map else "no",
                         "column": column,
                         "value": "" if value is None else f"{value:.6g}",
                         "paper": paper[found.row].get(column, "") if name == found.default_map else "",
@@ -181,7 +181,7 @@ def csv_text(report: Report) -> str:
         for column, cell in columns.items():
             values = {"value": cell.mean, "spread": cell.spread}
             texts = {name: "" if math.isnan(value) else f"{value:.6g}" for name, value in values.items()}
-            about = {"row": row, "seed": "mean", "headline": "yes", "column": column, "note": f"{cell.count} seeds"}
+            about = {"row": row, "seed": "mean", "default_map": "yes", "column": column, "note": f"{cell.count} seeds"}
             writer.writerow(common | about | texts | {"paper": paper[row].get(column, "")})
     return buffer.getvalue()
 
@@ -216,7 +216,7 @@ def json_content(report: Report) -> dict[str, Any]:
                 "mean": {column: finite(cell.mean) for column, cell in cells[row.name].items()},
                 "spread": {column: finite(cell.spread) for column, cell in cells[row.name].items()},
                 "seeds": [
-                    {"seed": found.seed, "headline": found.default_map, "figures": found.figures, **found.about}
+                    {"seed": found.seed, "default_map": found.default_map, "figures": found.figures, **found.about}
                     for found in report.measurements
                     if found.row == row.name
                 ],

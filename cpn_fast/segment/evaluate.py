@@ -80,7 +80,7 @@ def run_segment_evaluate(config: SegmentEvaluateConfig, progress: Progress = SIL
     with raise_io_errors_as(path.parent, METRICS_NAME):
         write_metrics(path, metrics)
     progress.say(_table(metrics))
-    progress.say(class_table(metrics, f"IoU in %, {metrics['headline']}"))
+    progress.say(class_table(metrics, f"IoU in %, {metrics['inference']}"))
     left_out = f", {tally.without_mask} without ground truth excluded" if tally.without_mask else ""
     progress.say(f"{config.run}: {tally.images} images scored{left_out}")
     progress.say(str(path))
@@ -156,7 +156,7 @@ def _metrics(
     primary = list(results)[-1]
     return {
         **results[primary],
-        "headline": primary,
+        "inference": primary,
         "target": str(config.run),
         "data": spec,
         "split": config.split,
@@ -182,5 +182,5 @@ def _table(metrics: dict[str, Any]) -> Table:
         table.add_column(column, justify="right")
     for name, values in metrics["results"].items():
         cells = [percent(values[column]) for column in ("miou", "background", "foreground")]
-        table.add_row(name, *cells, style="bold" if name == metrics["headline"] else None)
+        table.add_row(name, *cells, style="bold" if name == metrics["inference"] else None)
     return table

@@ -106,7 +106,7 @@ def test_full_page_shows_every_part(make_run: MakeRun, tmp_path: Path) -> None:
     text = " ".join(page.words)
     for part in ("Scores", "Learning curves", "Training", "Settings", "IoU per class", "best 0.30", "options.ohem"):
         assert part in text
-    assert "50.0" in page.words, "the headline is the multi-scale mIoU in percent"
+    assert "50.0" in page.words, "the metric shown is the multi-scale mIoU in percent"
     assert "No scores" not in text and "No pictures" not in text
 
 

@@ -303,14 +303,14 @@ def test_csv_is_read_again() -> None:
     assert {line["shortened"] for line in lines} == {"shortened: a"}
     for name, factor, paper in (("one, with comma", 1, "50.0"), ("two", 2, "60.0")):
         of_row = [line for line in lines if line["row"] == name]
-        seeds = [float(l["value"]) for l in of_row if l["seed"] != "mean" and l["headline"] == "yes"]  # noqa: E741
+        seeds = [float(l["value"]) for l in of_row if l["seed"] != "mean" and l["default_map"] == "yes"]  # noqa: E741
         assert seeds == [50.0 + factor * seed for seed in (1, 2, 3)]
         (mean,) = [line for line in of_row if line["seed"] == "mean"]
         assert float(mean["value"]) == pytest.approx(np.mean(seeds))
         assert float(mean["spread"]) == pytest.approx(np.std(seeds, ddof=1))
         assert mean["paper"] == paper
     cams = [line for line in lines if line["map"] == "cam"]
-    assert {line["headline"] for line in cams} == {"no"} and {line["paper"] for line in cams} == {""}
+    assert {line["default_map"] for line in cams} == {"no"} and {line["paper"] for line in cams} == {""}
     assert {line["options"] for line in lines if line["seed"] != "mean"} == {"method=cpn; options.ohem=0.2"}
 
 

@@ -153,7 +153,7 @@ def test_maps_of_each_scale_equal_the_labelling_module_at_that_scale_alone(run, 
             assert not expected[absent].any()
 
 
-def test_headline_is_the_multi_scale_of_the_runs_own_map(scored):
+def test_the_runs_miou_is_the_multi_scale_of_its_own_map(scored):
     metrics, _, output = scored
     multi = metrics["results"]["rcam"]["multi"]
     for key in ("miou", "beta", "background", "foreground", "per_class", "sweep"):
