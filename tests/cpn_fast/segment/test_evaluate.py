@@ -72,7 +72,9 @@ def test_every_row_equals_scikit_learn_on_the_predicted_masks(run: Path, tmp_pat
     assert (metrics["images"], metrics["without_mask"], metrics["crf"]["iterations"]) == (4, 0, 2)
 
 
-def test_without_crf_the_metrics_are_those_of_multi_scale(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_crf_the_metrics_are_of_multi_scale(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = f"voc:{run.parent / 'voc'}"
     settings = SegmentEvaluateConfig(run, data, output=tmp_path, scales=(0.5, 1.0), device="cpu")
     metrics = run_segment_evaluate(settings, TerminalProgress())
