@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cpn_fast.files.descriptors import raise_limit
 from cpn_fast.files.errors import DataError
 
 EXIT_ERROR = 2
@@ -53,8 +54,12 @@ _PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 """A file stands where a folder is to be, or a folder where a file."""
 
 
+_MANY = (errno.EMFILE, errno.ENFILE)
+
+
 _REMEDY = (
     dict.fromkeys(_FULL, "free disk space")
+    | dict.fromkeys(_MANY, "raise the limit (ulimit -n), or give fewer --workers")
     | dict.fromkeys(_FORBIDDEN, "correct the permissions, or give another folder")
     | dict.fromkeys(_PLACE, "a file stands in the place of a folder, or a folder in that of a file: give another name")
 )
@@ -65,10 +70,11 @@ def guarded(action: Callable[[], Any]) -> int:
 
     Returns:
         0 where it ended, 1 after `DataProblems`, 2 after another `DataError`, a missing optional package, a full disk,
-        a missing permission or a file where a folder is to be, 130 after Ctrl-C or SIGTERM. Other exceptions pass: they
-        are faults of the program and keep their traceback.
+        a missing permission, a file where a folder is to be or too many open files, 130 after Ctrl-C or SIGTERM. Other
+        exceptions pass: they are faults of the program and keep their traceback.
     """
     log_to_terminal()
+    raise_limit()
     try:
         with _terminated_like_interrupted():
             action()

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import socket
 import sys
 import time
@@ -37,7 +38,7 @@ def locked(folder: Path, shard: str | None = None, wait: bool = False) -> Iterat
     """Hold a folder against other commands that would write to it, in other processes or in this one.
 
     The system gives the lock back when its process ends, however it ends; the file `.lock` goes with it, or is taken
-    over where it was left behind.
+    over where it was left behind, and what its holder had half written (`.tmp-*`) is removed.
 
     Args:
         folder: made where it is not there, and removed where nothing was written to it.
@@ -61,6 +62,7 @@ def locked(folder: Path, shard: str | None = None, wait: bool = False) -> Iterat
             for other in sorted(folder.glob(f"{LOCK_NAME}*")):
                 if other != path and _conflict(path.name, other.name) and _is_held(other):
                     raise _refusal(other)
+            _clear_up_after(folder, descriptor, alone=shard is None)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, _about_us().encode("utf-8"), 0)
         except BaseException:
@@ -75,6 +77,18 @@ def locked(folder: Path, shard: str | None = None, wait: bool = False) -> Iterat
         if made:
             with suppress(OSError):  # something was written there, as is usual
                 folder.rmdir()
+
+
+def _clear_up_after(folder: Path, descriptor: int, alone: bool) -> None:
+    """Remove what a killed holder has left half-written; its own files only, unless nobody else can be writing here."""
+    about = os.pread(descriptor, 4096, 0)
+    if not about:  # the last holder gave the lock back
+        return
+    with suppress(ValueError, KeyError, TypeError):
+        mine = "[0-9]*" if alone else str(int(json.loads(about)["pid"]))
+        for path in folder.rglob(f".tmp-{mine}-*"):
+            with suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def leave_to_parent() -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from cpn_fast.files.descriptors import check_descriptors
 from cpn_fast.files.lock import leave_to_parent
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -77,12 +78,16 @@ def parallel_map(
 
     Yields:
         The results. The first exception ends the work and is raised here.
+
+    Raises:
+        DataError: where this process may not open as many files as the helpers need.
     """
     todo = list(items)
     processes = min(processes or available_cores(), -(-len(todo) // chunk))
     if processes <= 1:
         yield from map(function, todo)
         return
+    check_descriptors(processes)
     # fork, as torch's own loader does: the caller's main module need not be importable, and what the parent has loaded
     # is there at once. With one thread per helper no OpenMP pool is needed, which would not survive the fork.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), initializer=_start_helper)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cpn_fast.data.loading.parallel import ignore_stops, stops_held_back
 from cpn_fast.data.loading.random import generator
+from cpn_fast.files.descriptors import check_descriptors
 from cpn_fast.files.errors import DataError
 
 Crop = tuple[str, dict[str, torch.Tensor]]
@@ -112,8 +113,11 @@ def step_loader(
         workers: loading processes.
 
     Raises:
-        DataError: as `crops` does, also from a loading process.
+        DataError: as `crops` does, also from a loading process; or where this process may not open as many files as the
+            loading processes need.
     """
+    if workers > 0:
+        check_descriptors(workers)
     loader = DataLoader(
         _Told(crops),  # type: ignore[arg-type]
         batch_sampler=_Steps(span, batch_size),

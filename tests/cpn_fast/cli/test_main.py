@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -162,6 +164,26 @@ def test_message_over_several_lines_becomes_one(capsys: pytest.CaptureFixture[st
 
     assert cli.guarded(fail) == 2
     assert capsys.readouterr().err == "error: first second\n"
+
+
+def test_too_many_open_files_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All that this process may open are open, as with a low `ulimit -n`."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+
+    def open_all() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, before[1]))
+        while True:
+            held.append(os.open(tmp_path, os.O_RDONLY))
+
+    try:
+        assert cli.guarded(open_all) == 2
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    error = capsys.readouterr().err
+    assert "Too many open files" in error and "ulimit -n" in error and error.count("\n") == 1
 
 
 def test_interrupt_exits_130() -> None:

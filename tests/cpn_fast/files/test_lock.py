@@ -57,6 +57,37 @@ def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def leave_half_written(folder: Path, process: int) -> list[Path]:
+    """Files and a folder as a killed process and another one leave them, and one whose name is the user's own."""
+    (folder / "SegmentationClass").mkdir(exist_ok=True)
+    files = [folder / "SegmentationClass" / f".tmp-{number}-0a1b2c.png" for number in (process, process + 1)]
+    own = folder / ".tmp-mine.txt"
+    for path in (*files, own):
+        path.touch()
+    (folder / f".tmp-{process}-33cd").mkdir()
+    (folder / f".tmp-{process}-33cd" / "part").touch()
+    return files
+
+
+@pytest.mark.parametrize("shard", [None, "1/2"])
+def test_what_a_killed_holder_had_half_written_goes_with_its_lock(tmp_path: Path, shard: str | None) -> None:
+    """With a part of the work, another holder may be writing: then only what the killed one wrote."""
+    with holder(tmp_path, *([shard] if shard else [])) as other:
+        mine, others = leave_half_written(tmp_path, other.pid)
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        with locked(tmp_path, shard):
+            assert not mine.exists() and not (tmp_path / f".tmp-{other.pid}-33cd").exists()
+            assert others.exists() == (shard is not None) and (tmp_path / ".tmp-mine.txt").exists()
+
+
+def test_nothing_is_removed_where_the_last_holder_ended(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        files = leave_half_written(tmp_path, 1)
+    with locked(tmp_path):
+        assert all(path.exists() for path in files)
+
+
 def test_one_process_does_not_hold_a_folder_twice(tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(DataError, match="is writing here"), locked(tmp_path):
         pass
