@@ -11,7 +11,7 @@ DEMO ?=
 BENCH ?= benchmarks/
 TESTS ?=
 
-.PHONY: setup demo demo-full test test-fast test-data check docs check-kernels bench gpu-check
+.PHONY: setup demo demo-full test test-fast test-data test-faults check docs check-kernels bench gpu-check
 
 setup: $(STAMP)
 
@@ -41,6 +41,11 @@ test-fast: $(STAMP)
 # What needs photographs or weights that are not shipped: CPN_TEST_DATA names the folder.
 test-data: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m data $(TESTS)
+
+# Kills, starves and feeds every command with damaged files (half an hour); FAULTS="--parts kills --only label" is a part.
+FAULTS ?= --output benchmarks/results/faults.json
+test-faults: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults $(FAULTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -12,6 +12,13 @@ from cpn_fast.data.types import Record, Source
 from cpn_fast.files.images import IMAGE_SUFFIXES
 from cpn_fast.files.table import TABLE_SUFFIXES
 
+_EXPECTED = {
+    "wds": "KEY.cls, KEY.json or KEY.txt beside each image KEY.jpg in the tars",
+    "parquet": "a column `label` or `labels`",
+}
+"""Where the labels of a kind of source stand."""
+_ELSEWHERE = "labels.csv with the columns image,labels, or a folder per class (classes:PATH)"
+
 _MAX_FOLDERS = 200
 _MAX_DEPTH = 3
 
@@ -24,7 +31,7 @@ def none_labelled(source: Source, records: Sequence[Record]) -> str:
     return (
         f"{source.spec}: none of {len(records)} images has labels{background}; "
         + (f"seen there: {seen}; " if seen else "")
-        + "expected labels.csv with the columns image,labels, or a folder per class (classes:PATH)"
+        + f"expected {_EXPECTED.get(source.spec.partition(':')[0], _ELSEWHERE)}"
     )
 
 

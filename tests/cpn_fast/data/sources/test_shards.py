@@ -366,3 +366,13 @@ def test_check_data_counts_and_names_broken_images(tmp_path: Path) -> None:
     assert f"{tmp_path}/s.tar: member b.jpg: not an image" in text and "c: unknown class 'z'" in text
     assert any("shows the same picture" in note for note in report.notes)
     assert {row[1] for row in report.preview} <= {f"{tmp_path}/s.tar: member {name}.jpg" for name in "abc"}
+
+
+def test_images_without_labels_are_told_where_labels_stand_in_shards(tmp_path: Path) -> None:
+    spec = f"wds:{write_tar(tmp_path / 'a.tar', [('1.png', png(picture(1)))])}"
+    (problem,) = check_source(open_source(spec)).problems
+    assert "none of 1 images has labels" in problem and "expected KEY.cls, KEY.json or KEY.txt beside" in problem
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [{"bytes": png(picture(1)), "path": "1.png"}]}), file)
+    (problem,) = check_source(open_source(f"parquet:{file}")).problems
+    assert "none of 1 images has labels" in problem and "expected a column `label` or `labels`" in problem
