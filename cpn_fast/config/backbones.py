@@ -13,6 +13,9 @@ BACKBONE_NAMES = (
     "mobilenet_v2_stride8",
     "efficientnet_lite2",
     "efficientnet_lite2_stride8",
+    "vit_small_patch16",
+    "deit_small_patch16",
+    "vit_small_patch14_reg4_dinov2",
     "resnet38_tiny",
 )
 """The backbones of this package."""

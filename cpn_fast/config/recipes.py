@@ -41,10 +41,13 @@ CAM_RECIPES: Mapping[str, Recipe] = {
     "mobilenet_v2_stride8": Recipe(0.003, 0.9, 16),
     "efficientnet_lite2": Recipe(0.003, 0.9, 16),
     "efficientnet_lite2_stride8": Recipe(0.003, 0.9, 16),
+    "vit_small_patch16": Recipe(0.001, 0.9, 16),
+    "deit_small_patch16": Recipe(0.001, 0.9, 16),
+    "vit_small_patch14_reg4_dinov2": Recipe(0.001, 0.9, 16),
     "resnet38_tiny": Recipe(0.01, 0.9, 20),
     OTHERS: Recipe(0.003, 0.9, 16),
 }
-"""Of a CAM network."""
+"""Of a CAM network. The transformers' are untried."""
 
 SEGMENT_RECIPES: Mapping[str, Recipe] = {
     "resnet38": Recipe(0.001, 0.9, 19),
@@ -53,12 +56,15 @@ SEGMENT_RECIPES: Mapping[str, Recipe] = {
     "mobilenet_v2_stride8": Recipe(0.001, 0.9, 20),
     "efficientnet_lite2": Recipe(0.001, 0.9, 20),
     "efficientnet_lite2_stride8": Recipe(0.001, 0.9, 20),
+    "vit_small_patch16": Recipe(0.001, 0.9, 20),
+    "deit_small_patch16": Recipe(0.001, 0.9, 20),
+    "vit_small_patch14_reg4_dinov2": Recipe(0.001, 0.9, 20),
     "resnet38_tiny": Recipe(0.01, 0.9, 20),
     OTHERS: Recipe(0.001, 0.9, 20),
 }
 """Of a segmentation network; the paper's 20,000 steps of 10 of VOC's 10,582 images are 19 epochs. MobileNetV2's rate is
 the best of 0.0004, 0.001, 0.003 and 0.01 on coco_mini's true masks (9.4, 10.7, 6.4, 3.8% mIoU on val after 8 epochs of
-192 px crops). EfficientNet-Lite2 and the backbones of others take MobileNetV2's recipes, untried."""
+192 px crops). EfficientNet-Lite2, the transformers and the backbones of others take MobileNetV2's recipes, untried."""
 
 AFFINITY_RECIPES: Mapping[str, Recipe] = {backbone: Recipe(0.01, 0.9, 8) for backbone in (*BACKBONE_NAMES, OTHERS)}
 """Of AffinityNet, on every backbone the paper's."""

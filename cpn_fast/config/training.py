@@ -237,8 +237,9 @@ class TrainingConfig:
         split: split to train on.
         val_split: split with masks for the validation metrics; None = the source's `val` where it exists.
         backbone: resnet38, resnet50, mobilenet_v2, mobilenet_v2_stride8, efficientnet_lite2,
-            efficientnet_lite2_stride8, resnet38_tiny; or timm:NAME, a network of timm; or package.module:function,
-            which returns a network of one's own.
+            efficientnet_lite2_stride8, vit_small_patch16, deit_small_patch16, vit_small_patch14_reg4_dinov2,
+            resnet38_tiny; or timm:NAME, a network of timm; or package.module:function, which returns a network of
+            one's own.
         weights: backbone weights (.params, .pth, .safetensors); None trains from scratch, a network of timm from the
             weights that timm fetches.
         loop: how long the training runs, and what it does on the way.

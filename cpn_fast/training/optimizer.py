@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cpn_fast.config.training import TrainingConfig
+from cpn_fast.models.backbones import Backbone
 
 REFINEMENT_HEADS = frozenset({"f_mid", "f_high", "f9", "phi"})
 
@@ -31,11 +32,14 @@ def parameter_groups(net: nn.Module, config: TrainingConfig) -> list[dict[str, A
         rules[role] = (factor, config.optimizer.weight_decay)
         rules[f"{role} biases"] = (factor if role == "backbone" else 2 * factor, 0.0)
     members: dict[str, list[nn.Parameter]] = {name: [] for name in rules}
+    backbones = (module for module in net.modules() if isinstance(module, Backbone))
+    undecayed = {id(parameter) for backbone in backbones for parameter in backbone.undecayed()}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
             first = name.split(".")[0]
             role = first if first in ("backbone", "pixels") else "refinement" if first in REFINEMENT_HEADS else "head"
-            members[f"{role} biases" if name.endswith("bias") else role].append(parameter)
+            decays = not name.endswith("bias") and id(parameter) not in undecayed
+            members[role if decays else f"{role} biases"].append(parameter)
     return [
         {"name": name, "params": members[name], "factor": factor, "weight_decay": decay}
         for name, (factor, decay) in rules.items()

@@ -19,6 +19,8 @@ LAYOUTS = {
     "resnet50": "ResNet-50 in torchvision's keys",
     "mobilenet_v2": "MobileNetV2 1.0 in torchvision's keys",
     "efficientnet_lite2": "EfficientNet-Lite2 in timm's keys (tf_efficientnet_lite2)",
+    "vit_small_patch16": "ViT-S/16 in timm's keys (augreg; DeiT's and DINO's go with deit_small_patch16)",
+    "vit_small_patch14_reg4_dinov2": "DINOv2's ViT-S/14 with registers, in timm's keys or DINOv2's own",
     "resnet38_tiny": "ResNet38 at an eighth of its width, of this package",
 }
 """Backbone -> what its weights are known as."""

@@ -28,6 +28,9 @@ from cpn_fast.models.labeller import scaled_views
 from cpn_kernels.ops.cp_triplet import normalise_images
 
 QUANTISED = ("Conv", "Relu", "Clip", "Add", "MaxPool")
+QUANTISED_WITH_ATTENTION = ("Conv", "MatMul")
+"""Of a transformer: products with weights. What its blocks add up, and what attention multiplies, has too wide a range
+for 8 bits."""
 LEAST_IMAGES = 16
 """Fewer give ranges that other images often leave: values beyond a range are cut off."""
 LEAST_CONTRAST = 8
@@ -99,7 +102,9 @@ def half_precision(part: ir.Model) -> ir.Model:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     for name, weight in part.graph.initializers.items():
-        largest = 0.0 if weight.const_value is None else float(np.abs(weight.const_value.numpy()).max(initial=0))
+        if weight.const_value is None or not weight.const_value.dtype.is_floating_point():
+            continue  # an integer says where a slice ends
+        largest = float(np.abs(weight.const_value.numpy()).max(initial=0))
         if largest > LARGEST_HALF:
             raise DataError(
                 f"--precision float16: weight {name} has {largest:g}, expected at most {LARGEST_HALF:g}; use float32"
@@ -140,17 +145,19 @@ def quantised(part: ir.Model, views: Iterator[NDArray[np.float32]], reduce_range
         quant_pre_process(traced, prepared, skip_symbolic_shape=True)
         graph = ir.load(prepared).graph
         classifiers = [node.name for node in graph if node.op_type == "Conv" and node.outputs[0] in graph.outputs]
+        attends = any(node.op_type == "Softmax" for node in graph)
         quantize_static(
             prepared,
             result,
             Reader(),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=QUANTISED,
+            op_types_to_quantize=QUANTISED_WITH_ATTENTION if attends else QUANTISED,
             nodes_to_exclude=classifiers,
             per_channel=True,
             reduce_range=reduce_range,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True},
         )
         return ir.load(result)
 

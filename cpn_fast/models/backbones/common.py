@@ -47,6 +47,10 @@ class Backbone(nn.Module):
         """The modules that CAM training freezes besides the batch norms."""
         return ()
 
+    def undecayed(self) -> Sequence[nn.Parameter]:
+        """The parameters, besides biases, that weight decay leaves alone."""
+        return ()
+
     def batch_norms(self) -> list[nn.BatchNorm2d]:
         """Every batch norm of the backbone."""
         return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]

@@ -22,11 +22,15 @@ COMPILED = "_orig_mod."
 DEPTH = 4
 """So many prefixes, one behind the other, are looked for."""
 
-HEADS = ("fc.", "classifier.", "linear1000")
+HEADS = ("fc.", "classifier.", "linear1000", "head.")
 """How the keys of the ImageNet classifiers begin; no backbone of this package has them."""
 
-SAME_LAYOUT = {"mobilenet_v2_stride8": "mobilenet_v2", "efficientnet_lite2_stride8": "efficientnet_lite2"}
-"""Backbones that differ from another in strides alone: their weights are the same."""
+SAME_LAYOUT = {
+    "mobilenet_v2_stride8": "mobilenet_v2",
+    "efficientnet_lite2_stride8": "efficientnet_lite2",
+    "deit_small_patch16": "vit_small_patch16",
+}
+"""Backbones that differ from another in strides alone, or in how images are normalised: their weights look the same."""
 
 
 class Stripped(NamedTuple):
@@ -76,6 +80,26 @@ def is_head(key: str) -> bool:
 def timm_key(key: str) -> str:
     """A key as the whole network says it: timm's `features_only` calls `stages.0.x` `stages_0.x`."""
     return re.sub(r"_(?=\d)", ".", key)
+
+
+def in_timm_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """DINOv2's own keys with registers in timm's, tensors of others as they are.
+
+    Its position embeddings begin with that of the class token, which timm's file adds to that token; the token that
+    hides patches belongs to the pretraining.
+
+    Args:
+        state: key -> tensor, as a file holds them.
+    """
+    found = dict(state)
+    positions = found.get("pos_embed")
+    if "register_tokens" not in found or "cls_token" not in found or positions is None or positions.ndim != 3:
+        return found
+    found.pop("mask_token", None)
+    found["reg_token"] = found.pop("register_tokens")
+    found["cls_token"] = found["cls_token"] + positions[:, :1]
+    found["pos_embed"] = positions[:, 1:]
+    return found
 
 
 def expected_tensors(backbone: Backbone) -> dict[str, Tensor]:

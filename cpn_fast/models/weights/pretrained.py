@@ -15,7 +15,14 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.files.regular import open_regular
 from cpn_fast.models.backbones import Backbone, FeatureBackbone
 from cpn_fast.models.weights.archive import check_archive, check_sizes
-from cpn_fast.models.weights.layouts import best_fit, expected_tensors, is_head, strip_prefixes, timm_key
+from cpn_fast.models.weights.layouts import (
+    best_fit,
+    expected_tensors,
+    in_timm_layout,
+    is_head,
+    strip_prefixes,
+    timm_key,
+)
 from cpn_fast.models.weights.mxnet_params import read_params, resnet38_key
 
 if TYPE_CHECKING:
@@ -41,7 +48,8 @@ def read_weights(path: str | Path) -> State:
 
     Args:
         path: `.params` (ResNet38 in MXNet's names, translated here), `.pth` / `.pt` / `.ckpt` / `.pth.tar` (a
-            `state_dict`, or a dict that holds one under `state_dict` or `model`), or `.safetensors`.
+            `state_dict`, or a dict that holds one under `state_dict` or `model`), or `.safetensors`. DINOv2's own keys
+            are translated to timm's.
 
     Returns:
         Key -> tensor on the CPU.
@@ -55,9 +63,9 @@ def read_weights(path: str | Path) -> State:
     if path.suffix == ".params":
         return _read_params(path)
     if path.suffix == ".safetensors":
-        return read_safetensors(path)
+        return in_timm_layout(read_safetensors(path))
     if path.name.endswith(PICKLES):
-        return _read_pth(path)
+        return in_timm_layout(_read_pth(path))
     raise DataError(f"{path}: unknown weights format {path.suffix!r}; expected .params, .pth or .safetensors")
 
 

@@ -54,3 +54,16 @@ def test_from_training_to_export(small_demo: Path, tmp_path: Path, caplog: pytes
     theirs = cpn_fast.load(tmp_path / "m.onnx").labeller()(image, [name])
     assert np.abs(ours.maps - theirs.maps).max() < 1e-3 and ours.maps.max() > 0.9
     assert (ours.mask == theirs.mask).mean() > 0.995
+
+
+def test_a_vision_transformer_is_trained_and_labels(small_demo: Path, tmp_path: Path) -> None:
+    """A network of full size from the command line; crops of 40 pixels are padded to 48."""
+    run = RunFolder(tmp_path / "run")
+    words = ["--backbone", "vit_small_patch16", "--crop", "40", "--max-steps", "2", "--method", "cpn"]
+    assert train(small_demo, run.path, *words) == 0
+    losses = [record["loss"] for record in run.records("step")]
+    assert len(losses) == 2 and np.isfinite(losses).all()
+    source = cpn_fast.open_source(f"demo:{small_demo}")
+    image = source.read(source.records("val")[0]).image[:50, :77]
+    found = cpn_fast.load(run.path).labeller(scales=(1,), flip=False, device="cpu")(image, [source.classes[0]])
+    assert found.mask.shape == (50, 77) and set(np.unique(found.mask)) <= {0, 1} and found.maps.max() > 0.9

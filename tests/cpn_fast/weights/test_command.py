@@ -14,6 +14,7 @@ from cpn_fast.cli.main import main as cpn
 from cpn_fast.files.errors import DataError
 from cpn_fast.models.backbones import create_backbone
 from cpn_fast.models.cam import CamNet
+from cpn_fast.models.weights.pretrained import load_backbone_weights
 from cpn_fast.weights.command import check_weights
 
 
@@ -64,6 +65,39 @@ def test_a_checkpoint_of_seam(tmp_path: Path) -> None:
     report = check_weights(tmp_path / "s.pth")
     assert report.seam and report.classes == 21 and report.fit is not None
     assert report.fit.backbone == "resnet38_tiny" and set(report.fit.unexpected) == {"fc8.weight", "f9.weight"}
+
+
+def test_dinov2_in_its_own_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There the class token has a position of its own, and there is a token for hidden patches."""
+    theirs = {
+        key: value.detach() for key, value in create_backbone("vit_small_patch14_reg4_dinov2").state_dict().items()
+    }
+    theirs["register_tokens"], patches = theirs.pop("reg_token"), theirs["pos_embed"]
+    theirs |= {
+        "pos_embed": torch.cat([torch.full((1, 1, 384), 0.25), patches], dim=1),
+        "mask_token": torch.ones(1, 384),
+    }
+    path = tmp_path / "dinov2_vits14_reg4_pretrain.pth"
+    torch.save(theirs, path)
+    assert cpn(["weights", "check", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "DINOv2's ViT-S/14 with registers" in said and "no classifier" in said
+    assert f"--backbone vit_small_patch14_reg4_dinov2 --weights {path}" in said
+    backbone = create_backbone("vit_small_patch14_reg4_dinov2")
+    load_backbone_weights(backbone, path)
+    loaded = backbone.state_dict()
+    assert torch.equal(loaded["reg_token"], theirs["register_tokens"]) and torch.equal(loaded["pos_embed"], patches)
+    assert torch.equal(loaded["cls_token"], theirs["cls_token"] + 0.25)
+    assert torch.equal(loaded["blocks.11.ls2.gamma"], theirs["blocks.11.ls2.gamma"])
+
+
+def test_a_vision_transformer_with_its_classifier(tmp_path: Path) -> None:
+    state = create_backbone("vit_small_patch16").state_dict()
+    state |= {"head.weight": torch.ones(9, 384), "head.bias": torch.ones(9)}
+    save_file({key: value.half() for key, value in state.items()}, tmp_path / "w.safetensors")
+    report = check_weights(tmp_path / "w.safetensors")
+    assert report.fit is not None and report.fit.exact and report.classes == 9
+    assert report.fit.names == ("vit_small_patch16", "deit_small_patch16")
 
 
 @pytest.mark.data("weights")

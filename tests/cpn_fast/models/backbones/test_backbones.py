@@ -487,6 +487,9 @@ def test_every_registered_backbone_says_its_channels_and_strides() -> None:
         "mobilenet_v2_stride8": ((32, 96, 1280), (8, 8, 8)),
         "efficientnet_lite2": ((48, 120, 1280), (8, 16, 16)),
         "efficientnet_lite2_stride8": ((48, 120, 1280), (8, 8, 8)),
+        "vit_small_patch16": ((384, 384, 384), (16, 16, 16)),
+        "deit_small_patch16": ((384, 384, 384), (16, 16, 16)),
+        "vit_small_patch14_reg4_dinov2": ((384, 384, 384), (14, 14, 14)),
     }
 
 
