@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from cpn_kernels.ops.cp_loss import CpLossOptions, cp_loss
     from cpn_kernels.ops.cp_triplet import cp_triplet
     from cpn_kernels.ops.dense_crf import dense_crf
+    from cpn_kernels.ops.patch_crop import patch_crop
     from cpn_kernels.ops.pixel_correlation import pixel_correlation
     from cpn_kernels.ops.random_walk import random_walk
     from cpn_kernels.ops.superpixels import superpixels
@@ -18,6 +19,7 @@ __all__ = [
     "cp_loss",
     "cp_triplet",
     "dense_crf",
+    "patch_crop",
     "pixel_correlation",
     "random_walk",
     "superpixels",

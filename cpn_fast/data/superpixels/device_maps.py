@@ -13,6 +13,7 @@ from cpn_fast.data.superpixels.cache import SuperpixelCache
 from cpn_fast.data.superpixels.maps import LEVELS
 from cpn_fast.data.types import Record
 from cpn_fast.device import free_memory
+from cpn_kernels.ops.patch_crop import LARGEST, patch_crop, reference
 
 SHARE = 0.25
 """Of the memory that is free on a GPU as the maps are laid there: the rest is the network's. VOC's 10,582 images
@@ -74,8 +75,7 @@ class DeviceMaps:
         self._rest = torch.empty(total - self._split, dtype=dtype, pin_memory=device.type == "cuda")
         self._begin = np.concatenate([[0], ends]).astype(np.int64)
         self._fill(cache, records)
-        self._begins = torch.from_numpy(self._begin).to(device)
-        self._sizes = torch.from_numpy(sizes).to(device)
+        self._sizes = sizes
 
     @property
     def bytes_on_device(self) -> int:
@@ -100,7 +100,7 @@ class DeviceMaps:
                     self._rest[begin - self._split : end - self._split] = flat
 
     def crops(self, geometries: Tensor, crop: int) -> Tensor:
-        """The patches of crops, as `Geometry.apply_map` takes them from the maps.
+        """The patches of crops, as `Geometry.apply_map` takes them from the maps: one copy and one kernel on a GPU.
 
         Args:
             geometries: int64 [B, GEOMETRY_NUMBERS] on the CPU, rows of `geometry_numbers`.
@@ -109,39 +109,20 @@ class DeviceMaps:
         Returns:
             int32 [B, crop, crop] on the device, -1 where a crop shows no image.
         """
-        maps, begins = self._with_guests(geometries)
-        numbers = (geometries.pin_memory() if self.device.type == "cuda" else geometries).to(
-            self.device, non_blocking=True
-        )
-        scaled, flip, image = numbers[:, 0:2], numbers[:, 2], numbers[:, 3]
-        source, target, extent = numbers[:, 5:7], numbers[:, 7:9], numbers[:, 9:11]
-        size = self._sizes[image]
-        along = torch.arange(crop, device=self.device)
-        places, seen = [], []
-        for axis in range(2):
-            offset = along - target[:, axis, None]
-            seen.append((offset >= 0) & (offset < extent[:, axis, None]))
-            place = source[:, axis, None] + offset
-            if axis == 1:
-                place = torch.where(flip[:, None] > 0, scaled[:, 1, None] - 1 - place, place)
-            nearest = (2 * place + 1) * size[:, axis, None] // (2 * scaled[:, axis, None])
-            places.append(torch.where(seen[axis], nearest, 0))
-        at = begins[:, None, None] + places[0][:, :, None] * size[:, 1, None, None] + places[1][:, None, :]
-        patches = maps[at].to(torch.int32)
-        if maps.dtype == torch.int16:
-            patches &= 0xFFFF
-        return torch.where(seen[0][:, :, None] & seen[1][:, None, :], patches, -1)
+        numbers = geometries.numpy()
+        scaled_and_flip, image, level, places = numbers[:, :3], numbers[:, 3], numbers[:, 4], numbers[:, 5:]
+        maps, begins = self._with_guests(LEVELS * image + level)
+        rows = np.concatenate([begins[:, None], self._sizes[image], scaled_and_flip, places], axis=1)
+        small = (2 * rows[:, 1:3] * rows[:, 3:5] < LARGEST).all()
+        return (patch_crop if small else reference.patch_crop)(maps, self._to_device(rows), crop)
 
-    def _with_guests(self, geometries: Tensor) -> tuple[Tensor, Tensor]:
+    def _with_guests(self, places: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """The array to read from, and where each crop's map begins in it: resident maps, then copies of others."""
-        places = (LEVELS * geometries[:, 3] + geometries[:, 4]).tolist()
-        guests = sorted({place for place in places if place >= self._resident})
-        if not guests:
-            return self._maps, self._begins[self._to_device(places)]
+        if (places < self._resident).all():
+            return self._maps, self._begin[places]
         # Crops of resident maps that meet a guest in their batch are read from a copy too: one array, one gather.
-        wanted = sorted(set(places))
         starts, pieces, length = {}, [], 0
-        for place in wanted:
+        for place in np.unique(places).tolist():
             begin, end = int(self._begin[place]), int(self._begin[place + 1])
             if place < self._resident:
                 pieces.append(self._maps[begin:end])
@@ -149,8 +130,8 @@ class DeviceMaps:
                 piece = self._rest[begin - self._split : end - self._split]
                 pieces.append(piece.to(self.device, non_blocking=True))
             starts[place], length = length, length + end - begin
-        return torch.cat(pieces), self._to_device([starts[place] for place in places])
+        return torch.cat(pieces), np.array([starts[place] for place in places.tolist()], np.int64)
 
-    def _to_device(self, numbers: list[int]) -> Tensor:
-        tensor = torch.tensor(numbers, dtype=torch.int64)
+    def _to_device(self, numbers: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(numbers)
         return (tensor.pin_memory() if self.device.type == "cuda" else tensor).to(self.device, non_blocking=True)
