@@ -17,7 +17,7 @@ from cpn_fast.files.mask_folder import without_object
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.inference.options import check_positive
 from cpn_fast.models.affinity_labels import alpha_of_beta
-from cpn_fast.refine.crf import Background, CrfStep
+from cpn_fast.refine.crf import Background, CrfStep, crf_device
 from cpn_fast.refine.image import SOFT_BETA, InitialScores, RefineJobs, RefinementStep, step_settings
 from cpn_fast.refine.labelled_folder import LabelledFolder
 from cpn_fast.refine.options import BackgroundRule, RefineConfig
@@ -145,16 +145,17 @@ def _background(config: RefineConfig, folder: LabelledFolder) -> Background | No
 
 def _steps(config: RefineConfig, crf: Settings | None) -> tuple[RefinementStep, ...]:
     steps: list[RefinementStep] = []
+    device = ready_device(config.device)
     if config.random_walk is not None:
         trained = RunFolder(config.random_walk)
         if not trained.exists():
             raise DataError(
                 f"--random-walk {trained.path}: no run there; expected the --output of `cpn train-affinity`"
             )
-        net = trained.load_affinity_net(ready_device(config.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = trained.load_affinity_net(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         steps.append(WalkStep(net, weights_digest(trained), config.steps, config.power, config.scale))
     if crf is not None:
-        steps.append(CrfStep(crf))
+        steps.append(CrfStep(crf, crf_device(torch.device(device))))
     return tuple(steps)
 
 

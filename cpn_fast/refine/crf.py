@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +16,16 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.files.max_side import enlarge
 from cpn_fast.models.affinity_labels import with_background_exponent
 from cpn_fast.refine.options import BackgroundRule
+from cpn_kernels.backend import triton_ready
 from cpn_kernels.ops.dense_crf import Settings, dense_crf
+from cpn_kernels.ops.dense_crf.limits import is_supported
+
+log = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Of images on the GPU: threads that wait hold none of its memory, and it would not be faster with several."""
 
 
 @dataclass(frozen=True)
@@ -62,25 +73,40 @@ def as_probabilities(scores: Tensor) -> Tensor:
     return scores / scores.sum(dim=1, keepdim=True).clamp(min=1e-12)
 
 
-def crf_probabilities(image_id: str, image: NDArray[np.uint8], probabilities: Tensor, crf: Settings) -> Tensor:
+def crf_device(device: torch.device) -> torch.device:
+    """Where the CRF runs for a network on `device`: there, where its kernels run on that GPU, else on the CPU."""
+    return device if device.type == "cuda" and triton_ready() else CPU
+
+
+def crf_probabilities(
+    image_id: str, image: NDArray[np.uint8], probabilities: Tensor, crf: Settings, device: torch.device = CPU
+) -> Tensor:
     """Dense CRF on one image.
 
     Args:
         image_id: for the error.
         image: uint8 [H, W, 3].
-        probabilities: float32 [1, C, H, W].
+        probabilities: float32 [1, C, H, W], on the CPU.
         crf: its numbers.
+        device: where it runs, of `crf_device`; an image that is too large for it runs on the CPU.
 
     Returns:
-        float32 [1, C, H, W]; probabilities of a single class as they are: there is nothing to decide.
+        float32 [1, C, H, W], on the CPU; probabilities of a single class as they are: there is nothing to decide.
 
     Raises:
         DataError: where the numbers do not fit an image of this size.
     """
     if probabilities.shape[1] == 1:
         return probabilities
+    pixels, numbers = torch.from_numpy(image)[None], asdict(crf)
     try:
-        return dense_crf(torch.from_numpy(image)[None], probabilities, **asdict(crf))
+        if device != CPU and is_supported(probabilities):
+            try:
+                with _ONE_AT_A_TIME:
+                    return dense_crf(pixels.to(device), probabilities.to(device), **numbers).cpu()
+            except torch.OutOfMemoryError:
+                log.warning("%s: too large for the dense CRF in the GPU's memory; it runs on the CPU", image_id)
+        return dense_crf(pixels, probabilities, **numbers)
     except ValueError as error:
         raise DataError(
             f"{image_id}: {error}; give larger --gaussian-sxy, --bilateral-sxy or --bilateral-srgb"
@@ -93,9 +119,11 @@ class CrfStep:
 
     Attributes:
         crf: its numbers.
+        device: where it runs, of `crf_device`; it decides no more than the last bits.
     """
 
     crf: Settings
+    device: torch.device = CPU
 
     def settings(self) -> dict[str, Any]:
         """What decides its result beside its input, JSON-able."""
@@ -111,4 +139,4 @@ class CrfStep:
             DataError: where the numbers do not fit the image.
         """
         full = torch.from_numpy(np.ascontiguousarray(enlarge(scores.numpy(), *image.shape[:2])))
-        return crf_probabilities(image_id, image, as_probabilities(full), self.crf)
+        return crf_probabilities(image_id, image, as_probabilities(full), self.crf, self.device)

@@ -46,7 +46,7 @@ class RefineConfig(CrfOptions):
         overwrite: refine everything again, also with other settings.
         allow_failures: exit with status 0, not 3, also where some images could not be refined.
         workers: images at a time; None = one per thread of torch.
-        device: where AffinityNet and the walk run; auto = a GPU where there is one.
+        device: where AffinityNet, the walk and the CRF run; auto = a GPU where there is one.
     """
 
     masks: Annotated[Path, tyro.conf.Positional]

@@ -18,7 +18,7 @@ from cpn_fast.inference.options import check_scales
 from cpn_fast.inference.reader import Failure, InferenceOptions, Reduced, not_finite, samples
 from cpn_fast.metrics.confidence import probability_confidence
 from cpn_fast.models.segmenter import Segmenter
-from cpn_fast.refine.crf import crf_probabilities
+from cpn_fast.refine.crf import crf_device, crf_probabilities
 from cpn_fast.runs.folder import RunFolder
 from cpn_kernels.ops.dense_crf import Settings
 
@@ -39,6 +39,7 @@ class Segmentation:
         masks: uint8 [h, w] by the name of the inference that made it.
         confidence: 0..1, how far the best class leads the second, over all pixels, by the last of these.
         probabilities: float32 [K + 1, h, w] of the last of these, background first; None where they were not asked for.
+        device: the network's, where the CRF runs too if it can.
     """
 
     record: Record
@@ -49,6 +50,7 @@ class Segmentation:
     masks: Mapping[str, NDArray[np.uint8]]
     confidence: float
     probabilities: Tensor | None
+    device: torch.device
 
     def mask(self, name: str) -> NDArray[np.uint8]:
         """A mask at image size, uint8 [H, W]."""
@@ -67,7 +69,7 @@ class Segmentation:
             values = values[np.concatenate([[True], self.allowed])]
             probabilities = probabilities[torch.from_numpy(values.astype(np.int64))]
             probabilities = probabilities / probabilities.sum(dim=0).clamp(min=1e-12)
-        refined = crf_probabilities(self.record.id, self.image, probabilities[None], crf)
+        refined = crf_probabilities(self.record.id, self.image, probabilities[None], crf, crf_device(self.device))
         return enlarge(values[refined[0].argmax(dim=0).numpy()], *self.size)
 
 
@@ -166,6 +168,7 @@ def _run(
             masks={name: mask[i] for name, mask in masks.items()},
             confidence=_confidence(coarse[i], given[i]),
             probabilities=None if probabilities is None else probabilities[i],
+            device=device,
         )
         for i, (sample, _) in enumerate(batch)
     ]

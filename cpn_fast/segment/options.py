@@ -51,7 +51,7 @@ class SegmentInference:
         max_side: longer images are reduced to this long side in pixels first, and the mask enlarged back.
         batch_size: images of equal size that go through the network together.
         workers: threads that read images, and as many that work on what the network found.
-        device: where the network runs; auto = a GPU where there is one.
+        device: where the network and the CRF run; auto = a GPU where there is one.
         crf: dense CRF on the probabilities.
         crf_preset: its numbers, those for predictions or those for AffinityNet's labels.
     """
