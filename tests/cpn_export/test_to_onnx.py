@@ -11,11 +11,13 @@ import onnxruntime  # noqa: E402
 from torch import nn  # noqa: E402
 
 from cpn_export.cam_graph import labeller_graph  # noqa: E402
+from cpn_export.graph_surgery import trace_network  # noqa: E402
 from cpn_export.to_onnx import ExportConfig, run_export  # noqa: E402
 from cpn_fast.cli.main import main as cpn  # noqa: E402
 from cpn_fast.config.refine import PER_SCALE, PIXELS, RefineOptions  # noqa: E402
 from cpn_fast.files.errors import DataError  # noqa: E402
 from cpn_fast.models.backbones import Backbone  # noqa: E402
+from cpn_fast.models.backbones.common import relu6_  # noqa: E402
 from cpn_fast.models.cam import CamNet  # noqa: E402
 from cpn_fast.models.labeller import Labeller  # noqa: E402
 
@@ -79,6 +81,22 @@ def test_every_kind_of_network(refinement, map_norm, flip, scales, refine, side,
         assert (mask == eager.mask.numpy()).mean() >= 0.995
         if min(shape[1:]) >= 33:
             assert mask.any() and eager.rcam.numpy().max() > 0.9
+
+
+def test_relu6_is_one_operator_of_the_graph(tmp_path):
+    import onnx_ir
+
+    class Bounded(nn.Module):
+        def forward(self, views):
+            return relu6_(views * 2)
+
+    graph = trace_network(Bounded(), ["logits"])
+    assert [node.op_type for node in graph.graph] == ["Mul", "Clip"]
+    onnx_ir.save(graph, tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    row = np.array([-1, 0, 0.25, 2.75, 3, 3.5, 100], np.float32)
+    (found,) = session.run(None, {"views": np.tile(row, (1, 3, 5, 1))})
+    assert (found == np.array([0, 0, 0.5, 5.5, 6, 6, 6], np.float32)).all() and found.shape == (1, 3, 5, 7)
 
 
 @pytest.mark.parametrize(

@@ -163,9 +163,15 @@ class _Relu6(torch.autograd.Function):
 def relu6_(x: Tensor) -> Tensor:
     """ReLU6 that may overwrite `x`; the same values and gradient in every mode, compiled or not.
 
+    An export to ONNX has its operator at once: torch takes it apart into comparisons of maps whose sizes are formulas,
+    which was half of the time that tracing a MobileNet took.
+
     Args:
         x: float, any shape, not used again by the caller.
     """
     if torch.compiler.is_compiling() and not exporting():
         return _Relu6.apply(x)
+    if torch.onnx.is_in_onnx_export():
+        limits = (torch.tensor(0.0, dtype=x.dtype), torch.tensor(6.0, dtype=x.dtype))
+        return torch.onnx.ops.symbolic("Clip", (x, *limits), dtype=x.dtype, shape=x.shape)
     return F.relu6(x, inplace=True)
