@@ -337,6 +337,7 @@ def test_the_block_on_torch_blocks(run_without_torch):
     assert done.returncode == 1 and "blocked: torch" in done.stderr
 
 
+@pytest.mark.slow
 def test_masks_equal_those_of_cpn_label(trained, shapes_folder, tmp_path, run_without_torch):
     from cpn_fast.cam.label import LabelConfig, run_label
 

@@ -145,11 +145,13 @@ def test_killed_run_resumes_bit_equal(
     assert run.records("eval") == uninterrupted.records("eval")
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_bits(uninterrupted: RunFolder, small_demo: Path, tmp_path: Path) -> None:
     other = run_train(config(small_demo, tmp_path / "run", seed=1, max_steps=1))
     assert other.records("step")[0]["loss"] != uninterrupted.records("step")[0]["loss"]
 
 
+@pytest.mark.slow
 def test_finished_run_can_go_on_to_more_steps(uninterrupted: RunFolder, small_demo: Path, tmp_path: Path) -> None:
     """--max-steps only says where to stop: the schedule spans the epochs."""
     run_train(config(small_demo, tmp_path / "run", max_steps=5))

@@ -273,6 +273,7 @@ def test_the_exported_form_is_the_reference() -> None:
     assert "random_walk_native" not in str(program.graph)
 
 
+@pytest.mark.slow
 def test_gradients() -> None:
     affinity, maps = (x.double().requires_grad_() for x in draw(1, 2, 3, 6))
     assert torch.autograd.gradcheck(lambda a, m: random_walk(a, m, 3, power=2), (affinity, maps))
