@@ -1,4 +1,4 @@
-"""Vision transformers against a NumPy reference in float64, and against transformers' where that is installed."""
+"""Vision transformers against a NumPy reference in float64, and where installed those of transformers and timm."""
 
 from __future__ import annotations
 
@@ -245,6 +245,30 @@ def test_maps_equal_those_of_transformers(form: str, size: tuple[int, int]) -> N
     for found, wanted in zip((mid, high, final), (*stages, outputs.last_hidden_state), strict=True):
         wanted = wanted[:, prefix:].transpose(1, 2).reshape(found.shape)
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("vit_small_patch16", "vit_small_patch16_224.augreg_in21k_ft_in1k"),
+        ("deit_small_patch16", "vit_small_patch16_224.dino"),
+        ("vit_small_patch14_reg4_dinov2", "vit_small_patch14_reg4_dinov2.lvd142m"),
+    ],
+)
+def test_weights_and_last_map_are_timm_s(name: str, theirs: str) -> None:
+    """Its keys, how it normalises images, and its tokens where positions are resampled."""
+    timm = pytest.importorskip("timm", reason="pip install timm")
+    backbone = create_backbone(name).eval()
+    model = timm.create_model(theirs, pretrained=False, num_classes=0, dynamic_img_size=True).eval()
+    model.load_state_dict(backbone.state_dict(), strict=True)
+    form, known = backbone.architecture, timm.get_pretrained_cfg(theirs)
+    assert (form.mean, form.std, known.license) == (known.mean, known.std, "apache-2.0")
+    views = images(6 * form.patch, 9 * form.patch, batch=1).float()
+    with torch.no_grad():
+        found = backbone(views)[2]
+        tokens = model.forward_features(views * backbone.input_scale + backbone.input_shift)
+    wanted = tokens[:, 1 + form.registers :].transpose(1, 2).reshape(found.shape)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
 # --- as a backbone ----------------------------------------------------------------------------------------------------
