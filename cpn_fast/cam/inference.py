@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from cpn_fast.cam.map_options import MapOptions, ResolvedMaps
 from cpn_fast.data.types import Record, Sample, Source
@@ -91,12 +92,17 @@ def open_labeller(
     device = ready_device(device)
     net = run.load_model(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:
-        net.compile(dynamic=True)
+        compile_net(net)
     settings = run.config.options
     return Labeller(
         net, how.scales, how.flip, beta, threshold, settings.map_norm, settings.scale_resize, how.refine, how.side,
         how.pairs,
     ).to(device)  # fmt: skip
+
+
+def compile_net(net: nn.Module) -> None:
+    """Compile a network in place, once for all image sizes."""
+    net.compile(dynamic=True)
 
 
 def default_map(labeller: Labeller, wanted: Literal["auto", "rcam", "cam"] = "auto") -> MapName:

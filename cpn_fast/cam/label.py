@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpn_fast.cam.inference import Prediction, default_map, open_labeller, predictions
+from cpn_fast.cam.inference import Prediction, compile_net, default_map, open_labeller, predictions
 from cpn_fast.cam.map_options import MapOptions, ResolvedMaps
 from cpn_fast.cam.one_image import MaskRules, mask_and_entry
 from cpn_fast.cam.options import LabelConfig
@@ -22,12 +22,15 @@ from cpn_fast.data.sources.photos import PhotoSource
 from cpn_fast.data.sources.shards import ShardRecords
 from cpn_fast.data.sources.spread import records_of, spread
 from cpn_fast.data.types import Record, Source
+from cpn_fast.device import ready_device
 from cpn_fast.files.contact_sheet import write_least_confident
 from cpn_fast.files.disk_space import FILE_BYTES, MASK_BYTES, SOFT_BYTES, mean_pixels
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.jobs import Entry, ImageJobs, JobSummary, error_entry
+from cpn_fast.files.jobs import Entry, JobSummary, error_entry
 from cpn_fast.files.jobs import run as run_jobs
-from cpn_fast.files.mask_folder import MaskFolder, class_names, without_object
+from cpn_fast.files.mask_folder import class_names, without_object
+from cpn_fast.files.mask_jobs import MaskJobs
+from cpn_fast.files.member import ImageFile
 from cpn_fast.files.photos import default_output
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.files.shard import take_shard
@@ -59,7 +62,7 @@ class LabelSummary(JobSummary):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelJobs(ImageJobs[Record, Prediction | Failure[Record]]):
+class LabelJobs(MaskJobs[Record, Prediction | Failure[Record]]):
     """Images through the CAM network, and their maps to masks.
 
     Attributes:
@@ -73,7 +76,8 @@ class LabelJobs(ImageJobs[Record, Prediction | Failure[Record]]):
         beta: background score.
         void_band: scores within become void; None = none.
         soft_maps: also write the class maps.
-        folder: where the masks go.
+        device: on which a worker puts the network, "auto", "cpu" or "cuda".
+        compiled: whether it compiles it.
     """
 
     verb: ClassVar[str] = "label"
@@ -90,11 +94,28 @@ class LabelJobs(ImageJobs[Record, Prediction | Failure[Record]]):
     beta: float
     void_band: tuple[float, float] | None
     soft_maps: bool
-    folder: MaskFolder
+    device: str
+    compiled: bool
 
     def id_of(self, item: Record) -> str:
         """The record's id."""
         return item.id
+
+    def image_of(self, item: Record) -> ImageFile:
+        """The record's image."""
+        return item.image_path
+
+    @property
+    def group(self) -> int:
+        """The batch size."""
+        return self.options.batch_size
+
+    def on_worker(self) -> Self:
+        """With the network on the device there."""
+        labeller = self.labeller.to(ready_device(self.device))
+        if self.compiled:
+            compile_net(labeller.net)
+        return replace(self, labeller=labeller)
 
     def is_done(self, item: Record, entry: Mapping[str, Any]) -> bool:
         """Whether the files are there and the image labels are still those that they were made with."""
@@ -155,15 +176,16 @@ def run_label(config: LabelConfig, progress: Progress = SILENT) -> LabelSummary:
             settings or that another command writes to, a full disk, or if no image at all could be labelled.
     """
     _check_options(config)
+    engine = config.open_engine()
     source = _source(config)
     split, every = records_of(source, config.split)
     jobs = _jobs(config, source, every, split)
     warn_of_size(RunFolder(config.run), every, config.max_side)
     in_shards = isinstance(jobs.folder, ShardWriter)
     if isinstance(jobs.folder, ShardWriter):
-        summary = run_into_shards(jobs, jobs.folder, progress)
+        summary = run_into_shards(jobs, jobs.folder, progress, engine)
     else:
-        summary = run_jobs(jobs, progress)
+        summary = run_jobs(jobs, progress, engine)
     written = (in_shards and ShardedMasks.find_in(jobs.output)) or jobs.folder
     sheet = write_least_confident(written, _images(source, every), config.sheet, jobs.classes)
     from_scores = sum(entry["labels_from"] == "scores" for entry in summary.done)
@@ -205,7 +227,8 @@ def _jobs(config: LabelConfig, source: Source, every: Sequence[Record], split: s
     beta = run.background_score(config.beta)
     options = MapOptions.of(config)
     how = options.resolved(run)
-    labeller = open_labeller(run, how, config.device, beta, config.threshold, config.compile)
+    device = "cpu" if config.on_cluster else config.device
+    labeller = open_labeller(run, how, device, beta, config.threshold, config.compile and not config.on_cluster)
     name = default_map(labeller, config.maps)
     output, settings = _output(config), _settings(config, run, how, beta, name)
     folder = mask_sink(output, config.sink, config.shard_size, settings, every)
@@ -218,7 +241,8 @@ def _jobs(config: LabelConfig, source: Source, every: Sequence[Record], split: s
         source=source, labeller=labeller, how=how, classes=run.classes,
         mapping=ClassMapping.between(source.classes, run.classes),
         options=InferenceOptions(config.max_side, config.batch_size, config.workers, use_labels=config.use_labels),
-        name=name, beta=beta, void_band=config.void_band, soft_maps=config.soft_maps,
+        name=name, beta=beta, void_band=config.void_band, soft_maps=config.soft_maps, device=config.device,
+        compiled=config.compile,
     )  # fmt: skip
 
 

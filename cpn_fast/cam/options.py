@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from cpn_fast.cluster.options import EngineOptions
 from cpn_fast.config.presets import preset_defaults
 from cpn_fast.config.refine import Refine, RefineAt, ScalesOf
 from cpn_fast.config.training import PresetName, TrainConfig, replace_dotted
@@ -45,7 +46,7 @@ def parse(
 
 
 @dataclass(frozen=True)
-class LabelConfig:
+class LabelConfig(EngineOptions):
     """Write pseudo masks with a trained run: `cpn label RUN PHOTO.jpg`, `cpn label RUN FOLDER`, or with --data.
 
     Attributes:

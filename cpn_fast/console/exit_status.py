@@ -38,6 +38,7 @@ EXTRAS = {
     "pillow_heif": "cpn-fast[heic]",
     "pydantic": "cpn-fast[report]",
     "python_calamine": "cpn-fast[xlsx]",
+    "ray": "cpn-fast[ray]",
     "scipy": "cpn-fast[report]",
     "timm": "timm",
 }

@@ -12,10 +12,10 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from cpn_fast.files.apart import check_apart
 from cpn_fast.files.disk_space import check_disk_space
@@ -173,12 +173,58 @@ class ImageJobs(ABC, Generic[Item, Ready]):
         return nullcontext()
 
 
-def run(jobs: ImageJobs[Any, Any], progress: Progress = SILENT) -> JobSummary:
+class Crew(Protocol):
+    """Those who do the images of a job."""
+
+    def entries(self, items: Sequence[Any]) -> Iterator[Entry]:
+        """Do these images; gives the line of each once its files are written, in any order."""
+
+    def state(self) -> str:
+        """How many they are, in a few words; "" = it goes without saying."""
+
+
+class Engine(Protocol):
+    """Where the images of a job are done."""
+
+    def crew(self, jobs: Any) -> AbstractContextManager[Crew]:
+        """What does images while the block runs. Raises DataError where there is no such place, or not for this job."""
+
+
+@dataclass(frozen=True)
+class _Threads:
+    """This process's, which share the network."""
+
+    jobs: ImageJobs[Any, Any]
+    pool: Executor
+
+    def entries(self, items: Sequence[Any]) -> Iterator[Entry]:
+        """As `Crew` says, in their order."""
+        return bounded_map(self.pool, self.jobs.work, self.jobs.ready(items), 2 * self.jobs.workers + 1)
+
+    def state(self) -> str:
+        """Nothing."""
+        return ""
+
+
+class _ThisProcess:
+    @contextmanager
+    def crew(self, jobs: ImageJobs[Any, Any]) -> Iterator[Crew]:
+        """The job's threads."""
+        with jobs.threads(), thread_pool(jobs.workers, jobs.verb) as pool:
+            yield _Threads(jobs, pool)
+
+
+LOCAL: Engine = _ThisProcess()
+"""In threads of this process."""
+
+
+def run(jobs: ImageJobs[Any, Any], progress: Progress = SILENT, engine: Engine = LOCAL) -> JobSummary:
     """Do what is left of a job. Rerun, it resumes: what is up to date is skipped, what failed is tried again.
 
     Args:
         jobs: the images and what to do to them.
         progress: where plan, bar and result are shown.
+        engine: where the images are done.
 
     Returns:
         how many images were done, skipped, failed.
@@ -199,7 +245,7 @@ def run(jobs: ImageJobs[Any, Any], progress: Progress = SILENT) -> JobSummary:
         todo = _todo(jobs, manifest)
         skipped = len(jobs.items) - len(todo)
         _say_plan(jobs, todo, skipped, progress)
-        made = tuple(_made(jobs, todo, manifest, progress)) if todo else ()
+        made = tuple(_made(jobs, todo, manifest, progress, engine)) if todo else ()
     failed = [entry for entry in made if entry["status"] != "ok"]
     summary = JobSummary(len(made) - len(failed), skipped, len(failed), jobs.output, made)
     say_failures(jobs, failed, summary)
@@ -234,23 +280,34 @@ def _say_plan(jobs: ImageJobs[Any, Any], todo: Sequence[Any], skipped: int, prog
         progress.say(check_disk_space(jobs.output, jobs.results, jobs.bytes_needed(todo)))
 
 
-def _made(jobs: ImageJobs[Any, Any], todo: Sequence[Any], manifest: Manifest, progress: Progress) -> Iterator[Entry]:
-    """Do the images in threads and record each; the first ones give the time estimate."""
-    start, first = time.monotonic(), min(len(todo), jobs.workers)
-    with (
-        progress.items(jobs.verb, len(todo)) as advance,
-        jobs.threads(),
-        thread_pool(jobs.workers, jobs.verb) as pool,
-    ):
-        entries = bounded_map(pool, jobs.work, jobs.ready(todo), 2 * jobs.workers + 1)
-        for number, entry in enumerate(entries, start=1):
+def _made(
+    jobs: ImageJobs[Any, Any], todo: Sequence[Any], manifest: Manifest, progress: Progress, engine: Engine
+) -> Iterator[Entry]:
+    """Do the images and record each."""
+    with engine.crew(jobs) as crew, watched(jobs, len(todo), crew, progress) as seen:
+        for entry in crew.entries(todo):
             with raise_io_errors_as(jobs.output, MANIFEST_NAME):
                 manifest.append(entry)
-            advance(1)
-            if number == first:
-                expected = (time.monotonic() - start) / number * len(todo)
-                progress.say(f"time: about {duration(expected)}, by the first {number}")
+            seen(entry)
             yield entry
+
+
+@contextmanager
+def watched(jobs: ImageJobs[Any, Any], total: int, crew: Crew, progress: Progress) -> Iterator[Callable[[Entry], None]]:
+    """A bar over images, with how many failed; the first ones give the time estimate. Gives what tells it of each."""
+    start, first = time.monotonic(), min(total, jobs.workers)
+    done = failed = 0
+    with progress.items(jobs.verb, total) as advance:
+
+        def seen(entry: Entry) -> None:
+            nonlocal done, failed
+            done, failed = done + 1, failed + (entry["status"] != "ok")
+            advance(1, ", ".join(filter(None, (f"{failed} failed" if failed else "", crew.state()))))
+            if done == first:
+                expected = (time.monotonic() - start) / done * total
+                progress.say(f"time: about {duration(expected)}, by the first {done}")
+
+        yield seen
 
 
 def say_failures(jobs: ImageJobs[Any, Any], failed: Sequence[Entry], summary: JobSummary) -> None:

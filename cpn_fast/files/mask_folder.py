@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cpn_fast.files.atomic import atomic_write_bytes
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import image_size, list_images
 from cpn_fast.files.labelmap import Labelmap, labelmap_of
 from cpn_fast.files.manifest import Manifest
-from cpn_fast.files.masks import read_mask, write_labelmap, write_mask
+from cpn_fast.files.masks import encode_mask, read_mask, write_labelmap
 from cpn_fast.files.member import ImageFile
 from cpn_fast.files.other_masks import other_masks
 from cpn_fast.files.output_folder import (
@@ -26,13 +27,26 @@ from cpn_fast.files.output_folder import (
 )
 from cpn_fast.files.plan import read_plan
 from cpn_fast.files.regular import is_regular
-from cpn_fast.files.soft_maps import SoftMaps, read_soft_maps, write_soft_maps
+from cpn_fast.files.soft_maps import SoftMaps, encode_soft_maps, read_soft_maps
 
 MASK_FOLDER = "SegmentationClass"
 SOFT_FOLDER = "SoftMaps"
 LABELMAP_NAME = "labelmap.txt"
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MaskFiles:
+    """What is written of an image.
+
+    Attributes:
+        mask: a palette PNG.
+        soft: its class maps, an `.npz`; None without.
+    """
+
+    mask: bytes
+    soft: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -192,10 +206,25 @@ class MaskFolder:
         Raises:
             DataError: where they cannot be written, saying what to do.
         """
+        self.put(image_id, self.encode(image_id, mask, soft, palette))
+
+    def encode(
+        self,
+        image_id: str,
+        mask: NDArray[np.uint8],
+        soft: SoftMaps | None = None,
+        palette: NDArray[np.uint8] | None = None,
+    ) -> MaskFiles:
+        """What `write` writes. Raises DataError for class maps that are none."""
+        maps = None if soft is None else encode_soft_maps(soft, str(self.soft_path(image_id)))
+        return MaskFiles(encode_mask(mask, palette, image_id), maps)
+
+    def put(self, image_id: str, files: MaskFiles) -> None:
+        """Write the files of an image as they are; see `write`, after a power cut the mask may be missing."""
         with raise_io_errors_as(self.root, f"the mask of {image_id}"):
-            if soft is not None:
-                write_soft_maps(self.soft_path(image_id), soft)
-            write_mask(self.mask_file(image_id), mask, palette)
+            if files.soft is not None:
+                atomic_write_bytes(self.soft_path(image_id), files.soft)
+            atomic_write_bytes(self.mask_file(image_id), files.mask, lasting=False)
 
     def describe(self, image_id: str, image: ImageFile, mask: NDArray[np.uint8]) -> dict[str, Any]:
         """What every manifest says of an image that is done: where it is, where its mask is, and the size in pixels."""

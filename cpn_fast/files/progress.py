@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
+
+
+class Advance(Protocol):
+    """Moves a bar on."""
+
+    def __call__(self, count: int, state: str = "") -> None:
+        """By `count` items; `state` is what else is to be known now, in a few words, "" for nothing."""
 
 
 class Progress(Protocol):
@@ -13,7 +20,7 @@ class Progress(Protocol):
     def say(self, what: object) -> None:
         """One line of plain text, or something that the terminal can draw, such as a table."""
 
-    def items(self, what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    def items(self, what: str, total: int) -> AbstractContextManager[Advance]:
         """A bar over `total` items; gives the function that moves it on by some."""
 
 
@@ -22,10 +29,10 @@ class _Silent:
         """Nothing."""
 
     @contextmanager
-    def items(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    def items(self, what: str, total: int) -> Iterator[Advance]:
         """A bar that nobody sees."""
         del what, total
-        yield lambda count: None
+        yield lambda count, state="": None
 
 
 SILENT: Progress = _Silent()

@@ -49,23 +49,29 @@ class SoftMaps:
 
 
 def write_soft_maps(path: str | Path, soft: SoftMaps) -> None:
-    """Write the maps in one step, values rounded to 1/255.
+    """Write the maps in one step, values rounded to 1/255. Raises DataError as `encode_soft_maps`."""
+    atomic_write_bytes(path, encode_soft_maps(soft, str(path)))
+
+
+def encode_soft_maps(soft: SoftMaps, where: str = "soft maps") -> bytes:
+    """The bytes of an `.npz` with the maps, values rounded to 1/255.
 
     Raises:
-        DataError: for maps with a value that is not in 0..1 (NaN, say), or of more than `MAX_VALUES` values.
+        DataError: beginning with `where`, for maps with a value that is not in 0..1 (NaN, say), or of more than
+            `MAX_VALUES` values.
     """
     # Sums that were rounded may pass 1 by less than what is kept. False for NaN, too.
     if soft.maps.size and not (soft.maps.min() > -_HALF and soft.maps.max() < 1 + _HALF):
         raise DataError(
-            f"{path}: class maps with values from {soft.maps.min()} to {soft.maps.max()}; expected 0..1: did the "
+            f"{where}: class maps with values from {soft.maps.min()} to {soft.maps.max()}; expected 0..1: did the "
             "training of the network diverge?"
         )
     if soft.maps.size > MAX_VALUES:
-        raise DataError(f"{path}: {soft.maps.size:,} values, at most {MAX_VALUES:,} are kept; lower --max-side")
+        raise DataError(f"{where}: {soft.maps.size:,} values, at most {MAX_VALUES:,} are kept; lower --max-side")
     data = io.BytesIO()
     quantised = np.rint(np.clip(soft.maps, 0, 1) * 255).astype(np.uint8)
     np.savez_compressed(data, classes=soft.classes, maps=quantised, size=np.array(soft.size, dtype=np.int32))
-    atomic_write_bytes(path, data.getvalue())
+    return data.getvalue()
 
 
 def read_soft_maps(path: str | Path) -> SoftMaps:

@@ -17,7 +17,9 @@ from cpn_fast.runs.folder import FREE_ON_RESUME
 from cpn_fast.scoring.options import EvaluateConfig
 from cpn_fast.segment.options import SegmentEvaluateConfig
 
-FREE = (FREE_ON_RESUME - {"max_steps"}) | {"overwrite", "device", "sheet", "allow_failures"}
+FREE = (FREE_ON_RESUME - {"max_steps"}) | {
+    *("overwrite", "device", "sheet", "allow_failures", "engine", "ray_address", "workers_per_node")
+}
 """Options of the commands that change nothing in what they write."""
 
 MAP_OPTIONS = tuple(option.name for option in fields(MapOptions))

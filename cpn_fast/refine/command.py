@@ -13,7 +13,7 @@ from cpn_fast.device import ready_device
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.jobs import JobSummary
 from cpn_fast.files.jobs import run as run_jobs
-from cpn_fast.files.mask_folder import without_object
+from cpn_fast.files.mask_folder import MaskFolder, without_object
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.inference.options import check_positive
 from cpn_fast.models.affinity_labels import alpha_of_beta
@@ -55,11 +55,12 @@ def run_refine(config: RefineConfig, progress: Progress = SILENT) -> RefineSumma
         DataError: for a folder or option that does not fit, an output folder of other settings or that another command
             writes to, a full disk, or if no image at all could be refined.
     """
+    engine = config.open_engine()
     jobs = _jobs(config)
     _warn(jobs)
-    summary = run_jobs(jobs, progress)
+    summary = run_jobs(jobs, progress, engine)
     changed = sum(entry["changed"] for entry in summary.done) / summary.written if summary.written else math.nan
-    text = f"{summary.written} masks written to {jobs.written.masks}"
+    text = f"{summary.written} masks written to {jobs.folder.masks}"
     progress.say(text + (f"; {100 * changed:.1f}% of their pixels got another label" if summary.written else ""))
     if empty := without_object(summary.done, _remedy(jobs)):
         progress.say(empty)
@@ -79,7 +80,8 @@ def _jobs(config: RefineConfig) -> RefineJobs:
         output=config.output, items=folder.entries, settings=settings, data=str(folder.path),
         workers=config.workers or torch.get_num_threads(), overwrite=config.overwrite, reads=folder.read_folders(),
         planned=folder.planned, command=resuming("refine", config),
-        folder=folder, initial_scores=initial_scores, steps=steps, soft_maps=config.soft_maps,
+        folder=MaskFolder.at(config.output), labelling=folder, initial_scores=initial_scores, steps=steps,
+        soft_maps=config.soft_maps, device=config.device, shares_threads=config.workers is None,
     )  # fmt: skip
 
 
@@ -93,7 +95,7 @@ def _remedy(jobs: RefineJobs) -> str:
 
 
 def _warn(jobs: RefineJobs) -> None:
-    band = jobs.folder.settings.get("void_band")
+    band = jobs.labelling.settings.get("void_band")
     if jobs.initial_scores.background is not None and band is not None:
         log.warning("the labelling's void band %s is not applied: no pixel stays void", band)
     if without := native_library.missing():
@@ -145,7 +147,7 @@ def _background(config: RefineConfig, folder: LabelledFolder) -> Background | No
 
 def _steps(config: RefineConfig, crf: Settings | None) -> tuple[RefinementStep, ...]:
     steps: list[RefinementStep] = []
-    device = ready_device(config.device)
+    device = "cpu" if config.on_cluster else ready_device(config.device)
     if config.random_walk is not None:
         trained = RunFolder(config.random_walk)
         if not trained.exists():

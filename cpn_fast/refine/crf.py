@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cpn_fast.device import ready_device
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.max_side import enlarge
 from cpn_fast.models.affinity_labels import with_background_exponent
@@ -128,6 +129,10 @@ class CrfStep:
     def settings(self) -> dict[str, Any]:
         """What decides its result beside its input, JSON-able."""
         return asdict(self.crf)
+
+    def on(self, device: str) -> CrfStep:
+        """The same there, where its kernels run on that GPU."""
+        return replace(self, device=crf_device(torch.device(ready_device(device))))
 
     def __call__(self, image_id: str, image: NDArray[np.uint8], scores: Tensor) -> Tensor:
         """Refine the scores float32 [1, C, h, w] >= 0 of one image uint8 [H, W, 3], which they are enlarged to.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -18,9 +18,11 @@ from cpn_fast.device import threads_shared_by
 from cpn_fast.files.digest import file_digest
 from cpn_fast.files.disk_space import FILE_BYTES, MASK_BYTES, SOFT_BYTES, USUAL_PIXELS
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.jobs import Entry, ImageJobs, error_entry
-from cpn_fast.files.mask_folder import MaskFolder, check_size, foreground_share
+from cpn_fast.files.jobs import Entry, error_entry
+from cpn_fast.files.mask_folder import check_size, foreground_share
+from cpn_fast.files.mask_jobs import MaskJobs
 from cpn_fast.files.max_side import enlarge
+from cpn_fast.files.member import ImageFile
 from cpn_fast.files.soft_maps import SoftMaps
 from cpn_fast.refine.crf import Background, background_scores
 from cpn_fast.refine.labelled_folder import LabelledFolder
@@ -35,6 +37,9 @@ class RefinementStep(Protocol):
 
     def settings(self) -> dict[str, Any]:
         """What decides its result beside its input, JSON-able."""
+
+    def on(self, device: str) -> RefinementStep:
+        """The same on another device: "auto" (a GPU where there is one), "cpu" or "cuda"."""
 
     def __call__(self, image_id: str, image: NDArray[np.uint8], scores: Tensor) -> Tensor:
         """Scores float32 [1, C, h, w] >= 0, background first, to the same, of this or of image size."""
@@ -75,43 +80,55 @@ class Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefineJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
+class RefineJobs(MaskJobs[Mapping[str, Any], Mapping[str, Any]]):
     """Files of a labelling to refined masks; the images are the lines of its manifest.
 
     Attributes:
-        folder: the labelling.
+        labelling: what is refined.
         initial_scores: what the steps begin with.
         steps: one after the other.
         soft_maps: also write the refined scores as class maps (see `refined_maps`).
+        device: on which a worker lets the scores walk, "auto", "cpu" or "cuda".
+        shares_threads: a worker does as many images at a time as it has threads, instead of `workers`.
     """
 
     verb: ClassVar[str] = "refine"
     participle: ClassVar[str] = "refined"
     needed_to: ClassVar[str] = "refined"
 
-    folder: LabelledFolder
+    labelling: LabelledFolder
     initial_scores: InitialScores
     steps: tuple[RefinementStep, ...]
     soft_maps: bool = False
-
-    @property
-    def written(self) -> MaskFolder:
-        """Where the refined masks go."""
-        return MaskFolder.at(self.output)
+    device: str = "auto"
+    shares_threads: bool = False
 
     def source_path(self, image_id: str) -> Path:
         """The file that the refinement of an image begins with."""
-        masks = self.folder.masks
+        masks = self.labelling.masks
         return masks.mask_file(image_id) if self.initial_scores.background is None else masks.soft_path(image_id)
 
     def id_of(self, item: Mapping[str, Any]) -> str:
         """The labelling's id."""
         return item["id"]
 
+    def image_of(self, item: Mapping[str, Any]) -> ImageFile:
+        """Where the labelling found it, or the source that was given."""
+        return self.labelling.image_path(item)
+
+    def to_send(self) -> Self:
+        """Without the labelling's lines, of which a worker gets those of its images."""
+        return replace(super().to_send(), labelling=replace(self.labelling, entries=()))
+
+    def on_worker(self) -> Self:
+        """With the networks of its steps on the device there."""
+        steps = tuple(step.on(self.device) for step in self.steps)
+        return replace(self, steps=steps, workers=torch.get_num_threads() if self.shares_threads else self.workers)
+
     def is_done(self, item: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
         """Whether the files are there and their input is unchanged."""
         digest = file_digest(self.source_path(item["id"]))
-        return self.written.has(item["id"], self.soft_maps) and digest in (None, entry.get("input_sha256"))
+        return self.folder.has(item["id"], self.soft_maps) and digest in (None, entry.get("input_sha256"))
 
     def bytes_needed(self, todo: Sequence[Mapping[str, Any]]) -> float:
         """By the sizes that the labelling has recorded."""
@@ -120,7 +137,7 @@ class RefineJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
 
     def prepare(self) -> None:
         """The labelmap."""
-        self.written.write_labelmap(self.folder.classes)
+        self.folder.write_labelmap(self.labelling.classes)
 
     def about(self) -> str:
         """What the steps begin with, and their numbers."""
@@ -138,10 +155,10 @@ class RefineJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
 
     def work(self, item: Mapping[str, Any]) -> Entry:
         """Refine one image and write its mask; raises also where a step's numbers do not fit the image."""
-        image_id, path = item["id"], self.folder.image_path(item)
+        image_id, path = item["id"], self.labelling.image_path(item)
         try:
             digest = file_digest(self.source_path(image_id))
-            image = self.folder.read_image(item)
+            image = self.labelling.read_image(item)
             before = self._read(image_id)
             check_size(self.source_path(image_id), before.mask.shape, path, image)
         except DataError as error:
@@ -152,7 +169,7 @@ class RefineJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
             return error_entry(image_id, path, f"{path}: {reason}")
         mask = self._write(image_id, before, scores)
         return {
-            **self.written.describe(image_id, path, mask),
+            **self.folder.describe(image_id, path, mask),
             "labels": item.get("labels"),
             "labels_from": item.get("labels_from"),
             "foreground": foreground_share(mask),
@@ -177,11 +194,11 @@ class RefineJobs(ImageJobs[Mapping[str, Any], Mapping[str, Any]]):
         soft = None
         if self.soft_maps:
             soft = SoftMaps(before.values[1:], refined_maps(scores), (mask.shape[0], mask.shape[1]))
-        self.written.write(image_id, mask, soft)
+        self.folder.write(image_id, mask, soft)
         return mask
 
     def _read(self, image_id: str) -> Scores:
-        masks, num_classes = self.folder.masks, len(self.folder.classes)
+        masks, num_classes = self.labelling.masks, len(self.labelling.classes)
         if self.initial_scores.background is not None:
             soft = masks.read_soft(image_id, num_classes, ", or take the hard masks with --hard")
             values = np.concatenate([[0], soft.classes]).astype(np.uint8)

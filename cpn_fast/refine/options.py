@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from cpn_fast.cluster.options import EngineOptions
 from cpn_fast.refine.crf_options import CrfOptions, CrfPreset
 
 BackgroundRule = Literal["constant", "power"]
@@ -22,7 +23,7 @@ HARD_PROBABILITY = 0.7
 
 
 @dataclass(frozen=True)
-class RefineConfig(CrfOptions):
+class RefineConfig(EngineOptions, CrfOptions):
     """Refine masks that `cpn label` wrote.
 
     Attributes:

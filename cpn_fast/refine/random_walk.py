@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from cpn_fast.device import ready_device
 from cpn_fast.files.max_side import reduce_image
 from cpn_fast.models.affinity_net import AffinityNet
 from cpn_kernels.ops.cp_triplet import normalise_images
@@ -43,6 +44,10 @@ class WalkStep:
             "walk_power": self.power,
             "walk_scale": self.scale,
         }
+
+    def on(self, device: str) -> WalkStep:
+        """With the network there."""
+        return replace(self, net=self.net.to(ready_device(device)))
 
     @torch.inference_mode()
     def __call__(self, image_id: str, image: NDArray[np.uint8], scores: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from cpn_fast.cluster.options import EngineOptions
 from cpn_fast.config.scales import SEGMENT_SCALES
 from cpn_fast.config.training import SegmentConfig
 from cpn_fast.files.sink import Sink
@@ -80,7 +81,7 @@ class SegmentInference:
 
 
 @dataclass(frozen=True)
-class PredictConfig(CrfOptions, SegmentInference):
+class PredictConfig(EngineOptions, CrfOptions, SegmentInference):
     """Write the masks that a segmentation run predicts.
 
     Attributes:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -15,12 +15,14 @@ from cpn_fast.data.sources.base import folders_of
 from cpn_fast.data.sources.open import open_source_for
 from cpn_fast.data.sources.spread import records_of, spread
 from cpn_fast.data.types import Record, Source
-from cpn_fast.device import threads_shared_by
+from cpn_fast.device import ready_device, threads_shared_by
 from cpn_fast.files.disk_space import FILE_BYTES, MASK_BYTES, mean_pixels
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.jobs import Entry, ImageJobs, JobSummary, error_entry
+from cpn_fast.files.jobs import Entry, JobSummary, error_entry
 from cpn_fast.files.jobs import run as run_jobs
-from cpn_fast.files.mask_folder import MaskFolder, class_names, foreground_share, without_object
+from cpn_fast.files.mask_folder import class_names, foreground_share, without_object
+from cpn_fast.files.mask_jobs import MaskJobs
+from cpn_fast.files.member import ImageFile
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.files.shard import take_shard
 from cpn_fast.files.shards.job import run_into_shards
@@ -42,7 +44,7 @@ _MULTI = "multi-scale"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictJobs(ImageJobs[Record, Segmentation | Failure[Record]]):
+class PredictJobs(MaskJobs[Record, Segmentation | Failure[Record]]):
     """Images through the segmentation network, and what it finds to masks.
 
     Attributes:
@@ -52,7 +54,7 @@ class PredictJobs(ImageJobs[Record, Segmentation | Failure[Record]]):
         mapping: the source's classes in the network's order.
         options: how images go through the network.
         crf: numbers of the CRF, None without.
-        folder: where the masks go.
+        device: on which a worker puts the network, "auto", "cpu" or "cuda".
     """
 
     verb: ClassVar[str] = "segment"
@@ -65,11 +67,24 @@ class PredictJobs(ImageJobs[Record, Segmentation | Failure[Record]]):
     mapping: ClassMapping
     options: InferenceOptions
     crf: Settings | None
-    folder: MaskFolder
+    device: str
 
     def id_of(self, item: Record) -> str:
         """The record's id."""
         return item.id
+
+    def image_of(self, item: Record) -> ImageFile:
+        """The record's image."""
+        return item.image_path
+
+    @property
+    def group(self) -> int:
+        """The batch size."""
+        return self.options.batch_size
+
+    def on_worker(self) -> Self:
+        """With the network on the device there."""
+        return dataclasses.replace(self, segmenter=self.segmenter.to(ready_device(self.device)))
 
     def is_done(self, item: Record, entry: Mapping[str, Any]) -> bool:
         """Whether the mask is there and was limited to the labels that the image has now."""
@@ -135,11 +150,12 @@ def run_segment_predict(config: PredictConfig, progress: Progress = SILENT) -> J
         DataError: for a run, source or option that does not fit, an output folder of other settings or that another
             command writes to, a full disk, if no image at all could be segmented, or for a zip that lacks masks.
     """
+    engine = config.open_engine()
     jobs, every = _jobs(config)
     if isinstance(jobs.folder, ShardWriter):
-        summary = run_into_shards(jobs, jobs.folder, progress)
+        summary = run_into_shards(jobs, jobs.folder, progress, engine)
     else:
-        summary = run_jobs(jobs, progress)
+        summary = run_jobs(jobs, progress, engine)
     text = f"{summary.written} masks written to {jobs.folder.masks}"
     if summary.written and config.crf:
         changed = sum(entry["changed"] for entry in summary.done) / summary.written
@@ -160,7 +176,8 @@ def _jobs(config: PredictConfig) -> tuple[PredictJobs, Sequence[Record]]:
     crf = config.crf_settings(config.crf_preset) if config.crf else None
     run = RunFolder(config.run)
     source = open_source_for(config.data, run.classes)
-    segmenters = open_segmenters(run, {_MULTI: (config.scales, config.flip)}, config.device)
+    device = "cpu" if config.on_cluster else config.device
+    segmenters = open_segmenters(run, {_MULTI: (config.scales, config.flip)}, device)
     classes = run.classes
     if config.voc_zip is not None:
         if config.sink != "files":
@@ -180,6 +197,7 @@ def _jobs(config: PredictConfig) -> tuple[PredictJobs, Sequence[Record]]:
         workers=config.workers, overwrite=config.overwrite, shard=config.shard, reads=folders_of(source),
         planned=[record.id for record in every] if in_files else (), command=resuming("segment predict", config),
         source=source, segmenter=segmenters[_MULTI], classes=classes, mapping=mapping, options=options, crf=crf,
+        device=config.device,
     )  # fmt: skip
     return jobs, every
 

@@ -20,6 +20,7 @@ from cpn_export.benchmark import run_benchmark
 from cpn_export.card import model_card
 from cpn_export.label_options import LabelOnnxConfig as LabelOnnxConfig
 from cpn_export.metadata import ModelInfo
+from cpn_export.providers import Provider
 from cpn_export.runtime import FLOAT32, OnnxLabeller, label_rows
 from cpn_fast.console.exit_status import EXIT_FAILED_IMAGES, guarded, piped
 from cpn_fast.console.terminal import TerminalProgress
@@ -27,10 +28,12 @@ from cpn_fast.files.contact_sheet import write_least_confident
 from cpn_fast.files.disk_space import FILE_BYTES, MASK_BYTES, mean_pixels
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import read_image
-from cpn_fast.files.jobs import Entry, ImageJobs, JobSummary, error_entry
+from cpn_fast.files.jobs import LOCAL, Engine, Entry, JobSummary, error_entry
 from cpn_fast.files.jobs import run as run_jobs
 from cpn_fast.files.mask_folder import MaskFolder, foreground_share, without_object
+from cpn_fast.files.mask_jobs import MaskJobs
 from cpn_fast.files.max_side import enlarge, reduce_image
+from cpn_fast.files.member import ImageFile
 from cpn_fast.files.output_folder import SETTINGS_NAME
 from cpn_fast.files.photos import Photo, count_other_files, default_output, find_photos, with_labels
 from cpn_fast.files.progress import SILENT, Progress
@@ -73,7 +76,7 @@ class _Labelled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnnxJobs(ImageJobs[Photo, _Labelled | Failure[Photo]]):
+class OnnxJobs(MaskJobs[Photo, _Labelled | Failure[Photo]]):
     """Images through the exported model to masks.
 
     Attributes:
@@ -95,11 +98,6 @@ class OnnxJobs(ImageJobs[Photo, _Labelled | Failure[Photo]]):
     fingerprint: str
 
     @property
-    def folder(self) -> MaskFolder:
-        """Where the masks go."""
-        return MaskFolder.at(self.output)
-
-    @property
     def palette(self) -> NDArray[np.uint8]:
         """The model's colours, uint8 [256, 3]."""
         return np.array(self.labeller.info.palette, dtype=np.uint8)
@@ -107,6 +105,15 @@ class OnnxJobs(ImageJobs[Photo, _Labelled | Failure[Photo]]):
     def id_of(self, item: Photo) -> str:
         """The image's id."""
         return item.id
+
+    def image_of(self, item: Photo) -> ImageFile:
+        """The photo's file."""
+        return item.path
+
+    @property
+    def group(self) -> int:
+        """The batch size."""
+        return self.batch_size
 
     def is_done(self, item: Photo, entry: Mapping[str, Any]) -> bool:
         """Whether the mask is there and of this model."""
@@ -197,13 +204,15 @@ def run_label_onnx(config: LabelOnnxConfig, progress: Progress = SILENT) -> JobS
             that another command writes to, or if every image is broken.
     """
     _check(config)
-    labeller = OnnxLabeller(config.model, config.provider, config.threads)
+    engine = config.open_engine()
+    here: Provider = "cpu" if config.on_cluster else config.provider
+    labeller = OnnxLabeller(config.model, here, config.threads, config.provider)
     for reason in labeller.passed_over:
         log.warning("--provider auto: %s", reason)
     photos = find_photos(config.images)
     if config.image_labels is not None:
         photos = with_labels(photos, config.image_labels, labeller.info.classes)
-    summary = label_photos(config, labeller, photos, config.images, progress, _resuming(config))
+    summary = label_photos(config, labeller, photos, config.images, progress, _resuming(config), engine)
     others = count_other_files(config.images)
     if others:
         progress.say(f"{others} files skipped, hidden or no images by their suffix")
@@ -217,6 +226,7 @@ def label_photos(
     reads: Sequence[Path],
     progress: Progress = SILENT,
     command: str = "",
+    engine: Engine = LOCAL,
 ) -> JobSummary:
     """Label photos that have been found, and make the contact sheet.
 
@@ -227,6 +237,7 @@ def label_photos(
         reads: the folders and files that they are, where nothing may be written.
         progress: where plan, bar and result are shown.
         command: resumes the labelling.
+        engine: where the images are labelled.
 
     Returns:
         how many images were labelled, skipped, failed.
@@ -236,7 +247,7 @@ def label_photos(
     """
     _check(config)
     jobs = _jobs(config, labeller, photos, reads, command)
-    summary = run_jobs(jobs, progress)
+    summary = run_jobs(jobs, progress, engine)
     images = {photo.id: partial(read_image, photo.path, config.max_pixels) for photo in photos}
     sheet = write_least_confident(jobs.folder, images, config.sheet, labeller.info.classes, jobs.palette)
     progress.say(
@@ -280,17 +291,17 @@ def _jobs(
         settings={"model_sha256": content, "max_side": max_side},
         data=", ".join(map(str, config.images[:3])) + (" ..." if len(config.images) > 3 else ""),
         workers=config.workers, overwrite=config.overwrite, shard=config.shard, reads=reads,
-        labeller=labeller, max_side=max_side, max_pixels=config.max_pixels, batch_size=config.batch_size,
-        fingerprint=fingerprint,
+        folder=MaskFolder.at(output), labeller=labeller, max_side=max_side, max_pixels=config.max_pixels,
+        batch_size=config.batch_size, fingerprint=fingerprint,
     )  # fmt: skip
 
 
 def _resuming(config: LabelOnnxConfig) -> str:
     words = ["cpn-label", str(config.model), *map(str, config.images)]
-    for name in ("output", "image_labels", "max_side"):
+    for name in ("output", "image_labels", "max_side", "ray_address", "workers_per_node"):
         value = getattr(config, name)
         words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join(words)
+    return shlex.join([*words, "--engine", "ray"] if config.on_cluster else words)
 
 
 def _check_older(folder: MaskFolder, fingerprint: str) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import tyro
 
 from cpn_export.providers import Provider
+from cpn_fast.cluster.options import EngineOptions
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS
 
 
 @dataclass(frozen=True)
-class LabelOnnxConfig:
+class LabelOnnxConfig(EngineOptions):
     """Label images with an exported model.
 
     Exit status: 0 = every image has its mask; 2 = an error that the message explains; 3 = some images could not be

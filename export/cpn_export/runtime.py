@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,12 +44,13 @@ class LabelledBatch:
 
 
 class OnnxLabeller:
-    """An exported model, ready to label.
+    """An exported model, ready to label. Sent to another process, it is opened again there.
 
     Args:
         path: the `.onnx` file.
         provider: where to run; "auto" = the first of CUDA, CoreML, DirectML, OpenVINO and the CPU that starts.
         threads: CPU threads of one inference; 0 lets onnxruntime take every core.
+        elsewhere: where to run in a process that it is sent to; None = as here.
 
     Attributes:
         running_on: the provider that is in use, in words.
@@ -57,15 +61,22 @@ class OnnxLabeller:
             overflows on it.
     """
 
-    def __init__(self, path: Path, provider: Provider = "cpu", threads: int = 0) -> None:
+    def __init__(
+        self, path: Path, provider: Provider = "cpu", threads: int = 0, elsewhere: Provider | None = None
+    ) -> None:
         if not path.is_file():
             raise DataError(f"{path}: no such file, expected a model written by `cpn export`")
+        self._path, self._threads, self._elsewhere = path, threads, elsewhere or provider
         opened = open_session(path, provider, threads)
         self.session, self.provider = opened.session, opened.provider
         self.running_on, self.passed_over = str(opened), opened.passed_over
         self.info = ModelInfo.from_metadata(self.session.get_modelmeta().custom_metadata_map, str(path))
         if self.info.precision == "float16":
             self._check_range(path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By the content of the file, which other machines may not have."""
+        return _opened_again, (self._path.read_bytes(), self._elsewhere, self._threads)
 
     def _check_range(self, path: Path) -> None:
         """Refuse a float16 network that overflows on this provider, where the first image would find out."""
@@ -110,6 +121,14 @@ class OnnxLabeller:
         feeds = {"image": np.ascontiguousarray(images), "labels": labels.astype(np.float32, copy=False)}
         outputs = self.session.run(names, feeds)
         return LabelledBatch(*outputs)
+
+
+def _opened_again(content: bytes, provider: Provider, threads: int) -> OnnxLabeller:
+    """A model that was sent here, with the processor's threads that this process has been given."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(content)
+        return OnnxLabeller(path, provider, threads or int(os.environ.get("OMP_NUM_THREADS", "0")))
 
 
 def label_rows(labels: Sequence[tuple[int, ...] | None], num_classes: int) -> NDArray[np.float32]:

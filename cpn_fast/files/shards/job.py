@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +10,13 @@ from cpn_fast.files.apart import check_apart
 from cpn_fast.files.atomic import atomic_write_text
 from cpn_fast.files.disk_space import check_disk_space
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.jobs import Entry, ImageJobs, JobSummary, bounded_map, say_failures
+from cpn_fast.files.jobs import LOCAL, Engine, Entry, ImageJobs, JobSummary, say_failures, watched
 from cpn_fast.files.lock import locked
 from cpn_fast.files.output_folder import raise_io_errors_as, record_settings
 from cpn_fast.files.plan import PLAN_NAME
-from cpn_fast.files.progress import SILENT, Progress, duration
+from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.files.shard import parse_shard
 from cpn_fast.files.shards.masks import SUFFIXES, ShardWriter, to_json
-from cpn_fast.files.threads import thread_pool
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,9 @@ class Written(Iterable[Entry]):
         return self.writer.entries(self.numbers)
 
 
-def run_into_shards(jobs: ImageJobs[Any, Any], writer: ShardWriter, progress: Progress = SILENT) -> JobSummary:
+def run_into_shards(
+    jobs: ImageJobs[Any, Any], writer: ShardWriter, progress: Progress = SILENT, engine: Engine = LOCAL
+) -> JobSummary:
     """Do what is left of a job, shard by shard. Rerun, it resumes: shards that are there are skipped.
 
     Shard n holds images n * size to (n + 1) * size - 1, those among them that could not be done as entries alone. With
@@ -47,6 +47,7 @@ def run_into_shards(jobs: ImageJobs[Any, Any], writer: ShardWriter, progress: Pr
         jobs: what to do; its items are all images, also those of other parts.
         writer: what `jobs.work` writes masks to.
         progress: where plan, bar and result are shown.
+        engine: where the images are done.
 
     Returns:
         how many images were done, skipped, failed.
@@ -72,7 +73,7 @@ def run_into_shards(jobs: ImageJobs[Any, Any], writer: ShardWriter, progress: Pr
         if todo:
             some = _items(jobs, writer, todo[0])
             progress.say(check_disk_space(jobs.output, jobs.results, jobs.bytes_needed(some) / len(some) * left))
-            for entry in _done(jobs, writer, todo, left, progress):
+            for entry in _done(jobs, writer, todo, left, progress, engine):
                 if entry["status"] != "ok":
                     count += 1
                     failed += [entry] if count == 1 else []
@@ -103,20 +104,19 @@ def _items(jobs: ImageJobs[Any, Any], writer: ShardWriter, number: int) -> Seque
 
 
 def _done(
-    jobs: ImageJobs[Any, Any], writer: ShardWriter, todo: Sequence[int], left: int, progress: Progress
+    jobs: ImageJobs[Any, Any],
+    writer: ShardWriter,
+    todo: Sequence[int],
+    left: int,
+    progress: Progress,
+    engine: Engine,
 ) -> Iterator[Entry]:
-    """Do the images of each shard in threads and write it."""
-    start, number = time.monotonic(), 0
-    first = min(left, jobs.workers)
-    with progress.items(jobs.verb, left) as advance, jobs.threads(), thread_pool(jobs.workers, jobs.verb) as pool:
+    """Do the images of each shard and write it."""
+    with engine.crew(jobs) as crew, watched(jobs, left, crew, progress) as seen:
         for shard in todo:
             items, made = _items(jobs, writer, shard), dict[str, Entry]()
-            for entry in bounded_map(pool, jobs.work, jobs.ready(items), 2 * jobs.workers + 1):
+            for entry in crew.entries(items):
                 made[entry["id"]] = entry
-                number += 1
-                advance(1)
-                if number == first:
-                    expected = (time.monotonic() - start) / number * left
-                    progress.say(f"time: about {duration(expected)}, by the first {number}")
+                seen(entry)
             writer.finish(shard, [made[jobs.id_of(item)] for item in items])
             yield from made.values()

@@ -18,7 +18,7 @@ from cpn_fast.files.atomic import atomic_path
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.json_file import read_json
 from cpn_fast.files.manifest import Manifest, entry_fault
-from cpn_fast.files.mask_folder import MaskFolder, log
+from cpn_fast.files.mask_folder import MaskFiles, MaskFolder, log
 from cpn_fast.files.masks import encode_mask
 from cpn_fast.files.member import ImageFile
 from cpn_fast.files.names import quoted
@@ -164,17 +164,21 @@ class ShardWriter(MaskFolder):
         """The file of a shard, there or about to be written."""
         return self.root / f"masks-{number:06d}{SUFFIXES[self.kind]}"
 
-    def write(
+    def encode(
         self,
         image_id: str,
         mask: NDArray[np.uint8],
         soft: SoftMaps | None = None,
         palette: NDArray[np.uint8] | None = None,
-    ) -> None:
-        """Encode the mask of an image and hold it for its shard."""
+    ) -> MaskFiles:
+        """The PNG of an image."""
         if soft is not None:
             raise DataError("--soft-maps: not in shards; use --sink files")
-        self._held[image_id] = encode_mask(mask, palette, image_id)
+        return MaskFiles(encode_mask(mask, palette, image_id))
+
+    def put(self, image_id: str, files: MaskFiles) -> None:
+        """Hold the PNG of an image for its shard."""
+        self._held[image_id] = files.mask
 
     def describe(self, image_id: str, image: ImageFile, mask: NDArray[np.uint8]) -> dict[str, Any]:
         """What an entry says of an image that is done."""

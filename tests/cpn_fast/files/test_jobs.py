@@ -64,10 +64,10 @@ class Told:
         self.lines.append(str(what))
 
     @contextmanager
-    def items(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    def items(self, what: str, total: int) -> Iterator[Callable[..., None]]:
         self.lines.append(f"{what} {total}")
 
-        def advance(count: int) -> None:
+        def advance(count: int, state: str = "") -> None:
             self.moved += count
 
         yield advance
