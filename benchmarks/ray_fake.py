@@ -95,8 +95,8 @@ def sleeping(output: Path, count: int, **more: Any) -> Sleeping:
 
 
 @contextmanager
-def two_nodes() -> Iterator[Any]:
-    """A cluster of one node with one processor on this machine, connected to; `add_node` adds more.
+def cluster_here(cpus: int = 1) -> Iterator[Any]:
+    """A cluster of one node on this machine, connected to; its `add_node` adds more.
 
     What Ray takes half a minute to notice, the loss of a node, is noticed within seconds.
     """
@@ -109,7 +109,7 @@ def two_nodes() -> Iterator[Any]:
         "health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4,
         "health_check_timeout_ms": 1000,
     }  # fmt: skip
-    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": quick, "object_store_memory": 100 << 20}
+    head = {"num_cpus": cpus, "include_dashboard": False, "_system_config": quick, "object_store_memory": 100 << 20}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)

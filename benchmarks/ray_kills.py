@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ray_fake import kill_node, mask_of, sleeping, two_nodes
+from benchmarks.ray_fake import cluster_here, kill_node, mask_of, sleeping
 from cpn_fast.cluster.ray_engine import RayEngine
 from cpn_fast.files.jobs import run
 from cpn_fast.files.mask_folder import MaskFolder
@@ -72,11 +72,11 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=10)
     times = parser.parse_args().times
     found = []
-    with two_nodes() as cluster, tempfile.TemporaryDirectory() as folder:
+    with cluster_here() as cluster, tempfile.TemporaryDirectory() as folder:
         for number in range(times):
             found.append(one_kill(cluster, Path(folder) / str(number), (number + 1) / (times + 3)))
             print(json.dumps(found[-1]), flush=True)
-    import ray  # two_nodes sets what it reads as it is imported
+    import ray  # cluster_here sets what it reads as it is imported
 
     asked = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,7 +1,7 @@
 """What `--engine ray` costs beside the network: `python -m benchmarks.ray_throughput`.
 
-A network that sleeps 50 ms over an image, in this process and on a Ray cluster that each run starts on this machine,
-of one and two workers. The seconds of the start are counted apart. Results go to
+A network that sleeps 50 ms over an image, in this process and on a Ray cluster of this machine with one and two
+workers. The seconds until the workers are there are counted apart. Results go to
 benchmarks/results/ray_throughput.json.
 """
 
@@ -13,42 +13,30 @@ import platform
 import subprocess
 import tempfile
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.ray_fake import sleeping
+from benchmarks.ray_fake import cluster_here, sleeping
+from cpn_fast.cluster.ray_crew import RayCrew
 from cpn_fast.cluster.ray_engine import RayEngine
-from cpn_fast.files.jobs import LOCAL, Engine, run
-from cpn_fast.files.progress import Progress
+from cpn_fast.files.jobs import LOCAL, Engine
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "ray_throughput.json"
 IMAGES, SECONDS = 400, 0.05
 
 
-class Clock:
-    """When the first image could begin: the bar is there once the workers are."""
-
-    began = 0.0
-
-    def say(self, what: object) -> None:
-        """Nothing."""
-
-    @contextmanager
-    def items(self, what, total):
-        self.began = time.monotonic()
-        yield lambda count, state="": None
-
-
 def measured(folder: Path, engine: Engine, workers: int) -> dict[str, float]:
-    """Seconds of the start and of the images; overhead over what the sleeping alone would take."""
-    clock: Progress = Clock()
+    """Seconds until all workers are there, and of the images; overhead over what the sleeping alone would take."""
     started = time.monotonic()
-    run(sleeping(folder, IMAGES, seconds=SECONDS), clock, engine)
-    ended = time.monotonic()
-    seconds = ended - clock.began
+    jobs = sleeping(folder, IMAGES, seconds=SECONDS)
+    with engine.crew(jobs) as crew:
+        if isinstance(crew, RayCrew):
+            crew.gather(workers)
+        began = time.monotonic()
+        assert sum(entry["status"] == "ok" for entry in crew.entries(jobs.items)) == IMAGES
+        seconds = time.monotonic() - began
     return {
-        "start_seconds": round(clock.began - started, 1), "seconds": round(seconds, 2),
+        "start_seconds": round(began - started, 1), "seconds": round(seconds, 2),
         "images_per_second": round(IMAGES / seconds, 1),
         "over_sleeping": round(seconds / (IMAGES * SECONDS / workers) - 1, 4),
     }  # fmt: skip
@@ -56,7 +44,7 @@ def measured(folder: Path, engine: Engine, workers: int) -> dict[str, float]:
 
 def main() -> None:
     found = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with cluster_here(cpus=2), tempfile.TemporaryDirectory() as folder:
         for name, engine, workers in (
             ("local", LOCAL, 1), ("ray, 1 worker", RayEngine(None, 1), 1), ("ray, 2 workers", RayEngine(None, 2), 2),
         ):  # fmt: skip

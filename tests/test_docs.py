@@ -205,7 +205,9 @@ def test_options_in_the_text_exist(hooks: Any) -> None:
         "--no-deps",
         "--record",
         "--quick",
-    }  # cpn_export.parity, pip, benchmarks
+        "--times",
+        "--max-restarts",
+    }  # cpn_export.parity, pip, benchmarks, torchrun
     for page in PAGES:
         inline = " ".join(
             re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S))

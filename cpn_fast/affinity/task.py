@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -107,6 +109,13 @@ class AffinityTask(TrainingTask[AffinityConfig]):
         assert isinstance(net, AffinityNet)
         stride = net.backbone.strides[2]
         return AffinityStream(self.store.frozen, self.paths, self.store, self.config, stride, span)
+
+    def together(self, batches: Sequence[AffinityBatch]) -> Sequence[AffinityBatch]:
+        """The loss is a mean over the pairs of the whole step: each batch gets its share of their number."""
+        if len(batches) == 1:
+            return batches
+        pairs = torch.cat([batch.pairs for batch in batches]).sum(dim=0, keepdim=True).double() / len(batches)
+        return [replace(batch, pairs=pairs) for batch in batches]
 
     def inputs(self, batch: AffinityBatch, step: int, total_steps: int) -> tuple[Tensor, ...]:
         """The batch's tensors; pairs are those of all processes, as one process's share."""

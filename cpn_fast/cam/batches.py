@@ -60,6 +60,7 @@ class BatchStream:
             missing maps, and with `online` the superpixels of the crops, are made there too. None = on the host.
         progress: where the making of superpixels is shown.
         masks: pixel labels of the records; None = none.
+        passes: batches of each step.
 
     Raises:
         DataError: for no records, records without labels, a batch that the processes cannot share evenly, or a
@@ -81,6 +82,7 @@ class BatchStream:
         map_device: torch.device | None = None,
         progress: Progress = SILENT,
         masks: PixelMasks | None = None,
+        passes: int = 1,
     ) -> None:
         _check(source, records, config, world_size)
         slic_device = None
@@ -96,7 +98,7 @@ class BatchStream:
         self._patch = config.patch
         geometries = self._maps is not None or self._online is not None
         self._crops = _Crops(source, records, config, cache, fill, geometries, masks)
-        self._span = Span(start_step, total_steps, rank, world_size)
+        self._span = Span(start_step, total_steps, rank, world_size, passes)
         self._batch_size, self._workers = config.loop.batch_size, config.device.loaders
 
     def __len__(self) -> int:

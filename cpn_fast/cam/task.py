@@ -127,6 +127,7 @@ class CamTask(TrainingTask[TrainConfig]):
             map_device=device,
             progress=self.progress,
             masks=self.masks,
+            passes=span.passes,
         )
 
     def inputs(self, batch: Batch, step: int, total_steps: int) -> tuple[Tensor | bool | None, ...]:
@@ -187,6 +188,8 @@ def _check_options(config: TrainConfig) -> None:
 
 
 def _check_teacher(config: TrainConfig) -> None:
+    if config.loop.micro_batch is not None:
+        raise DataError("--micro-batch and --options.teacher do not go together: a teacher follows once a step")
     if config.pixel_masks is not None:
         raise DataError("--pixel-masks and --options.teacher both label the pixels; give one of them")
     if config.method not in ("cam", "cpn"):

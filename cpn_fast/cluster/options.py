@@ -39,6 +39,7 @@ class EngineOptions:
             return LOCAL
         if self.workers_per_node is not None and self.workers_per_node < 1:
             raise DataError(f"--workers-per-node {self.workers_per_node}: expected at least 1")
-        from cpn_fast.cluster.ray_engine import RayEngine
+        from cpn_fast.cluster.ray_engine import RayEngine, check_installed
 
+        check_installed()
         return RayEngine(self.ray_address, self.workers_per_node)

@@ -86,9 +86,10 @@ class RayCrew:
         self._looked, self._idle_since = -math.inf, time.monotonic()
         self._reason = ""
 
-    def gather(self) -> None:
-        """Wait for the first actor; the others join while it works."""
-        while not self._ready():
+    def gather(self, least: int = 1) -> None:
+        """Wait for so many actors; the others join while these work."""
+        log.info("waiting for the cluster's workers")
+        while len(self._ready()) < least:
             self._recruit()
             for ref in self._next(list(self._starts)):
                 self._started(self._starts.pop(ref), ref)

@@ -7,6 +7,7 @@ cluster need no common disk for them.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import signal
@@ -64,16 +65,21 @@ class RayEngine:
 
 def installed_ray(local: bool) -> ModuleType:
     """The package `ray`; `local`: for a cluster on this machine alone. Raises DataError where it is not installed."""
+    check_installed()
     for name, value in _LOOPBACK.items() if local else ():
         os.environ.setdefault(name, value)  # read as it is imported
-    try:
-        import ray
-    except ModuleNotFoundError as error:
+    import ray
+
+    return ray
+
+
+def check_installed() -> None:
+    """Raise DataError where Ray is not installed; it is not loaded for that, which takes seconds."""
+    if importlib.util.find_spec("ray") is None:
         raise DataError(
             "--engine ray needs the package ray, which is not installed: pip install 'cpn-fast[ray]', on every machine "
             "of the cluster"
-        ) from error
-    return ray
+        )
 
 
 @contextmanager
@@ -92,7 +98,10 @@ def _connected(ray: ModuleType, address: str | None) -> Iterator[None]:
     except Exception as error:  # Ray raises nearly anything
         reason = " ".join(str(error).split())[:300]
         if address is None:
-            raise DataError(f"--engine ray: Ray does not start on this machine ({reason})") from error
+            raise DataError(
+                f"--engine ray: Ray does not start on this machine ({reason}); take one of `ray "
+                "start --head` by --ray-address auto"
+            ) from error
         raise DataError(
             f"--ray-address {address}: no Ray cluster to work with ({reason}); start one with `ray start --head`, join "
             "it from other machines with `ray start --address HOST:PORT`, with the same versions everywhere"

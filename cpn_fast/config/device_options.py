@@ -22,6 +22,8 @@ class DeviceOptions:
     Attributes:
         accelerator: Fabric accelerator.
         devices: processes (CPU) or GPUs.
+        timeout: seconds for which processes wait for one another, a validation of the first one included, before the
+            training ends with an error.
         workers: data-loading processes of each; None = 2, on a GPU as many as there are cores for.
         precision: Lightning Fabric precision; "auto" = bf16-mixed on a GPU that has it, else 32-true.
         compile: torch.compile network and loss, "on" or "off"; "auto" = on where a GPU trains, once a step has passed
@@ -37,6 +39,7 @@ class DeviceOptions:
 
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
+    timeout: int = 1800
     workers: int | None = None
     precision: Precision = "auto"
     compile: Switch = "auto"

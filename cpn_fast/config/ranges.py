@@ -55,6 +55,8 @@ RANGES: Mapping[str, Range] = {
     "epochs": COUNT,
     "max_steps": COUNT,
     "batch_size": COUNT,
+    "micro_batch": COUNT,
+    "timeout": COUNT,
     "seed": Range(-(2**63), 2**63 - 1),
     "workers": Range(0, 1024),
     "checkpoint_every": COUNT,

@@ -196,6 +196,8 @@ class LoopOptions:
         epochs: passes over the data; None = the backbone's recipe.
         max_steps: stop after this many steps (the schedule still spans the epochs).
         batch_size: images per step over all devices.
+        micro_batch: images that pass through the network at once in each process, where its share of a step is larger:
+            their gradients add up. With it a step does not depend on the number of processes; None = the whole share.
         seed: of everything random.
         checkpoint_every: steps between checkpoints.
         log_every: steps between progress lines and TensorBoard scalars (metrics.jsonl has every step).
@@ -208,6 +210,7 @@ class LoopOptions:
     epochs: int | None = None
     max_steps: int | None = None
     batch_size: int = 8
+    micro_batch: int | None = None
     seed: int = 0
     checkpoint_every: int = 500
     log_every: int = 10

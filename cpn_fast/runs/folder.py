@@ -46,7 +46,7 @@ COMMAND_OF = {"train": "train", "affinity": "train-affinity", "segment": "segmen
 
 FREE_ON_RESUME = frozenset(
     ("output", "resume", "max_steps", "workers", "checkpoint_every", "log_every", "eval_every", "val_images")
-    + ("val_split", "patch.cache_dir", "trial_step")
+    + ("val_split", "patch.cache_dir", "trial_step", "timeout")
 )
 """Settings that may change on resume: none of them touches what a step computes."""
 
@@ -63,6 +63,7 @@ def check_same_settings(stored: TrainingConfig, given: TrainingConfig, where: Pa
         for name in old
         if name not in FREE_ON_RESUME
         and old[name] != new[name]
+        and not (name == "devices" and new["micro_batch"] is not None)  # a step is then the same on any number
         and (name, old[name]) != ("patch.backend", "auto")  # says nothing that another name could contradict
         and (name, new[name]) not in (("precision", "auto"), ("compile", "auto"))  # a resumed run keeps its own
         and not _same_file(old[name], new[name])  # e.g. a relative path and an absolute one

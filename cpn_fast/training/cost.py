@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cpn_fast.device import free_memory
-from cpn_fast.training.task import TrainingTask
+from cpn_fast.training.task import TrainingTask, images_of_pass, passes_of_step
 from cpn_fast.training.validation import training_mode_kept
 
 log = logging.getLogger(__name__)
@@ -52,8 +52,8 @@ def estimate_cost(task: TrainingTask[Any], net: nn.Module, device: torch.device,
         world_size: processes that share a step's images.
     """
     config = task.config
-    share = config.loop.batch_size // world_size
-    pixels = config.augment.crop**2 * share
+    pixels = config.augment.crop**2 * images_of_pass(config, world_size)
+    passes = passes_of_step(config, world_size)
     saved, seconds = _probes(net, config.augment.crop, device)
     trained = sum(p.numel() * p.element_size() for p in net.parameters() if p.requires_grad)
     weights = sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers())) + 2 * trained
@@ -62,7 +62,7 @@ def estimate_cost(task: TrainingTask[Any], net: nn.Module, device: torch.device,
     memory = weights + saved(pixels * most_views) * half * OVERHEAD
     if device.type == "cuda":
         return Cost(memory, None)
-    return Cost(memory + PROCESS_BYTES, seconds(pixels * mean_views))
+    return Cost(memory + PROCESS_BYTES, passes * seconds(pixels * mean_views))
 
 
 def say_cost(cost: Cost, steps: int, device: torch.device) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -33,7 +34,8 @@ from cpn_fast.runs.metrics_log import MetricsLog
 from cpn_fast.training.cost import estimate_cost, say_cost
 from cpn_fast.training.device_choice import Choice, settle_device
 from cpn_fast.training.optimizer import create_optimizer
-from cpn_fast.training.task import ConfigT, TrainingTask, Validator
+from cpn_fast.training.several import lost_processes_told, resumed_after_restart
+from cpn_fast.training.task import ConfigT, TrainingTask, Validator, images_of_pass, passes_of_step
 from cpn_fast.training.tensorboard import TensorBoardLogger
 from cpn_fast.training.trainer import Network, Outputs, Schedule, Trainer
 from cpn_fast.training.trial_step import try_out
@@ -63,18 +65,20 @@ def run_training(config: ConfigT, kind: type[TrainingTask[ConfigT]], progress: P
     torch.backends.cudnn.benchmark = config.device.cudnn_benchmark
     check_ranges(config)
     folder = RunFolder(config.output)
+    config = resumed_after_restart(config, folder)
     if not config.loop.resume:
         trust_backbone(config.backbone)
     config, choice = settle_device(config, folder)
     _check_folder(folder, config)
     fabric = create_fabric(config, kind.partial_gradients(config))
-    fabric.launch()
-    _check_devices(fabric, config)
-    if fabric.is_global_zero:
-        for reason in choice.reasons:
-            log.log(logging.INFO if fabric.device.type == "cuda" else logging.DEBUG, "%s", reason)
-    with _held(fabric, folder, config):
-        return _train(config, choice, kind, fabric, folder, progress)
+    with lost_processes_told(fabric, config.device.timeout):
+        fabric.launch()
+        _check_devices(fabric, config)
+        if fabric.is_global_zero:
+            for reason in choice.reasons:
+                log.log(logging.INFO if fabric.device.type == "cuda" else logging.DEBUG, "%s", reason)
+        with _held(fabric, folder, config):
+            return _train(config, choice, kind, fabric, folder, progress)
 
 
 @contextmanager
@@ -121,7 +125,8 @@ def _train(
     if start_step < schedule.last_step:
         folder.model_path.unlink(missing_ok=True)  # training on makes it stale
     trainer = Trainer(task, network, schedule, _open_outputs(folder, task, schedule, start_step, evaluator))
-    span = Span(start_step, schedule.last_step, fabric.global_rank, fabric.world_size)
+    passes = passes_of_step(config, fabric.world_size)
+    span = Span(start_step, schedule.last_step, fabric.global_rank, fabric.world_size, passes)
     with closing(trainer.outputs):
         finished = trainer.fit(task.stream(network.net, span), start_step)
     if finished and fabric.is_global_zero and not folder.model_path.is_file():
@@ -163,7 +168,11 @@ def create_fabric(config: TrainingConfig, partial_gradients: bool = False) -> Fa
             f"--accelerator cuda: torch sees {found or 'no'} GPU{'s' if found > 1 else ''}, expected {devices}; "
             + ("lower --devices" if found else "use --accelerator cpu, or install a CUDA build of torch")
         )
-    strategy = DDPStrategy(find_unused_parameters=partial_gradients) if world > 1 else "auto"
+    strategy = (
+        DDPStrategy(find_unused_parameters=partial_gradients, timeout=timedelta(seconds=config.device.timeout))
+        if world > 1
+        else "auto"
+    )
     return Fabric(
         accelerator=config.device.accelerator,
         devices=devices,
@@ -178,6 +187,12 @@ def _check_devices(fabric: Fabric, config: TrainingConfig) -> None:
         raise DataError(
             f"--batch-size {config.loop.batch_size} counts images over all {fabric.world_size} processes; expected a "
             f"multiple of {fabric.world_size}"
+        )
+    share, micro = config.loop.batch_size // fabric.world_size, config.loop.micro_batch
+    if micro is not None and share % micro:
+        raise DataError(
+            f"--micro-batch {micro}: each of {fabric.world_size} processes has {share} images of a step; expected a "
+            "number that divides them"
         )
 
 
@@ -270,7 +285,7 @@ def _make_ready(task: TrainingTask[Any], network: Network, compile_may_fail: boo
         if compiled is not None:
             compiled()
         return
-    what = f"{config.loop.batch_size // fabric.world_size} crops of {config.augment.crop} pixels"
+    what = f"{images_of_pass(config, fabric.world_size)} crops of {config.augment.crop} pixels"
     inputs = task.trial_inputs(network.net)
     succeeded = try_out(network.method, inputs, fabric, what, compiled, compile_may_fail)
     if compiled is not None and not succeeded:

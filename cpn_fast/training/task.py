@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
@@ -19,6 +19,16 @@ from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.training.tensorboard import MapStatistics
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
+
+
+def images_of_pass(config: TrainingConfig, world_size: int) -> int:
+    """How many images pass through the network at once in each process."""
+    return config.loop.micro_batch or config.loop.batch_size // world_size
+
+
+def passes_of_step(config: TrainingConfig, world_size: int) -> int:
+    """How many passes of each process make a step."""
+    return config.loop.batch_size // (world_size * images_of_pass(config, world_size))
 
 
 @dataclass(frozen=True)
@@ -109,9 +119,13 @@ class TrainingTask(ABC, Generic[ConfigT]):
         Shapes, dtypes and memory are those of real steps; no random number of the run is drawn.
         """
 
+    def together(self, batches: Sequence[Any]) -> Sequence[Any]:
+        """The batches of one step, in which each knows of the others what its loss depends on: nothing, as a rule."""
+        return batches
+
     def noise(self) -> Tensor:
         """uint8 [B, crop, crop, 3], images for `trial_inputs`."""
-        share, crop = self.config.loop.batch_size // self.fabric.world_size, self.config.augment.crop
+        share, crop = images_of_pass(self.config, self.fabric.world_size), self.config.augment.crop
         generator = torch.Generator().manual_seed(0)
         return torch.randint(0, 256, (share, crop, crop, 3), dtype=torch.uint8, generator=generator)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from cpn_fast.runs.metrics_log import MetricsLog
 from cpn_fast.training.monitor import NonFiniteGuard, PendingStep, StepValues
 from cpn_fast.training.optimizer import poly_factor, set_learning_rate, skip_update
 from cpn_fast.training.stop import StopRequest
-from cpn_fast.training.task import StepBatch, TrainingTask, ValidationMetrics, Validator
+from cpn_fast.training.task import StepBatch, TrainingTask, ValidationMetrics, Validator, passes_of_step
 from cpn_fast.training.tensorboard import TensorBoardLogger, map_record
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class Trainer:
         """Train to the last step, or until asked to stop; the checkpoint then holds the state reached.
 
         Args:
-            stream: gives the batches of steps `start_step` .. `last_step - 1`.
+            stream: gives the batches of steps `start_step` .. `last_step - 1`, one for each pass.
             start_step: steps done before.
 
         Returns:
@@ -139,9 +139,10 @@ class Trainer:
         with self.stop.listening(), self.outputs.progress:
             if start_step and self._evaluation_is_missing(start_step):
                 self._evaluate(start_step)
-            for batch in () if self._stopping else stream:
+            passes = passes_of_step(self.config, self.fabric.world_size)
+            for batches in () if self._stopping else zip(*[iter(stream)] * passes, strict=True):
                 step += 1
-                self.train_step(step, batch)
+                self.train_step(step, batches)
                 self._after_step(step)
                 if self._stopping or (self.fabric.world_size == 1 and self.stop):
                     break
@@ -149,19 +150,22 @@ class Trainer:
                 self.save(step)
         return step >= self.schedule.last_step
 
-    def train_step(self, step: int, batch: StepBatch) -> None:
-        """One optimizer step, number `step` (from 1); reads what the step before it measured. Waits for no device."""
+    def train_step(self, step: int, batches: Sequence[StepBatch]) -> None:
+        """One optimizer step, number `step` (from 1); reads what the step before it measured. Waits for no device.
+
+        Args:
+            step: its number.
+            batches: this process's, whose gradients add up as those of as many processes would.
+        """
         config, network = self.config, self.network
         rate = (config.optimizer.lr or 0.0) * self.schedule.rate_factor(step, config.optimizer.poly_power)
         set_learning_rate(network.bare_optimizer, rate)
-        seed_step(config.loop.seed, step, self.fabric.global_rank)
-        batch = batch.to(self.fabric.device)
-        outputs = network.module(*self.task.inputs(batch, step, self.schedule.total_steps))
-        self.fabric.backward(outputs["loss"])
+        passes = len(batches)
+        found = [self._pass(step, number, passes, batch) for number, batch in enumerate(self.task.together(batches))]
 
         previous = self.monitor.take()
-        losses = {name: outputs[name] for name in self.task.losses if name in outputs}
-        skip = self.monitor.observe(step, batch.ids, losses, bool(self.stop), self._statistics(step, outputs, batch))
+        ids = tuple(name for batch in batches for name in batch.ids)
+        skip = self.monitor.observe(step, ids, _means(found), bool(self.stop), self._statistics(step))
         skip_update(network.bare_optimizer, skip)
         network.optimizer.step()
         network.optimizer.zero_grad(set_to_none=True)
@@ -185,9 +189,23 @@ class Trainer:
         weights = "" if self.config.weights else " or begin with pretrained weights (--weights)"
         return f"{left}; lower --lr{weights}, in another --output"
 
-    def _statistics(self, step: int, outputs: dict[str, Tensor], batch: StepBatch) -> dict[str, Tensor]:
-        """Count the maps; every `log_every` steps give the sums to be read along."""
+    def _pass(self, step: int, number: int, passes: int, batch: StepBatch) -> dict[str, Tensor]:
+        """Forwards and backwards once; gives the losses. Processes add up their gradients in the last pass of a step.
+
+        Dropout is that of the pass's place among those of all processes.
+        """
+        fabric = self.fabric
+        module: Any = self.network.module
+        seed_step(self.config.loop.seed, step, fabric.global_rank * passes + number)
+        batch = batch.to(fabric.device)
+        with fabric.no_backward_sync(module, enabled=fabric.world_size > 1 and number + 1 < passes):
+            outputs = module(*self.task.inputs(batch, step, self.schedule.total_steps))
+            fabric.backward(outputs["loss"] if passes == 1 else outputs["loss"] / passes)
         self.task.count(outputs, batch)
+        return {name: outputs[name] for name in self.task.losses if name in outputs}
+
+    def _statistics(self, step: int) -> dict[str, Tensor]:
+        """The sums of the maps, to be read along every `log_every` steps."""
         statistics = self.task.statistics
         return statistics.take() if statistics is not None and step % self.config.loop.log_every == 0 else {}
 
@@ -317,6 +335,13 @@ class Trainer:
             save_checkpoint(self.outputs.folder.checkpoint_path, state)
         self.fabric.barrier()
         self._last_time = time.perf_counter()
+
+
+def _means(losses: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Each loss's mean over the passes of a step."""
+    if len(losses) == 1:
+        return losses[0]
+    return {name: torch.stack([each[name].detach() for each in losses]).mean() for name in losses[0]}
 
 
 def _finite(value: Any) -> Any:

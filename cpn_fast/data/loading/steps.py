@@ -77,28 +77,31 @@ class Span:
         total_steps: one past the last step.
         rank: this process; it gets its contiguous part of every global batch.
         world_size: number of processes.
+        passes: batches that it gets for each step, one after the other.
     """
 
     start_step: int
     total_steps: int
     rank: int = 0
     world_size: int = 1
+    passes: int = 1
 
 
 class _Steps(Sampler[list[tuple[int, int]]]):
-    """Batch sampler: lists of (step, slot in the global batch) of this rank."""
+    """Batch sampler: lists of (step, slot in the global batch) of this rank, one for each pass."""
 
     def __init__(self, span: Span, batch_size: int) -> None:
-        share = batch_size // span.world_size
+        self._share = batch_size // (span.world_size * span.passes)
         self._range = range(span.start_step, span.total_steps)
-        self._slots = range(span.rank * share, (span.rank + 1) * share)
+        self._passes = range(span.rank * span.passes, (span.rank + 1) * span.passes)
 
     def __len__(self) -> int:
-        return len(self._range)
+        return len(self._range) * len(self._passes)
 
     def __iter__(self) -> Any:
         for step in self._range:
-            yield [(step, slot) for slot in self._slots]
+            for number in self._passes:
+                yield [(step, slot) for slot in range(number * self._share, (number + 1) * self._share)]
 
 
 def step_loader(

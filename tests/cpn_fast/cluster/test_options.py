@@ -27,6 +27,8 @@ def test_options_that_do_not_fit_are_refused() -> None:
 def test_without_ray_the_error_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(DataError, match=r"pip install 'cpn-fast\[ray\]'"):
+        EngineOptions(engine="ray").open_engine()
+    with pytest.raises(DataError, match=r"pip install 'cpn-fast\[ray\]'"):
         run(sleeping(tmp_path / "out", 2), engine=RayEngine())
     assert not (tmp_path / "out/SegmentationClass").exists()
 

@@ -17,7 +17,7 @@ import onnx.parser
 import pytest
 from PIL import Image
 
-from benchmarks.ray_fake import kill_node, mask_of, sleeping, two_nodes
+from benchmarks.ray_fake import cluster_here, kill_node, mask_of, sleeping
 from cpn_export.label import LabelOnnxConfig, run_label_onnx
 from cpn_fast.cam.label import LabelConfig, run_label
 from cpn_fast.cluster import ray_engine
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    with two_nodes() as held:
+    with cluster_here() as held:
         yield held
 
 

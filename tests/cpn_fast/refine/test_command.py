@@ -16,6 +16,7 @@ from cpn_fast.cam.label import LabelConfig, run_label
 from cpn_fast.console.terminal import TerminalProgress
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.files import disk_space
+from cpn_fast.files.atomic import atomic_write_bytes
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.masks import read_labelmap, read_mask, write_mask
 from cpn_fast.files.soft_maps import read_soft_maps
@@ -196,14 +197,14 @@ class Killed(BaseException):
 def test_a_stopped_run_goes_on_and_leaves_nothing_half_written(labelled, to, monkeypatch, error, raised, message):
     out, count = to["output"], [0]
 
-    def write(path, mask, palette):
+    def write(path, data, lasting):
         count[0] += 1
         if count[0] > 3:
             raise error
-        write_mask(path, mask, palette)
+        atomic_write_bytes(path, data, lasting)
 
     with monkeypatch.context() as patch:
-        patch.setattr(mask_folder_module, "write_mask", write)
+        patch.setattr(mask_folder_module, "atomic_write_bytes", write)
         with pytest.raises(raised, match=message):
             run_refine(config(labelled, workers=1, **to))
     assert len(found(out)) == len(list((out / "SegmentationClass").iterdir())) == len(lines(out)) == 3

@@ -260,21 +260,21 @@ def test_removed_image_is_recorded_and_made_up_for_later(run: Path, squares: Pat
 def test_full_disk_says_what_to_do_and_leaves_nothing_half(
     run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, calls = mask_folder_module.write_mask, []
+    write, calls = mask_folder_module.atomic_write_bytes, []
 
-    def full(path: Path, mask: np.ndarray, palette: np.ndarray | None) -> None:
+    def full(path: Path, data: bytes, lasting: bool) -> None:
         calls.append(path)
         if len(calls) == 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, mask, palette)
+        write(path, data, lasting)
 
-    monkeypatch.setattr(mask_folder_module, "write_mask", full)
+    monkeypatch.setattr(mask_folder_module, "atomic_write_bytes", full)
     with pytest.raises(
         DataError,
         match=r"cannot write the mask of val_\d \(No space left on device\).*rerun the same command to resume",
     ):
         run_segment_predict(config(run, squares, workers=1))
-    monkeypatch.setattr(mask_folder_module, "write_mask", write)
+    monkeypatch.setattr(mask_folder_module, "atomic_write_bytes", write)
     left = [path.name for path in (tmp_path / "masks" / "SegmentationClass").iterdir()]
     assert calls[1].name not in left and not [name for name in left if name.startswith(".tmp")]
     run_segment_predict(config(run, squares))
