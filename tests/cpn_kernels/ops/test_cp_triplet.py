@@ -140,6 +140,7 @@ def test_own_mean_is_the_hidden_colour() -> None:
     torch.testing.assert_close(normalised[0, 1], torch.full((2, 2), 0.2 / 0.224))
 
 
+@pytest.mark.slow
 def test_compiled_without_graph_breaks() -> None:
     images, patches, keys = sample()
     compiled = torch.compile(lambda i, p, k: cp_triplet(i, p, k, 0.5), fullgraph=True)
