@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from cpn_fast.config.refine import Refine, RefineAt, RefineOptions, ScalesOf, has_refinement_heads
+from cpn_fast.config.refine import (
+    OF_PIXEL_HEAD,
+    POWERS,
+    Refine,
+    RefineAt,
+    RefineOptions,
+    ScalesOf,
+    has_refinement_heads,
+)
 from cpn_fast.config.scales import CAM_SCALES, TRAINING_SCALES
 from cpn_fast.files.errors import DataError
 from cpn_fast.inference.options import check_scales
@@ -26,10 +34,10 @@ class MapOptions:
         scales_of: what they are factors of: the "image", or the mean long side of the run's "training"; None =
             "image" where scales are given and for the presets of the paper, else "training".
         flip: also run the mirrored image.
-        refine: see `RefineOptions`; None = "pixels" for a run that learned pixel labels, for the presets of the paper
-            the heads that they trained, else "raw".
+        refine: see `RefineOptions`; None = "pixels-raw" for a run that learned pixel labels, for the presets of the
+            paper the heads that they trained, else "raw".
         refine_at: see `RefineOptions`; None = "fused", or for the presets of the paper "scale".
-        affinity_power: exponent of the affinities.
+        affinity_power: exponent of the affinities; None = 2 for "pixels-raw", else 1.
         pairs: complementary pairs at every scale, see `Labeller`.
     """
 
@@ -38,7 +46,7 @@ class MapOptions:
     flip: bool = True
     refine: Refine | None = None
     refine_at: RefineAt | None = None
-    affinity_power: float = 1.0
+    affinity_power: float | None = None
     pairs: int = 0
 
     @classmethod
@@ -51,23 +59,24 @@ class MapOptions:
         config = run.config
         of_paper, heads = config.preset in PAPER_PRESETS, has_refinement_heads(config)
         pixels = config.learns_pixels
-        usual: Refine = "pixels" if pixels else "raw"
+        usual: Refine = "pixels-raw" if pixels else "raw"
         papers: Refine = "learnt" if heads else "none"
         refine: Refine = self.refine or (papers if of_paper and not pixels else usual)
-        if refine == "pixels" and not pixels:
+        if refine in OF_PIXEL_HEAD and not pixels:
             raise DataError(
-                f"--refine pixels: {run.path} learned no pixel labels (of --pixel-masks or --options.teacher); "
+                f"--refine {refine}: {run.path} learned no pixel labels (of --pixel-masks or --options.teacher); "
                 "use --refine raw"
             )
         if refine == "learnt" and not heads:
             raise DataError(
                 f"--refine learnt: {run.path} (method {config.method}) has no refinement heads; use --refine raw"
             )
-        if not self.affinity_power > 0:
+        power = POWERS.get(refine, 1.0) if self.affinity_power is None else self.affinity_power
+        if not power > 0:
             raise DataError(f"--affinity-power {self.affinity_power}: expected a number above 0")
         if not 0 <= self.pairs <= MOST_PAIRS:
             raise DataError(f"--pairs {self.pairs}: expected 0 to {MOST_PAIRS}")
-        options = RefineOptions(refine, self.refine_at or ("scale" if of_paper else "fused"), self.affinity_power)
+        options = RefineOptions(refine, self.refine_at or ("scale" if of_paper else "fused"), power)
         scales_of = self.scales_of or ("image" if of_paper or self.scales is not None else "training")
         default, side = (CAM_SCALES, None) if scales_of == "image" else (TRAINING_SCALES, training_side(run))
         scales = default if self.scales is None else self.scales
@@ -114,6 +123,7 @@ class ResolvedMaps:
             "raw": f"raw refinement of {where}",
             "learnt": f"learnt refinement of {where}",
             "pixels": "maps of the pixel head",
+            "pixels-raw": "maps of the pixel head, spread by raw features",
         }[self.refine.refine]
         pairs = f", {self.pairs} complementary pairs" if self.pairs else ""
         return f"scales {factors}{of}, flip {self.flip}{pairs}, {how}"

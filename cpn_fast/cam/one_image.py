@@ -83,7 +83,7 @@ def label_settings(
         void_band: scores within become void.
         threshold: class probability above which a class counts as present where no labels are given.
         max_side: longer images are reduced to this long side in pixels first.
-        refine: "raw", "learnt" or "none"; None = as `cpn label`.
+        refine: "raw", "learnt", "pixels", "pixels-raw" or "none"; None = as `cpn label`.
         refine_at: "fused" or "scale"; None = as `cpn label`.
         device: "auto", "cpu" or "cuda".
 

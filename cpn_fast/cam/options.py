@@ -65,11 +65,12 @@ class LabelConfig(EngineOptions):
             0.5 of one that learned pixel labels.
         void_band: pixels whose best foreground score lies within become void (255).
         refine: how RCAM is made of CAM: "raw" spreads it over pixels that look alike by the backbone's own features,
-            "learnt" by the refinement heads that the run trained, "none" leaves it; None = raw (presets paper,
-            released: learnt).
+            "learnt" by the refinement heads that the run trained, "none" leaves it; "pixels" takes the maps of the head
+            that learned pixel labels instead, "pixels-raw" spreads them; None = raw (presets paper, released: learnt;
+            after pixel labels: pixels-raw).
         refine_at: refine the "fused" CAM of all scales once, or that of each "scale"; None = fused (presets paper,
             released: scale).
-        affinity_power: exponent of the affinities of refinement.
+        affinity_power: exponent of the affinities of refinement; None = 2 for "pixels-raw", else 1.
         pairs: also run so many complementary pairs of the image at every scale, and add what their views show: more of
             the object, at two passes more for each.
         maps: which maps make the mask; auto = RCAM where there is refinement, else CAM.
@@ -99,7 +100,7 @@ class LabelConfig(EngineOptions):
     flip: bool = True
     refine: Refine | None = None
     refine_at: RefineAt | None = None
-    affinity_power: float = 1.0
+    affinity_power: float | None = None
     pairs: int = 0
     beta: float | None = None
     void_band: tuple[float, float] | None = None

@@ -23,9 +23,9 @@ class ExportConfig:
         scales_of: of a CAM network, whether scales are factors of the "image", or of the mean long side of the run's
             "training"; None = of the image where they are given.
         flip: also run the mirrored image.
-        refine: of a CAM network, how RCAM is made of CAM, "raw", "learnt" or "none", as for `cpn label`.
+        refine: of a CAM network, how RCAM is made of CAM, "raw", "learnt", "pixels-raw" or another, as for `cpn label`.
         refine_at: of a CAM network, refine the "fused" CAM of all scales, or that of each "scale", as for `cpn label`.
-        affinity_power: of a CAM network, exponent of the affinities of refinement; None = 1.
+        affinity_power: of a CAM network, exponent of the affinities of refinement; None = 2 for "pixels-raw", else 1.
         pairs: of a CAM network, complementary pairs at every scale, as for `cpn label`; None = 0.
         beta: of a CAM network, background score of the masks, in [0, 1]; None = the best one that `cpn evaluate` found
             for the run.

@@ -7,7 +7,7 @@ from typing import Literal
 
 from cpn_fast.config.training import TrainConfig
 
-Refine = Literal["raw", "learnt", "pixels", "none"]
+Refine = Literal["raw", "learnt", "pixels", "pixels-raw", "none"]
 RefineAt = Literal["fused", "scale"]
 ScalesOf = Literal["training", "image"]
 
@@ -19,10 +19,11 @@ class RefineOptions:
     Attributes:
         refine: "raw" compares pixels by the backbone's `mid` and `high` features as they are, so that it works for
             every network; "learnt" uses the refinement heads that training made; "pixels" takes the maps of the head
-            that learned pixel labels instead; "none" leaves the CAM.
+            that learned pixel labels instead, and "pixels-raw" spreads these as "raw" spreads CAMs; "none" leaves the
+            CAM.
         at: "fused" refines the sum of all scales' CAMs once, with the features of one scale; "scale" refines the CAM of
-            each scale (and of each mirrored image) by itself and sums what comes out, as the paper does. "pixels" has
-            no such choice.
+            each scale (and of each mirrored image) by itself and sums what comes out, as the paper does. The pixel
+            head's maps have no such choice.
         power: exponent of the affinities, above 0; 1 is the paper's.
     """
 
@@ -34,8 +35,17 @@ class RefineOptions:
 PER_SCALE = RefineOptions("learnt", "scale")
 """The paper's refinement: that of the trained heads, at every scale."""
 
-PIXELS = RefineOptions("pixels", "fused")
-"""The maps of the head that learned pixel labels."""
+OF_PIXEL_HEAD = ("pixels", "pixels-raw")
+"""Values of `refine` that need a network with a pixel head."""
+
+OF_RAW_FEATURES = ("raw", "pixels-raw")
+"""Values of `refine` that compare pixels by the backbone's features."""
+
+POWERS = {"pixels-raw": 2.0}
+"""Exponents of the affinities that did best, where that is not 1."""
+
+PIXELS = RefineOptions("pixels-raw", "fused", POWERS["pixels-raw"])
+"""The maps of a head that learned pixel labels, as a run's own labelling makes them."""
 
 
 def has_refinement_heads(config: TrainConfig) -> bool:

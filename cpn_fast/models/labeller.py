@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cpn_fast.config.refine import PER_SCALE, RefineOptions
+from cpn_fast.config.refine import OF_PIXEL_HEAD, OF_RAW_FEATURES, PER_SCALE, RefineOptions
 from cpn_fast.config.scales import CAM_SCALES, FEATURE_SCALE
 from cpn_fast.files.background_score import DEFAULT_BETA
 from cpn_fast.models.cam import CamNet, CamOutput
 from cpn_fast.models.pairs import pair_cam, patterns, shown_pixels
-from cpn_fast.models.refinement import refine_raw
+from cpn_fast.models.refinement import refine_raw, spread_raw
 from cpn_kernels.cam_norm import MapNorm, normalise_cam
 from cpn_kernels.ops.cp_triplet import normalise_images
 
@@ -205,12 +205,12 @@ class Labeller(nn.Module):
     def refined(self) -> bool:
         """Whether RCAM differs from CAM."""
         how = self.refine.refine
-        return how in ("raw", "pixels") or (how == "learnt" and self.net.refinement != "none")
+        return how in ("raw", *OF_PIXEL_HEAD) or (how == "learnt" and self.net.refinement != "none")
 
     @property
     def refined_once(self) -> bool:
         """Whether RCAM is made of the sum of all scales' CAMs."""
-        return self.refine.refine == "pixels" or (self.refined and self.refine.at == "fused")
+        return self.refine.refine in OF_PIXEL_HEAD or (self.refined and self.refine.at == "fused")
 
     def _nearest(self, scale: float) -> int:
         return min(range(len(self.scales)), key=lambda index: abs(self.scales[index] - scale))
@@ -229,15 +229,13 @@ class Labeller(nn.Module):
 
     def _passes(self, images: Tensor, views: Tensor) -> list[CamOutput]:
         """The network at every scale; of refinement once, only the features that it takes are kept."""
-        raw, passes = self.refine.refine == "raw", []
+        raw, passes = self.refine.refine in OF_RAW_FEATURES, []
         for index, scale in enumerate(self.scales):
             scaled = self._at_scale(images, views, scale)
             output = self.net(scaled, raw)
             if len(self.shown):
                 output = output._replace(cam=F.relu(output.cam) + self._pairs_cam(scaled))
-            if output.pixels is not None and self.refine.refine == "pixels":
-                output = output._replace(features=output.pixels)
-            elif self.refined_once and index != self.feature_pass:
+            if self.refine.refine == "pixels" or (self.refined_once and index != self.feature_pass):
                 output = output._replace(features=output.features[:, :0])
             passes.append(output)
         return passes
@@ -252,7 +250,12 @@ class Labeller(nn.Module):
         return torch.stack(maps).mean(dim=0)
 
     def refine_map(self, cam: Tensor, features: Tensor, labels: Tensor) -> Tensor:
-        """Un-normalised RCAM [M, K, h, w] of a CAM, with the features [M, E, h, w] that `refine` names."""
+        """Un-normalised RCAM [M, K, h, w] of a CAM, with the features [M, E, h, w] that `refine` names.
+
+        For "pixels-raw" it is the probabilities [M, K + 1, h, w] of the pixel head that are spread, background first.
+        """
+        if self.refine.refine == "pixels-raw":
+            return spread_raw(cam, features, self.refine.power)
         if self.refine.refine == "raw":
             return refine_raw(cam, features, labels, self.map_norm, self.refine.power)
         return self.net.refine(cam, features, labels, self.map_norm, power=self.refine.power)
@@ -314,7 +317,7 @@ class Labeller(nn.Module):
         self, passes: Sequence[CamOutput], labels: Tensor, channels: Tensor | None, size: tuple[int, int]
     ) -> Tensor:
         """Normalised RCAM of the scales' summed CAMs, refined once on the grid of one scale, at image size."""
-        if self.refine.refine == "pixels":
+        if self.refine.refine in OF_PIXEL_HEAD:
             return self._pixel_maps(passes, labels, channels, size)
         chosen = passes[self.feature_pass]
         grid = (chosen.cam.shape[2], chosen.cam.shape[3])
@@ -322,28 +325,43 @@ class Labeller(nn.Module):
         for index, output in enumerate(passes):
             if index != self.feature_pass:
                 total = total + self._at_image_size(F.relu(output.cam), grid)
-        halves = unflipped(chosen.features, self.flip)
-        features = (halves[0] + halves[1]) / 2 if self.flip else halves[0]
-        refined = self._refine_channels(total, features, labels, channels)
+        refined = self._refine_channels(total, self._features(chosen), labels, channels)
         full = F.interpolate(refined, size=size, mode="bilinear", align_corners=False)
         return normalised(full, of_channels(labels, channels), self.map_norm)
+
+    def _features(self, chosen: CamOutput) -> Tensor:
+        """The features of one pass, of the image and its mirrored form in the mean."""
+        halves = unflipped(chosen.features, self.flip)
+        return (halves[0] + halves[1]) / 2 if self.flip else halves[0]
 
     def _pixel_maps(
         self, passes: Sequence[CamOutput], labels: Tensor, channels: Tensor | None, size: tuple[int, int]
     ) -> Tensor:
-        """The pixel head's maps: each class against background, of the mean logits of all scales.
+        """The pixel head's maps, by its mean logits of all scales, among background and the image's classes.
 
-        Of classes p_c and background p_0 the map is p_c / (p_c + p_0) = sigmoid(l_c - l_0), so that the mask at a
-        background score of 0.5 is the argmax over background and the image's classes.
+        With shares p_0 of background and p_c of the classes the map of a class is p_c / (p_0 + max p_c): that of the
+        best class is its share against background alone, so that a background score of 0.5 gives the argmax.
         """
-        grid = (passes[self.feature_pass].features.shape[2], passes[self.feature_pass].features.shape[3])
-        total = self._at_image_size(passes[0].features, grid)
-        for output in passes[1:]:
-            total = total + self._at_image_size(output.features, grid)
-        logits = total / (len(passes) * (2 if self.flip else 1))
-        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        foreground, present = of_channels(logits[:, 1:], channels), of_channels(labels, channels) > 0
-        return torch.sigmoid(foreground - logits[:, :1]) * present[:, :, None, None].to(logits.dtype)
+        logits = self._pixel_logits(passes)
+        logits = torch.cat([logits[:, :1], of_channels(logits[:, 1:], channels)], dim=1)
+        competing = F.pad(of_channels(labels, channels) > 0, (1, 0), value=True)[:, :, None, None]
+        if self.refine.refine == "pixels":
+            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        shares = logits.masked_fill(~competing, float("-inf")).softmax(dim=1)
+        if self.refine.refine == "pixels-raw":
+            spread = self.refine_map(shares, self._features(passes[self.feature_pass]), labels)
+            shares = F.interpolate(spread, size=size, mode="bilinear", align_corners=False)
+        background, foreground = shares[:, :1], shares[:, 1:]
+        return foreground / (background + foreground.amax(dim=1, keepdim=True))
+
+    def _pixel_logits(self, passes: Sequence[CamOutput]) -> Tensor:
+        """The pixel head's logits [B, K + 1, h, w], a mean over scales and mirrored forms, on the grid of one scale."""
+        maps = [output.pixels for output in passes if output.pixels is not None]
+        grid = (maps[self.feature_pass].shape[2], maps[self.feature_pass].shape[3])
+        total = self._at_image_size(maps[0], grid)
+        for other in maps[1:]:
+            total = total + self._at_image_size(other, grid)
+        return total / (len(maps) * (2 if self.flip else 1))
 
     def forward(self, images: Tensor, labels: Tensor) -> Labelled:
         """Label uint8 images [B, H, W, 3] with labels float [B, K] (a row of -1: own scores stand in)."""

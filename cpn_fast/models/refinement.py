@@ -67,11 +67,25 @@ def refine_raw(
     Returns:
         The foreground of Y_pcm, before normalisation.
     """
+    return spread_raw(winner_maps(cam, labels, map_norm).unflatten(2, cam.shape[2:]), features, power)[:, 1:]
+
+
+def spread_raw(
+    maps: Tensor,  # [M, C, h, w]
+    features: Tensor,  # [M, E, h, w]
+    power: float = 1.0,
+) -> Tensor:  # [M, C, h, w]
+    """Each map's mean over all pixels, weighted by how alike their features are about the image's mean.
+
+    Args:
+        maps: float >= 0.
+        features: from `raw_features`.
+        power: exponent of the affinities.
+    """
     embedding = features.flatten(2)
     centred = embedding - embedding.mean(dim=2, keepdim=True)
-    winners = winner_maps(cam, labels, map_norm)
-    refined = pixel_correlation(centred, winners, power=power)
+    flat = maps.flatten(2)
+    spread = pixel_correlation(centred, flat, power=power)
     # What rounding leaves of features that equal the mean has no direction: such a position keeps its own map.
     distinct = centred.square().mean(dim=1, keepdim=True) > DISTINCT
-    refined = torch.where(distinct, refined, winners)
-    return refined[:, 1:].unflatten(2, cam.shape[2:])
+    return torch.where(distinct, spread, flat).unflatten(2, maps.shape[2:])

@@ -10,6 +10,7 @@ from cpn_fast.cam.map_options import MapOptions
 from cpn_fast.cam.options import LabelConfig
 from cpn_fast.config.display import command_text
 from cpn_fast.config.export import ExportConfig
+from cpn_fast.config.refine import OF_PIXEL_HEAD
 from cpn_fast.config.serialise import config_to_dict, flat
 from cpn_fast.config.training import CERTAIN, AffinityConfig, SegmentConfig, TrainConfig, replace_dotted
 from cpn_fast.refine.options import RefineConfig
@@ -186,7 +187,7 @@ def _first_round(config: PipelineConfig) -> tuple[list[Stage], Path]:
     out, data, split = config.output, config.train.data, config.train.split
     run, masks = out / "first", out / "first-masks"
     training = replace(replace_dotted(config.train, {"resume": False}), output=run, method="cam")
-    refine = None if config.label.refine == "pixels" else config.label.refine
+    refine = None if config.label.refine in OF_PIXEL_HEAD else config.label.refine
     labelling = replace(
         config.label, run=run, data=data, split=split, output=masks, refine=refine, soft_maps=False,
         beta=CERTAIN[0], void_band=CERTAIN,

@@ -26,9 +26,9 @@ class ReportConfig:
         scales_of: whether scales are factors of the "image", or of the mean long side of the run's "training"; None =
             of the image where they are given.
         flip: also run the mirrored image.
-        refine: how the pictures' RCAM is made, "raw", "learnt" or "none", as for `cpn label`.
+        refine: how the pictures' RCAM is made, "raw", "learnt", "pixels-raw" or another, as for `cpn label`.
         refine_at: refine the "fused" CAM of all scales, or that of each "scale", as for `cpn label`.
-        affinity_power: exponent of the affinities of refinement.
+        affinity_power: exponent of the affinities of refinement; None = 2 for "pixels-raw", else 1.
         pairs: complementary pairs at every scale, as for `cpn label`.
         max_side: longer images are reduced to this long side in pixels first.
         device: where the network runs; auto = a GPU where there is one.
@@ -45,7 +45,7 @@ class ReportConfig:
     flip: bool = True
     refine: Refine | None = None
     refine_at: RefineAt | None = None
-    affinity_power: float = 1.0
+    affinity_power: float | None = None
     pairs: int = 0
     max_side: int = 1024
     device: Literal["auto", "cpu", "cuda"] = "auto"

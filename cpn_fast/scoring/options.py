@@ -27,11 +27,12 @@ class EvaluateConfig:
             of the image where they are given.
         flip: also run the mirrored image.
         refine: how RCAM is made of CAM: "raw" spreads it over pixels that look alike by the backbone's own features,
-            "learnt" by the refinement heads that the run trained, "none" leaves it; None = raw (presets paper,
-            released: learnt).
+            "learnt" by the refinement heads that the run trained, "none" leaves it; "pixels" takes the maps of the head
+            that learned pixel labels instead, "pixels-raw" spreads them; None = raw (presets paper, released: learnt;
+            after pixel labels: pixels-raw).
         refine_at: refine the "fused" CAM of all scales once, or that of each "scale"; None = fused (presets paper,
             released: scale).
-        affinity_power: exponent of the affinities of refinement.
+        affinity_power: exponent of the affinities of refinement; None = 2 for "pixels-raw", else 1.
         pairs: also run so many complementary pairs of the image at every scale, and add what their views show: more of
             the object, at two passes more for each.
         max_side: longer images are reduced to this long side in pixels first, and the result enlarged back.
@@ -54,7 +55,7 @@ class EvaluateConfig:
     flip: bool = True
     refine: Refine | None = None
     refine_at: RefineAt | None = None
-    affinity_power: float = 1.0
+    affinity_power: float | None = None
     pairs: int = 0
     max_side: int = 1024
     threshold: float = 0.5

@@ -19,6 +19,7 @@ from cpn_export.graph_surgery import (
     traced,
     unchanged,
 )
+from cpn_fast.config.refine import OF_PIXEL_HEAD, OF_RAW_FEATURES
 from cpn_fast.models.cam import CamOutput
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.models.pcm import FEATURE_CHANNELS
@@ -27,17 +28,22 @@ REFINEMENT = "Refinement"
 
 
 class _Network(nn.Module):
-    """One pass over normalised views: cam, scores and, with refinement, features."""
+    """One pass over normalised views: cam, scores and, with refinement, the features that it takes.
+
+    Of the pixel head these are its logits, and behind them those by which they are spread.
+    """
 
     def __init__(self, labeller: Labeller) -> None:
         super().__init__()
         self.net, self.refined, self.how = labeller.net, labeller.refined, labeller.refine.refine
 
     def forward(self, views: Tensor) -> tuple[Tensor, ...]:
-        output = self.net(views, self.how == "raw")
+        output = self.net(views, self.how in OF_RAW_FEATURES)
         if not self.refined:
             return output.cam, output.scores
-        return output.cam, output.scores, output.pixels if self.how == "pixels" else output.features
+        taken = [output.pixels] if self.how in OF_PIXEL_HEAD else []
+        taken += [] if self.how == "pixels" else [output.features]
+        return output.cam, output.scores, torch.cat(taken, dim=1)
 
 
 class _Refinement(nn.Module):
@@ -58,8 +64,9 @@ class _Calls(nn.Module):
         super().__init__()
         net = labeller.net
         self.refinement, self.refined = net.refinement, labeller.refined
-        self.feature_channels, self.pixels = feature_channels(labeller), labeller.refine.refine == "pixels"
         self.num_classes = net.num_classes
+        self.pixel_channels = self.num_classes + 1 if labeller.refine.refine in OF_PIXEL_HEAD else 0
+        self.feature_channels = self.pixel_channels + feature_channels(labeller)
         self.stride = net.backbone.strides[2]
         self.register_buffer("mean", net.mean)
 
@@ -75,8 +82,9 @@ class _Calls(nn.Module):
         )
         if not self.refined:
             outputs.append(outputs[0][:, :0])
-        cam, scores, features = outputs
-        return CamOutput(cam, scores, features, features if self.pixels else None)
+        cam, scores, taken = outputs
+        pixels = taken[:, : self.pixel_channels] if self.pixel_channels else None
+        return CamOutput(cam, scores, taken[:, self.pixel_channels :], pixels)
 
 
 class _CallingLabeller(Labeller):
@@ -126,16 +134,18 @@ def labeller_graph(labeller: Labeller, conversion: Conversion = unchanged) -> ir
 
 
 def feature_channels(labeller: Labeller) -> int:
-    """Channels of the features that a labeller's refinement takes."""
+    """Channels of the features by which a labeller's refinement compares pixels."""
     if labeller.refine.refine == "pixels":
-        return labeller.net.num_classes + 1
-    return sum(labeller.net.backbone.channels[:2]) if labeller.refine.refine == "raw" else FEATURE_CHANNELS
+        return 0
+    raw = labeller.refine.refine in OF_RAW_FEATURES
+    return sum(labeller.net.backbone.channels[:2]) if raw else FEATURE_CHANNELS
 
 
 def _trace_refinement(labeller: Labeller) -> ir.Model:
     batch, height, width = dims(1, 2)
     count = labeller.net.num_classes
-    cam, features = torch.zeros(2, count, 11, 13), torch.zeros(2, feature_channels(labeller), 11, 13)
+    maps_of = count + 1 if labeller.refine.refine == "pixels-raw" else count
+    cam, features = torch.zeros(2, maps_of, 11, 13), torch.zeros(2, feature_channels(labeller), 11, 13)
     maps = {0: batch, 2: height, 3: width}
     return traced(
         _Refinement(labeller),

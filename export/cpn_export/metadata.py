@@ -46,7 +46,7 @@ class ModelInfo:
         kind: what the network gives.
         precision: number format of the network.
         scale_side: long side in pixels that scale 1 brings an image to; None = the image's own.
-        refine: how RCAM is made: "raw", "learnt" or "none"; None for a segmentation network.
+        refine: how RCAM is made: "raw", "learnt", "pixels", "pixels-raw" or "none"; None for a segmentation network.
         refine_at: "fused" or "scale"; None for a segmentation network.
         affinity_power: exponent of the affinities; None for a segmentation network.
         pairs: complementary pairs at every scale.

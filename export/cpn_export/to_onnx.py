@@ -61,9 +61,14 @@ def run_export(config: ExportConfig, progress: Progress = SILENT) -> Path:
 
 def _export_cam(config: ExportConfig, run: RunFolder, progress: Progress) -> ModelInfo:
     settings = run.config
-    power = 1.0 if config.affinity_power is None else config.affinity_power
     wanted = MapOptions(
-        config.scales, config.scales_of, config.flip, config.refine, config.refine_at, power, config.pairs or 0
+        config.scales,
+        config.scales_of,
+        config.flip,
+        config.refine,
+        config.refine_at,
+        config.affinity_power,
+        config.pairs or 0,
     )
     how = wanted.resolved(run)
     info = ModelInfo(

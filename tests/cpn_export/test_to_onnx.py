@@ -14,7 +14,7 @@ from cpn_export.cam_graph import labeller_graph  # noqa: E402
 from cpn_export.graph_surgery import trace_network  # noqa: E402
 from cpn_export.to_onnx import ExportConfig, run_export  # noqa: E402
 from cpn_fast.cli.main import main as cpn  # noqa: E402
-from cpn_fast.config.refine import PER_SCALE, PIXELS, RefineOptions  # noqa: E402
+from cpn_fast.config.refine import OF_PIXEL_HEAD, PER_SCALE, PIXELS, RefineOptions  # noqa: E402
 from cpn_fast.files.errors import DataError  # noqa: E402
 from cpn_fast.models.backbones import Backbone  # noqa: E402
 from cpn_fast.models.backbones.common import relu6_  # noqa: E402
@@ -48,7 +48,8 @@ class SmallBackbone(Backbone):
         pytest.param(
             "none", "minmax", False, (0.5, 1.0), RefineOptions("raw", "scale", 1.5), None, marks=pytest.mark.slow
         ),
-        ("none", "minmax", True, (1.0,), PIXELS, 72),
+        ("none", "minmax", True, (0.75, 1.0), PIXELS, 72),
+        ("pcm", "minmax", False, (1.0,), RefineOptions("pixels", "fused"), None),
         pytest.param("pcm", "minmax", True, (0.75, 1.5), RefineOptions("learnt", "fused"), 72, marks=pytest.mark.slow),
         pytest.param("prcm_released", "minmax", False, (0.75,), PER_SCALE, None, marks=pytest.mark.slow),
     ],
@@ -60,7 +61,7 @@ def test_every_kind_of_network(refinement, map_norm, flip, scales, refine, side,
     torch.manual_seed(3)
     released = refinement == "prcm_released"
     readings = {"score_resolution": "input", "winner_classes": "all"} if released else {}
-    net = CamNet(SmallBackbone(), 4, refinement, **readings, pixel_head=refine == PIXELS)
+    net = CamNet(SmallBackbone(), 4, refinement, **readings, pixel_head=refine.refine in OF_PIXEL_HEAD)
     net.mean.copy_(torch.tensor([0.4, 0.5, 0.3]))
     if net.pixels is not None:
         nn.init.normal_(net.pixels.weight)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -131,7 +132,7 @@ def test_a_step_teaches_the_pixel_head_and_the_backbone(method, taught, monkeypa
 
 
 def test_labelling_takes_the_heads_maps_and_a_half_is_the_argmax() -> None:
-    from cpn_fast.config.refine import PIXELS
+    from cpn_fast.config.refine import RefineOptions
     from cpn_fast.models.labeller import Labeller
     from cpn_kernels.ops.cp_triplet import normalise_images
 
@@ -143,15 +144,55 @@ def test_labelling_takes_the_heads_maps_and_a_half_is_the_argmax() -> None:
     image = torch.randint(0, 256, (1, 40, 56, 3), generator=generator, dtype=torch.uint8)
     labels = torch.tensor([[1.0, 0, 1]])
     with torch.no_grad():
-        found = Labeller(net, scales=(1.0,), flip=False, beta=0.5, refine=PIXELS)(image, labels)
+        refine = RefineOptions("pixels", "fused")
+        found = Labeller(net, scales=(1.0,), flip=False, beta=0.5, refine=refine)(image, labels)
         logits = net(normalise_images(image, net.mean)).pixels
         full = F.interpolate(logits, size=(40, 56), mode="bilinear", align_corners=False)
         full[:, 2] = -1e9  # absent
-        part = Labeller(net, scales=(0.5, 1.0), refine=PIXELS)
+        part = Labeller(net, scales=(0.5, 1.0), refine=refine)
         every = part.scale_maps(image, labels).fused()
         present = part.scale_maps(image, labels, present_only=True).fused()
     assert torch.equal(found.mask.long(), full.argmax(dim=1))
     assert found.mask.any() and not found.rcam[:, 1].any()
     shares = full.softmax(dim=1)
-    torch.testing.assert_close(found.rcam[:, 0], shares[:, 1] / (shares[:, 1] + shares[:, 0]))
+    best = torch.maximum(shares[:, 1], shares[:, 3])
+    torch.testing.assert_close(found.rcam[:, 0], shares[:, 1] / (best + shares[:, 0]))
     torch.testing.assert_close(present, every[:, [0, 2]])
+
+
+def test_the_heads_shares_are_spread_over_pixels_that_look_alike() -> None:
+    """Against the N x N matrix of affinities in float64."""
+    from cpn_fast.config.refine import PIXELS
+    from cpn_fast.models.labeller import Labeller, normalise_images
+
+    torch.manual_seed(0)
+    net = CamNet(create_backbone("resnet38_tiny"), CLASSES, "none", pixel_head=True).eval()
+    assert net.pixels is not None
+    torch.nn.init.normal_(net.pixels.weight)
+    image = torch.randint(0, 256, (1, 48, 64, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    labels = torch.tensor([[1.0, 0, 1]])
+    labeller = Labeller(net, scales=(1.0, 0.5), beta=0.5, refine=PIXELS)
+    with torch.no_grad():
+        found = labeller(image, labels)
+        present = labeller.scale_maps(image, labels, present_only=True).fused()
+        views = normalise_images(image, net.mean)
+        whole, mirrored = (net(view, raw=True) for view in (views, views.flip(3)))
+        halved = F.interpolate(views, scale_factor=0.5, mode="bilinear")
+        half, half_mirrored = (net(view) for view in (halved, halved.flip(3)))
+    grid = whole.pixels.shape[2:]
+    logits = whole.pixels + mirrored.pixels.flip(3)
+    for small in (half.pixels, half_mirrored.pixels.flip(3)):
+        logits = logits + F.interpolate(small, size=grid, mode="bilinear")
+    shares = np.delete((logits / 4)[0].double().numpy(), 2, axis=0)  # class 2 is not in the image
+    shares = np.exp(shares) / np.exp(shares).sum(axis=0)
+    features = ((whole.features + mirrored.features.flip(3)) / 2)[0].double().flatten(1).numpy()
+    features = features - features.mean(axis=1, keepdims=True)
+    alike = features.T @ features / np.linalg.norm(features, axis=0)[:, None] / np.linalg.norm(features, axis=0)
+    affinity = np.maximum(alike, 0) ** 2
+    spread = shares.reshape(3, -1) @ (affinity / affinity.sum(axis=1, keepdims=True)).T
+    full = F.interpolate(torch.from_numpy(spread.reshape(1, 3, *grid)), size=(48, 64), mode="bilinear")[0]
+    expected = (full[1:] / (full[1:].amax(dim=0) + full[0])).float()
+    torch.testing.assert_close(found.rcam[0, [0, 2]], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(present, found.rcam[:, [0, 2]])
+    assert not found.rcam[:, 1].any()
+    assert (found.mask[0].long() == torch.tensor([0, 1, 3])[full.argmax(dim=0)]).double().mean() > 0.999
