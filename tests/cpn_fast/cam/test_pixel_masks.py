@@ -89,7 +89,7 @@ def test_a_run_with_pixel_labels_from_another_to_its_masks(coded, tmp_path) -> N
     out = tmp_path / "masks"
     summary = run_label(LabelConfig(second.path, f"folder:{coded}", out, split="all", sheet=0, device="cpu"))
     assert summary.written == 3
-    assert '"refine": "pixels"' in next(out.glob("*.json")).read_text()
+    assert '"refine": "pixels-raw"' in next(out.glob("*.json")).read_text()
     with pytest.raises(DataError, match="learned no pixel labels"):
         run_label(LabelConfig(first.path, f"folder:{coded}", tmp_path / "no", split="all", refine="pixels"))
 
