@@ -113,7 +113,8 @@ def commands(small_demo: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
 
 
 def pipeline(small_demo: Path, output: Path, **options: Any) -> PipelineConfig:
-    given: dict[str, Any] = {"refine": "crf", "backbone": "resnet38_tiny", **options}
+    """One round of CPN, unless asked for otherwise."""
+    given: dict[str, Any] = {"refine": "crf", "backbone": "resnet38_tiny", "method": "cpn", "rounds": 1, **options}
     return pipeline_of(PipelineOptions(f"demo:{small_demo}", output, **given))
 
 
@@ -156,6 +157,11 @@ def test_a_second_round_learns_the_sure_pixels_of_the_first(
     commands.calls.clear()
     run_all(pipeline(small_demo, tmp_path, rounds=2, label="--max-side 512 --beta 0.4", train="--epochs 4"), commands)
     assert commands.calls[:4] == ["train", "label", "train", "evaluate"]
+    assert pipeline(small_demo, tmp_path, rounds=None).rounds == 2
+    assert pipeline(small_demo, tmp_path, rounds=None, method="seam").rounds == 1
+    assert pipeline(small_demo, tmp_path, rounds=None, train="--options.teacher 0.9").rounds == 1
+    with pytest.raises(DataError, match=r"makes the pixel labels itself, found --train '--options\.teacher 0\.9'"):
+        pipeline(small_demo, tmp_path, rounds=2, train="--options.teacher 0.9")
     with pytest.raises(DataError, match="--rounds 2 is for the methods cam and cpn, found --method seam"):
         pipeline(small_demo, tmp_path, rounds=2, method="seam")
 
@@ -326,7 +332,7 @@ def test_images_that_come_or_go_change_the_inputs(small_demo: Path, tmp_path: Pa
     for number, record in enumerate(commands.source.records("train")[:3]):
         os.link(record.image_path, folder / f"{number}.jpg")
     (folder / "labels.csv").write_text("image,labels,split\n0.jpg,a,train\n1.jpg,b,train\n")
-    options = PipelineOptions(data=f"folder:{folder}", output=tmp_path / "run", segment=False, refine="none")
+    options = PipelineOptions(data=f"folder:{folder}", output=tmp_path / "run", segment=False, refine="none", rounds=1)
     config = pipeline_of(options)
     fake = Commands(f"folder:{folder}")
     run_all(config, fake)
@@ -349,7 +355,7 @@ def test_photos_without_masks_are_all_trained_on_and_labelled(
         os.link(record.image_path, folder / f"{number}.jpg")
     (folder / "labels.csv").write_text("image,labels\n" + "".join(f"{n}.jpg,{'ab'[n % 2]}\n" for n in range(12)))
     assert "val" in open_source(f"folder:{folder}").splits()  # by the hash of the names
-    options = PipelineOptions(data=f"folder:{folder}", output=tmp_path / "run", segment=False, refine="none")
+    options = PipelineOptions(data=f"folder:{folder}", output=tmp_path / "run", segment=False, refine="none", rounds=1)
     seen: dict[str, Any] = {}
 
     def keep(command: str, config: Any, keep_open: int) -> Outcome:
