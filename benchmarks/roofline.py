@@ -18,9 +18,6 @@ from typing import Any
 
 from benchmarks.tables import RESULTS, line
 
-BEGIN, END = "<!-- roofline: begin -->", "<!-- roofline: end -->"
-"""Lines of the page between which the table stands."""
-
 SHARES = {"memory": 0.8, "cache": 0.8, "tensor": 0.5, "vector": 0.5, "integer": 0.5}
 """Of a resource's peak, what an estimate counts on."""
 
@@ -341,17 +338,18 @@ def table(folder: Path = RESULTS) -> list[str]:
     return lines
 
 
-def with_table(page: str, rows: Sequence[str]) -> str:
-    """A page's text with the table between its two marks.
+def with_table(page: str, rows: Sequence[str], name: str = "roofline") -> str:
+    """A page's text with the table between its two marks, `<!-- NAME: begin -->` and `<!-- NAME: end -->`.
 
     Raises:
         ValueError: if it does not hold both, once and in order.
     """
-    before, found, rest = page.partition(BEGIN)
-    _, ended, after = rest.partition(END)
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, found, rest = page.partition(begin)
+    _, ended, after = rest.partition(end)
     if not found or not ended:
-        raise ValueError(f"the page lacks the lines {BEGIN} and {END}")
-    return "\n".join([before + BEGIN, "", *rows, "", END + after])
+        raise ValueError(f"the page lacks the lines {begin} and {end}")
+    return "\n".join([before + begin, "", *rows, "", end + after])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -109,7 +109,7 @@ def test_the_page_shows_the_table_as_it_is_made(repository: Path, tmp_path: Path
     text = (repository / "docs" / "develop" / "roofline.md").read_text(encoding="utf-8")
     assert text == roofline.with_table(text, roofline.table())
     page = tmp_path / "page.md"
-    page.write_text(f"a\n{roofline.BEGIN}\nold\n{roofline.END}\nb\n")
+    page.write_text("a\n<!-- roofline: begin -->\nold\n<!-- roofline: end -->\nb\n")
     roofline.main(["--page", str(page)])
     assert (
         page.read_text().splitlines()[0] == "a" and "old" not in page.read_text() and "`cp_triplet`" in page.read_text()
