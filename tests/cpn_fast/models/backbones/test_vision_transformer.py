@@ -276,6 +276,7 @@ def test_weights_and_last_map_are_timm_s(name: str, theirs: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_weight_gets_a_gradient_and_embeddings_and_scales_do_not_decay(form: str) -> None:
+    torch.manual_seed(0)  # heads without a single unit below 0 for all of these few positions
     net = CamNet(random_vit(FORMS[form]).float(), 3, "prcm", dropout=0.0)
     output = net(images(13, 30).float())
     refined = net.refine(output.cam, output.features, torch.ones(2, 3))
