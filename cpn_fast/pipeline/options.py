@@ -41,7 +41,7 @@ class PipelineOptions:
         output: folder of everything that is made.
         weights: backbone weights (.params, .pth, .safetensors), for every network that is trained.
         backbone: of every network that is trained; None = what suits the machine, as for `cpn train`.
-        method: how the CAM network is trained; "cam" makes as good masks as "cpn" in two rounds, in half the time (see
+        method: how the CAM network is trained; "cam" made better masks than "cpn" in two rounds, in half the time (see
             the docs' study).
         rounds: 2 = first a plain classifier is trained, and the CAM network then learns the pixels too that its maps
             are sure of: about twice the time, and clearly better masks; None = 2 for the methods cam and cpn, unless
