@@ -57,7 +57,9 @@ def test_presets_of_the_paper_label_as_it_does(tmp_path, preset) -> None:
 
 def test_a_run_with_pixel_labels_takes_their_head(tmp_path) -> None:
     run = run_of(tmp_path / "cpn", pixel_masks=tmp_path)
-    assert MapOptions().resolved(run).refine.refine == "pixels"
+    assert MapOptions().resolved(run).refine == RefineOptions("pixels-raw", "fused", 2.0)
+    assert MapOptions(affinity_power=1.0).resolved(run).refine.power == 1.0
+    assert MapOptions(refine="pixels").resolved(run).refine == RefineOptions("pixels", "fused", 1.0)
     assert MapOptions(refine="raw").resolved(run).refine.refine == "raw"
 
 

@@ -540,7 +540,7 @@ def test_every_stage_with_the_real_commands(small_demo: Path, tmp_path: Path) ->
 @pytest.mark.slow
 def test_a_killed_training_keeps_its_checkpoint_and_goes_on(small_demo: Path, tmp_path: Path) -> None:
     words = ["run", "--data", f"demo:{small_demo}", "--output", str(tmp_path), "--no-segment", "--refine", "none"]
-    words += ["--backbone", "resnet38_tiny", "--crop", "64", "--method", "cam"]
+    words += ["--backbone", "resnet38_tiny", "--crop", "64", "--method", "cam", "--rounds", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "cpn_fast.cli", *words, "--train", "--epochs 500 --batch-size 2 --eval-every 0"],
         stderr=subprocess.DEVNULL,
