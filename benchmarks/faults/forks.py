@@ -58,7 +58,7 @@ def run(
     Args:
         words: the program's name and its words.
         limit: seconds after which it counts as hung.
-        kill_after: seconds after which its whole process group is killed with SIGKILL.
+        kill_after: seconds after which it and all that it started are killed with SIGKILL.
         before: called in the new process first.
     """
     with tempfile.TemporaryFile() as said:
@@ -108,12 +108,36 @@ def _wait(child: int, started: float, limit: float, kill_after: float | None) ->
         passed = time.perf_counter() - started
         if kill_after is not None and passed >= kill_after and not killed:
             killed = True
-            os.killpg(child, signal.SIGKILL)
+            for process in [*_family(child), child]:
+                _kill(process)
         if passed >= limit:
-            os.killpg(child, signal.SIGKILL)
+            for process in [*_family(child), child]:
+                _kill(process)
             _, _, usage = os.wait4(child, 0)
             return None, usage.ru_maxrss, killed
         time.sleep(POLL)
+
+
+def _family(leader: int) -> list[int]:
+    """All processes below one, those in sessions of their own too: a machine that is lost takes them along."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended
+        children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    found = [leader]
+    for process in found:
+        found += children.get(process, [])
+    return found[1:]
+
+
+def _kill(process: int) -> None:
+    try:
+        os.kill(process, signal.SIGKILL)
+    except ProcessLookupError:
+        return
 
 
 def _end_group(leader: int) -> None:

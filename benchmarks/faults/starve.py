@@ -18,6 +18,7 @@ from benchmarks.faults.subjects import Subject
 
 LIMIT = 300.0
 DAY = 86_400.0
+ROOM = "512m"
 FULL_AT = 24_576
 """Bytes of the small disk: enough for settings, not for results."""
 FEW_DESCRIPTORS = (12, 24, 48)
@@ -112,9 +113,9 @@ class Starved:
             if not mounted:
                 return None
             if options is not None:
-                remount(mount, f"size=64m,{options}")
+                remount(mount, f"size={ROOM},{options}")
             ended = forks.run(self.subject.at(mount / "out"), limit=LIMIT)
-            remount(mount, "size=64m,rw")
+            remount(mount, f"size={ROOM},rw")
             again = forks.run(self.subject.at(mount / "out"), limit=LIMIT)
             row = self._judged(ended, again, mount / "out")
         mount.rmdir()

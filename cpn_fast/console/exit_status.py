@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from cpn_fast.files.descriptors import raise_limit
@@ -146,9 +146,11 @@ def fail(message: str, status: int = EXIT_ERROR) -> int:
 
 
 def log_to_terminal() -> None:
-    """Show the library's log records, unless the caller has set up logging already."""
+    """Show the library's log records, unless the caller has set up logging already; no character stops a print."""
     from rich.logging import RichHandler
 
+    with suppress(AttributeError, ValueError):  # half a surrogate pair in a name, or a terminal without UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     logger = logging.getLogger("cpn_fast")
     if not logger.handlers and not logging.getLogger().handlers:
         handler = RichHandler(show_path=False, show_time=False, markup=False)

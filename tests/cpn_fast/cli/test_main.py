@@ -186,6 +186,13 @@ def test_too_many_open_files_are_one_line(tmp_path: Path, capsys: pytest.Capture
     assert "Too many open files" in error and "ulimit -n" in error and error.count("\n") == 1
 
 
+def test_half_a_surrogate_pair_is_printed_as_an_escape() -> None:
+    """A class name of a JSON file may hold one."""
+    code = "from cpn_fast.console.exit_status import guarded; print(guarded(lambda: print('a \\ud800')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "a \\ud800\n0\n"
+
+
 def test_interrupt_exits_130() -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
