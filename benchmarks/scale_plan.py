@@ -39,8 +39,8 @@ class Rates:
 
 
 MEASURED = Rates()
-"""Bytes: means of 2,546 photographs of 500 px, 1,909 masks of them and the lines of their manifest. Times of one core
-of an AMD EPYC: decoding, CRF and labelling (MobileNetV2, eager) of docs/results/speed.md; writing by
+"""Bytes: means of 2,546 photographs of 500 px, 1,909 masks of them and the lines of their manifest. Times of one core:
+decoding, CRF and labelling (MobileNetV2, eager) of docs/results/speed.md, on an AMD EPYC; writing by
 benchmarks/memory_over_images.py, tiny masks into shards, so more for large ones."""
 
 

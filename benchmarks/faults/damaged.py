@@ -59,7 +59,7 @@ def as_json(content: bytes, count: int, seed: int) -> Iterator[bytes]:
 
 def plain_cases(folder: Path) -> dict[str, Case]:
     """By kind, those that need no training: weights and data sets, written to `folder`."""
-    weights = _weights(folder / "weights")
+    weights = write_weights(folder / "weights")
     files = {f"weights (.{name})": weights / f"w.{name}" for name in ("safetensors", "pth", "params")}
     read = {name: Case(file, ("cpn", "weights", "check", str(file)), output=False) for name, file in files.items()}
     return read | _sources(folder)
@@ -146,12 +146,12 @@ def _copy(source: Path, target: Path) -> Path:
     return target
 
 
-def _weights(folder: Path) -> Path:
-    """Two tensors in each layout."""
+def write_weights(folder: Path) -> Path:
+    """Two tensors in each layout: w.safetensors, w.pth and w.params, in a folder that is made."""
     import torch
     from safetensors.torch import save_file
 
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     state = {"a.weight": torch.arange(12.0).view(3, 4), "b": torch.ones(2)}
     save_file(state, folder / "w.safetensors")
     torch.save(state, folder / "w.pth")

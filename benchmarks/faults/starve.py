@@ -18,9 +18,10 @@ from benchmarks.faults.subjects import Subject
 
 LIMIT = 300.0
 DAY = 86_400.0
-ROOM = "512m"
 FULL_AT = 24_576
 """Bytes of the small disk: enough for settings, not for results."""
+ROOM = "512m"
+"""Its size once it has room enough."""
 FEW_DESCRIPTORS = (12, 24, 48)
 
 

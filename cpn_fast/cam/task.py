@@ -15,7 +15,7 @@ from cpn_fast.cam.pixel_masks import open_pixel_masks
 from cpn_fast.cam.validation import CamValidator, create_validator
 from cpn_fast.config.ranges import check_ranges, out_of_range
 from cpn_fast.config.recipes import with_recipe
-from cpn_fast.config.training import LOSSES, TrainConfig
+from cpn_fast.config.training import TrainConfig
 from cpn_fast.data.loading.steps import Span, steps_per_epoch
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.superpixels.backend import broadcast_backend, resolve_run_backend
@@ -26,6 +26,7 @@ from cpn_fast.methods import create_method
 from cpn_fast.models import create_model
 from cpn_fast.models.cam import CamNet
 from cpn_fast.runs.folder import RunFolder
+from cpn_fast.runs.metrics_log import LOSSES
 from cpn_fast.training.run import labelled_records, run_training
 from cpn_fast.training.task import TrainingTask
 from cpn_fast.training.tensorboard import MapStatistics

@@ -21,9 +21,6 @@ CERTAIN = (0.3, 0.55)
 """Scores of refined maps: below the first a pixel is taken for background, above the second for its class; in between
 it teaches nothing."""
 
-LOSSES = ("loss", "cls", "tcp", "cpcr", "er", "ecr", "min_pool", "pixels")
-"""The loss of a CAM network's training and its parts, as records and charts name them."""
-
 
 @dataclass(frozen=True)
 class MethodOptions:

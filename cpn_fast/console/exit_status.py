@@ -75,6 +75,7 @@ def guarded(action: Callable[[], Any]) -> int:
         exceptions pass: they are faults of the program and keep their traceback.
     """
     log_to_terminal()
+    _print_any_character()
     raise_limit()
     try:
         with _terminated_like_interrupted():
@@ -94,6 +95,12 @@ def guarded(action: Callable[[], Any]) -> int:
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED
     return 0
+
+
+def _print_any_character() -> None:
+    """Escapes for what stdout cannot encode: half a surrogate pair of a JSON file, all but ASCII of a plain locale."""
+    with suppress(AttributeError, ValueError):  # a notebook's stdout, or a closed one
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def _how_to_install(module: str) -> str:
@@ -146,11 +153,9 @@ def fail(message: str, status: int = EXIT_ERROR) -> int:
 
 
 def log_to_terminal() -> None:
-    """Show the library's log records, unless the caller has set up logging already; no character stops a print."""
+    """Show the library's log records, unless the caller has set up logging already."""
     from rich.logging import RichHandler
 
-    with suppress(AttributeError, ValueError):  # half a surrogate pair in a name, or a terminal without UTF-8
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     logger = logging.getLogger("cpn_fast")
     if not logger.handlers and not logging.getLogger().handlers:
         handler = RichHandler(show_path=False, show_time=False, markup=False)

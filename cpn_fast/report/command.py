@@ -12,7 +12,6 @@ import numpy as np
 
 from cpn_fast.cam.map_options import MapOptions, ResolvedMaps
 from cpn_fast.config.serialise import config_to_dict, flat
-from cpn_fast.config.training import LOSSES
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import spread
 from cpn_fast.files.atomic import atomic_write_text
@@ -23,6 +22,7 @@ from cpn_fast.report.charts import Series, bar_chart, line_chart
 from cpn_fast.report.options import ReportConfig
 from cpn_fast.report.pictures import Row, RowOptions, make_rows
 from cpn_fast.runs.folder import RunFolder
+from cpn_fast.runs.metrics_log import LOSSES
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+LOSSES = ("loss", "cls", "tcp", "cpcr", "er", "ecr", "min_pool", "pixels")
+"""The loss of a CAM network's training and its parts, as records and charts name them."""
+
 
 class MetricsLog:
     """Appends records to metrics.jsonl, one JSON object a line.

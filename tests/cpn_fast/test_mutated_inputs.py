@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
+from benchmarks.faults.damaged import write_weights
 from benchmarks.faults.mutate import bytes_mutations, json_mutations, text_mutations
 from cpn_fast.config.serialise import config_to_dict
 from cpn_fast.config.training import TrainConfig
@@ -225,16 +225,10 @@ def assert_names(names: tuple[str, ...]) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_weights_and_checkpoints(tmp_path: Path) -> None:
-    state = {"a.weight": torch.arange(12.0).view(3, 4), "b": torch.ones(2)}
-    save_file(state, tmp_path / "w.safetensors")
-    torch.save(state, tmp_path / "w.pth")
-    save_checkpoint(tmp_path / "last.ckpt", {"step": 1, "config": {}, "classes": ["a"], "model": state,
+    write_weights(tmp_path)
+    save_checkpoint(tmp_path / "last.ckpt", {"step": 1, "config": {}, "classes": ["a"],
+                                             "model": {"a.weight": torch.arange(12.0).view(3, 4), "b": torch.ones(2)},
                                              "optimizer": {}, "scaler": {}})  # fmt: skip
-    array = bytes.fromhex("c9fa93f9 00000000 02000000 0200000000000000 0300000000000000 01000000 00000000 00000000")
-    (tmp_path / "w.params").write_bytes(
-        bytes.fromhex("1201000000000000 0000000000000000 0100000000000000") + array
-        + np.arange(6.0, dtype="<f4").tobytes() + bytes.fromhex("0100000000000000 0500000000000000 6172673a61")
-    )  # fmt: skip
     for name, count in (("w.safetensors", 200), ("w.params", 200), ("w.pth", 60)):
         path = tmp_path / name
         good, refused = outcomes(
