@@ -41,7 +41,7 @@ def locked(folder: Path, shard: str | None = None, wait: bool = False) -> Iterat
     over where it was left behind, and what its holder had half written (`.tmp-*`) is removed.
 
     Args:
-        folder: made where it is not there, and removed where nothing was written to it.
+        folder: made where it is not there, with those above it, and removed where nothing was written to it.
         shard: `i/n`, the part of the work that this process does: other parts of the same n may be written at the same
             time. None = all of it.
         wait: until another process that holds the folder has ended its work, as processes of one command do.
@@ -54,7 +54,7 @@ def locked(folder: Path, shard: str | None = None, wait: bool = False) -> Iterat
     """
     check_is_folder(folder)
     with raise_io_errors_as(folder, "its lock"):
-        made = not folder.exists()
+        made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / _name(shard)
         descriptor = _acquire(path, wait)
@@ -74,9 +74,9 @@ def locked(folder: Path, shard: str | None = None, wait: bool = False) -> Iterat
     finally:
         _held.discard(descriptor)
         _release(path, descriptor)
-        if made:
-            with suppress(OSError):  # something was written there, as is usual
-                folder.rmdir()
+        with suppress(OSError):  # something was written there, as is usual
+            for each in made:
+                each.rmdir()
 
 
 def _clear_up_after(folder: Path, descriptor: int, alone: bool) -> None:

@@ -88,6 +88,19 @@ def test_nothing_is_removed_where_the_last_holder_ended(tmp_path: Path) -> None:
         assert all(path.exists() for path in files)
 
 
+def test_folders_that_were_made_go_where_nothing_was_written(tmp_path: Path) -> None:
+    with locked(tmp_path / "runs" / "new"):
+        assert (tmp_path / "runs" / "new").is_dir()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "runs").mkdir()
+    with locked(tmp_path / "runs" / "new" / "deep"):
+        (tmp_path / "runs" / "new" / "other").touch()
+    assert [path.name for path in (tmp_path / "runs" / "new").iterdir()] == ["other"]
+    with locked(tmp_path / "runs" / "empty"):
+        pass
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["new"]
+
+
 def test_one_process_does_not_hold_a_folder_twice(tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(DataError, match="is writing here"), locked(tmp_path):
         pass
