@@ -65,10 +65,13 @@ check-kernels: $(STAMP)
 bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(BENCH)
 
-# For whoever has a GPU: PART=kernels, bench or train, each within eight minutes, figures in OUT/PART.json as they come.
+# For whoever has a GPU: PART=kernels, bench or train, each within eight minutes, figures in OUT/PART.json as they come;
+# PART=all is what to ask a new GPU first, BUDGET=540 seconds of it at a time: the same command goes on where it was.
+# DRY=1 takes the steps of PART=all in small forms for the CPU (minutes), to see that the way is free.
 # Takes PYTHON as it is, without a virtual environment or network. DATA, WEIGHTS and BACKBONE are those of PART=train.
 # ONLY=waterfall (or another step's name) gives one step of a part all its time.
 OUT ?= gpu-check
 gpu-check:
 	$(PYTHON) -m benchmarks.gpu.check --part "$(PART)" --out "$(OUT)" $(if $(DATA),--data "$(DATA)") \
-		$(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONE),--backbone "$(BACKBONE)") $(if $(ONLY),--only "$(ONLY)")
+		$(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONE),--backbone "$(BACKBONE)") $(if $(ONLY),--only "$(ONLY)") \
+		$(if $(BUDGET),--budget "$(BUDGET)") $(if $(DRY),--dry-run)

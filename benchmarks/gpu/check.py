@@ -1,7 +1,9 @@
-"""`make gpu-check PYTHON=python3 PART=kernels|bench|train OUT=DIR`: no virtual environment, no network.
+"""`make gpu-check PYTHON=python3 PART=all|kernels|bench|train OUT=DIR`: no virtual environment, no network.
 
 Looks first at what is there, builds the native library into OUT, then runs one part and writes OUT/PART.json as it
-goes. At this point nothing of the project is imported, since its packages may be what is missing.
+goes. At this point nothing of the project is imported, since its packages may be what is missing. PART=all is a first
+quarter of an hour on a new GPU (`benchmarks.gpu.quarter`); called again with the same OUT it goes on where it was.
+`--dry-run` takes the same steps on a machine without a GPU, each in a small form for the CPU.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.steps import Record, Step, run_steps
+from benchmarks.gpu.steps import Record, Step, read_figures, run_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 BUDGET = 460.0
@@ -49,8 +51,9 @@ PARTS = {
     },
     "bench": {**BASE, **RUNS, "pytest": "pytest"},
     "train": {**BASE, **RUNS},
+    "all": BASE,
 }
-"""What each part imports."""
+"""What each part imports; of "all", a step that imports more is left out where that is missing."""
 
 COMPILERS = 8
 """Processes that compile and run the kernels' tests side by side."""
@@ -138,19 +141,22 @@ def _first_line(argv: list[str], last: bool = False) -> str | None:
     return lines[-1 if last else 0] if done.returncode == 0 and lines else None
 
 
-def environment(out: Path) -> dict[str, str]:
-    """The three packages before what the caller put on PYTHONPATH; caches and the library in OUT."""
+def environment(out: Path, dry_run: bool = False) -> dict[str, str]:
+    """The three packages before what the caller put on PYTHONPATH; caches and the library in OUT, but in a dry run."""
     paths = [ROOT, ROOT / "kernels", ROOT / "export", *filter(None, [os.environ.get("PYTHONPATH")])]
     library = out / "build" / "libcpn_native.so"
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join(map(str, paths)),
-        "CPN_NATIVE_LIBRARY": str(library),
-        "CPN_CACHE": str(out / "cache"),
-        "TRITON_CACHE_DIR": str(out / "triton"),
-        "TORCHINDUCTOR_CACHE_DIR": str(out / "inductor"),
-        "CPN_TEST_OUTCOMES": str(out / "tests.jsonl"),
-        "PYTHONUNBUFFERED": "1",
-    }
+    return (
+        os.environ
+        | ({} if dry_run else {"CPN_NATIVE_LIBRARY": str(library)})
+        | {
+            "PYTHONPATH": os.pathsep.join(map(str, paths)),
+            "CPN_CACHE": str(out / "cache"),
+            "TRITON_CACHE_DIR": str(out / "triton"),
+            "TORCHINDUCTOR_CACHE_DIR": str(out / "inductor"),
+            "CPN_TEST_OUTCOMES": str(out / "tests.jsonl"),
+            "PYTHONUNBUFFERED": "1",
+        }
+    )
 
 
 def build_steps(out: Path, capability: str) -> list[Step]:
@@ -254,6 +260,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, help="backbone weights of that run")
     parser.add_argument("--backbone", default="resnet38_tiny", help="backbone of that run")
     parser.add_argument("--only", help="one step of the part, by its name, which then has all the time")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for all steps together")
+    parser.add_argument("--dry-run", action="store_true", help="PART=all in small forms for the CPU, without a GPU")
     given = parser.parse_args(argv)
     if given.part not in PARTS:
         print(f"gpu-check: PART is {given.part!r}; expected one of {', '.join(PARTS)}", file=sys.stderr)
@@ -262,20 +270,36 @@ def main(argv: list[str] | None = None) -> int:
     if absent:
         print(how_to_give(absent), file=sys.stderr)
         return 2
-    if reason := no_gpu():
+    if given.dry_run and given.part != "all":
+        print(f"gpu-check: --dry-run is of PART=all, found PART={given.part}", file=sys.stderr)
+        return 2
+    if not given.dry_run and (reason := no_gpu()):
         print(reason, file=sys.stderr)
         return 1
     out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    found = machine()
-    (out / "tests.jsonl").unlink(missing_ok=True)
-    record = Record(out / f"{given.part}.json", {"part": given.part, "machine": found, "budget_seconds": BUDGET})
-    steps = part_steps(given.part, out, given.data, given.weights, given.backbone)
+    found = {"gpu": "no GPU (dry run)", "capability": "9.0"} if given.dry_run else machine()
+    name = f"{given.part}-dry" if given.dry_run else given.part
+    record_path, budget = out / f"{name}.json", given.budget
+    earlier = read_figures(record_path) if given.part == "all" else None
+    if not earlier:
+        (out / "tests.jsonl").unlink(missing_ok=True)
+    record = Record(record_path, {"part": given.part, "machine": found, "budget_seconds": budget})
+    if given.part == "all":
+        from benchmarks.gpu import quarter
+
+        steps = quarter.steps(out, found["capability"], given.dry_run)
+        if given.dry_run:
+            steps, budget = quarter.patient(steps), quarter.PATIENCE * budget
+        steps = quarter.left(steps, record, earlier or {})
+    else:
+        steps = part_steps(given.part, out, given.data, given.weights, given.backbone)
     if given.only:
         steps = only(given.only, steps)
-    steps = build_steps(out, found["capability"]) + steps
+    if given.part != "all":
+        steps = build_steps(out, found["capability"]) + steps
     print(f"gpu-check {given.part} on {found['gpu']}: {record.path}", flush=True)
-    good = run_steps(steps, record, BUDGET, environment(out), ROOT)
+    good = run_steps(steps, record, budget, environment(out, given.dry_run), ROOT)
     record.content["passed"] = good
     record.write()
     return 0 if good else 1

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ class Step:
         limit: its own deadline in seconds.
         figures: JSON or JSON-lines file that the command writes as it goes, taken into the record.
         needed: where it fails, the steps behind it are not run.
+        background: begun in its turn, while the steps behind it run; ends before those that need it.
+        needs: a background step without which this one is not run.
+        environment: variables that this command alone is given.
+        lacks: why it cannot be run on this machine; "" = it can.
     """
 
     name: str
@@ -37,6 +41,10 @@ class Step:
     limit: float
     figures: Path | None = None
     needed: bool = False
+    background: bool = False
+    needs: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    lacks: str = ""
 
 
 class Record:
@@ -93,47 +101,87 @@ def run_steps(
         folder: where they run; logs go beside the record.
     """
     end = time.monotonic() + budget
-    good, blocked = True, ""
-    for step in steps:
-        left = end - time.monotonic()
-        if blocked or left < LEAST_SECONDS:
-            outcome = f"not run: {blocked} failed" if blocked else OUT_OF_TIME
-            record.update(step.name, outcome=outcome)
-        else:
-            outcome = _run(step, min(step.limit, left), record, environment, folder)
-        print(f"{step.name}: {outcome}", flush=True)
-        good &= outcome == "passed"
-        if step.needed and outcome != "passed":
-            blocked = step.name
-    return good
+    blocked = ""
+    behind: dict[str, Running] = {}
+    outcomes: dict[str, str] = {}
+
+    def settle(name: str) -> None:
+        """Wait for a step in the background, and say how it ended."""
+        if name in behind:
+            outcomes[name] = behind.pop(name).outcome(end)
+            print(f"{name}: {outcomes[name]}", flush=True)
+
+    try:
+        for step in steps:
+            settle(step.needs)
+            left = end - time.monotonic()
+            failed = blocked or (step.needs if outcomes.get(step.needs, "passed") != "passed" else "")
+            if failed or step.lacks or left < LEAST_SECONDS:
+                outcome = f"not run: {failed} failed" if failed else step.lacks or OUT_OF_TIME
+                record.update(step.name, outcome=outcome)
+            else:
+                running = Running(step, min(step.limit, left), record, environment, folder)
+                if step.background:
+                    behind[step.name] = running
+                    continue
+                outcome = running.outcome(end)
+            print(f"{step.name}: {outcome}", flush=True)
+            outcomes[step.name] = outcome
+            if step.needed and outcome != "passed":
+                blocked = step.name
+        for name in list(behind):
+            settle(name)
+    finally:
+        for running in behind.values():
+            running.kill()
+    return all(outcome == "passed" for outcome in outcomes.values())
 
 
-def _run(step: Step, limit: float, record: Record, environment: Mapping[str, str], folder: Path) -> str:
-    log = record.path.parent / f"{step.name}.log"
-    started = time.monotonic()
-    record.update(step.name, outcome="running", log=log.name)
-    with log.open("wb") as output:
-        # A session of its own: at the deadline whatever the command started ends with it.
-        process = subprocess.Popen(
-            step.argv,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=dict(environment),
-            cwd=folder,
-            start_new_session=True,
-        )
+class Running:
+    """A command that was begun, in a session of its own: at the deadline whatever it started ends with it.
+
+    Args:
+        step: what is run.
+        limit: seconds that it may take.
+        record: gets its outcome, seconds and figures; its log goes beside it.
+        environment: of the command, its own variables on top.
+        folder: where it runs.
+    """
+
+    def __init__(self, step: Step, limit: float, record: Record, environment: Mapping[str, str], folder: Path) -> None:
+        self.step, self.limit, self.record = step, limit, record
+        self._log = record.path.parent / f"{step.name}.log"
+        self._started = time.monotonic()
+        record.update(step.name, outcome="running", log=self._log.name)
+        with self._log.open("wb") as output:
+            self._process = subprocess.Popen(
+                step.argv,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**environment, **step.environment},
+                cwd=folder,
+                start_new_session=True,
+            )
+
+    def outcome(self, end: float) -> str:
+        """How it ended, at the latest at its deadline or at `end`, when all steps end."""
         try:
-            outcome = _wait(process, started + limit, step, record)
+            outcome = _wait(self._process, min(self._started + self.limit, end), self.step, self.record)
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    outcome = outcome or f"ended at its deadline of {limit:.0f} s"
-    record.update(step.name, seconds=round(time.monotonic() - started, 1), outcome=outcome, **_found(step))
-    if outcome != "passed":
-        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
-        print("\n".join(f"    {line}" for line in tail), flush=True)
-    return outcome
+            self.kill()
+        outcome = outcome or f"ended at its deadline of {self.limit:.0f} s"
+        seconds = round(time.monotonic() - self._started, 1)
+        self.record.update(self.step.name, seconds=seconds, outcome=outcome, **_found(self.step))
+        if outcome != "passed":
+            tail = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+            print("\n".join(f"    {line}" for line in tail), flush=True)
+        return outcome
+
+    def kill(self) -> None:
+        """End it, with all that it started."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
 
 def _wait(process: subprocess.Popen[bytes], end: float, step: Step, record: Record) -> str:
@@ -144,8 +192,13 @@ def _wait(process: subprocess.Popen[bytes], end: float, step: Step, record: Reco
         except subprocess.TimeoutExpired:
             record.update(step.name, **_found(step))
             continue
-        return "passed" if status == 0 else f"failed: exit status {status}"
-    return ""
+        return _ended(status)
+    status = process.poll()  # one in the background may have ended long ago
+    return "" if status is None else _ended(status)
+
+
+def _ended(status: int) -> str:
+    return "passed" if status == 0 else f"failed: exit status {status}"
 
 
 def _found(step: Step) -> dict[str, Any]:

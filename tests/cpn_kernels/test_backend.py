@@ -72,6 +72,7 @@ OPERATORS = {
     "cp_loss.launch": ("forward", "backward"),
     "cp_triplet.triton_kernel": ("triplet",),
     "dense_crf.launch": ("dense_crf",),
+    "patch_crop.triton_kernel": ("patch_crop",),
     "pixel_correlation.launch": ("forward", "backward"),
     "random_walk.triton_kernel": ("random_walk",),
 }
