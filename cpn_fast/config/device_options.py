@@ -7,6 +7,7 @@ from typing import Literal
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 Switch = Literal["auto", "on", "off"]
+CompileMode = Literal["auto", "default", "reduce-overhead"]
 
 CPU_WORKERS = 2
 """Data-loading processes where the network trains on the CPU."""
@@ -28,6 +29,9 @@ class DeviceOptions:
         precision: Lightning Fabric precision; "auto" = bf16-mixed on a GPU that has it, else 32-true.
         compile: torch.compile network and loss, "on" or "off"; "auto" = on where a GPU trains, once a step has passed
             without it; off on the CPU, where it costs speed.
+        compile_mode: torch.compile's mode: "default", or "reduce-overhead", in which a GPU also replays the launches of
+            a step from a CUDA graph; "auto" = that for a network of up to 10 million weights in one process, whose step
+            would wait for its launches. No number of the run depends on it.
         trial_step: before a run begins, take one step of the kind that its end is made of and throw it away, so that
             what does not fit into memory or does not compile shows at once; "auto" = on a GPU. No number of the run
             depends on it.
@@ -43,6 +47,7 @@ class DeviceOptions:
     workers: int | None = None
     precision: Precision = "auto"
     compile: Switch = "auto"
+    compile_mode: CompileMode = "auto"
     trial_step: Switch = "auto"
     channels_last: bool = True
     tf32: bool = True

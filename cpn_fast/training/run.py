@@ -7,13 +7,11 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
-from torch import nn
 
 from cpn_fast.config.backbones import BACKBONE_NAMES, check_trusted, trust_backbone
 from cpn_fast.config.ranges import check_ranges
@@ -31,6 +29,7 @@ from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.runs.checkpoint import load_checkpoint
 from cpn_fast.runs.folder import RunFolder, check_same_settings
 from cpn_fast.runs.metrics_log import MetricsLog
+from cpn_fast.training.compilation import choose_mode, compile_module
 from cpn_fast.training.cost import estimate_cost, say_cost
 from cpn_fast.training.device_choice import Choice, settle_device
 from cpn_fast.training.optimizer import create_optimizer
@@ -280,25 +279,21 @@ def create_network(task: TrainingTask[Any]) -> Network:
 def _make_ready(task: TrainingTask[Any], network: Network, compile_may_fail: bool) -> None:
     """Try a step out, and compile; nothing has been written up to here."""
     config, fabric = task.config, task.fabric
-    compiled = partial(_compile, network.method) if config.device.compile == "on" else None
+    compiled = None
+    if config.device.compile == "on":
+        compiled = choose_mode(config, network.method, fabric.device, fabric.world_size)
+        if fabric.is_global_zero:
+            level = logging.INFO if fabric.device.type == "cuda" else logging.DEBUG
+            log.log(level, "--compile-mode %s (%s)", compiled.modes[0], compiled.reason)
     if config.device.trial_step != "on":
         if compiled is not None:
-            compiled()
+            compile_module(network.method, compiled.modes[0])
         return
     what = f"{images_of_pass(config, fabric.world_size)} crops of {config.augment.crop} pixels"
     inputs = task.trial_inputs(network.net)
     succeeded = try_out(network.method, inputs, fabric, what, compiled, compile_may_fail)
     if compiled is not None and not succeeded:
         task.config = replace_dotted(config, {"compile": "off"})
-
-
-def _compile(module: nn.Module) -> None:
-    """Compile in place: what Fabric wrapped around the module then calls the compiled one."""
-    # Dropout then draws eager's random bits, so that --compile changes no result beyond rounding.
-    import torch._inductor.config as inductor
-
-    inductor.fallback_random = True
-    module.compile(fullgraph=True, dynamic=False)
 
 
 def _restore(folder: RunFolder, fabric: Fabric, network: Network) -> int:

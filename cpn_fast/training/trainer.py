@@ -20,6 +20,7 @@ from cpn_fast.files.errors import NonFiniteError
 from cpn_fast.runs.checkpoint import save_checkpoint
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.runs.metrics_log import MetricsLog
+from cpn_fast.training.compilation import begin_pass
 from cpn_fast.training.monitor import NonFiniteGuard, PendingStep, StepValues
 from cpn_fast.training.optimizer import poly_factor, set_learning_rate, skip_update
 from cpn_fast.training.stop import StopRequest
@@ -198,6 +199,8 @@ class Trainer:
         module: Any = self.network.module
         seed_step(self.config.loop.seed, step, fabric.global_rank * passes + number)
         batch = batch.to(fabric.device)
+        if self.config.device.compile == "on":
+            begin_pass()
         with fabric.no_backward_sync(module, enabled=fabric.world_size > 1 and number + 1 < passes):
             outputs = module(*self.task.inputs(batch, step, self.schedule.total_steps))
             fabric.backward(outputs["loss"] if passes == 1 else outputs["loss"] / passes)

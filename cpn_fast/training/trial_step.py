@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from cpn_fast.device import peak_memory_mib
 from cpn_fast.files.errors import DataError
+from cpn_fast.training.compilation import ModeChoice, begin_pass, compile_tried
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def try_out(
     inputs: Inputs,
     fabric: Fabric,
     what: str,
-    compile_module: Callable[[], None] | None = None,
+    compiled: ModeChoice | None = None,
     may_fail: bool = False,
 ) -> bool:
     """A trial step as the module is, then one compiled.
@@ -85,7 +86,7 @@ def try_out(
         inputs: of the heaviest step that the run will take.
         fabric: of the run.
         what: the step, in words.
-        compile_module: compiles the module in place; None = it stays as it is.
+        compiled: how the module is compiled, in place; None = it stays as it is.
         may_fail: where compilation fails the module stays as it was, and a warning says so.
 
     Returns:
@@ -98,27 +99,19 @@ def try_out(
     seconds, peak = _fitting(module, inputs, fabric, what)
     log.info("trial step of %s (thrown away: weights and random numbers are as before): %.1f s, %.1f GiB at the peak",
              what, seconds, peak / 2**10)  # fmt: skip
-    if compile_module is None:
+    if compiled is None:
         return False
-    compile_module()
-    failure: Exception | None = None
-    try:
-        seconds, _ = _fitting(module, inputs, fabric, what)
-    except DataError:
-        raise
-    except Exception as error:  # compilers fail in many ways
-        failure = error
-        if not may_fail:
-            raise
-    failed = torch.tensor(float(failure is not None), device=fabric.device)
-    if not fabric.all_reduce(failed, reduce_op="sum"):
-        log.info("compiled, and tried out, in %.0f s", seconds)
-        return True
-    reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0] if failure else "in another process"
-    log.warning("--compile auto: compilation failed (%s); training goes on without. --compile off leaves it out, "
-                "--compile on shows the whole error", reason)  # fmt: skip
-    module._compiled_call_impl = None
-    return False
+    started = time.perf_counter()
+
+    def attempt(calls: int) -> None:
+        for _ in range(calls):
+            begin_pass()
+            _fitting(module, inputs, fabric, what)
+
+    if not compile_tried(module, compiled, fabric, may_fail, attempt):
+        return False
+    log.info("compiled, and tried out, in %.0f s", time.perf_counter() - started)
+    return True
 
 
 def _fitting(module: nn.Module, inputs: Inputs, fabric: Fabric, what: str) -> tuple[float, float]:

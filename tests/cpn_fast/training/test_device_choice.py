@@ -37,7 +37,7 @@ def test_every_choice_is_an_option() -> None:
     for machine in (CPU, H200):
         assert chosen(machine, **given) == ("16-mixed", "off", 0, "off")
     open_ones = {field.name for field in fields(DeviceOptions) if field.default in ("auto", None)}
-    assert open_ones == {*given, "accelerator"}
+    assert open_ones == {*given, "accelerator", "compile_mode"}
 
 
 def test_the_reasons_name_what_was_chosen() -> None:

@@ -32,6 +32,7 @@ from cpn_fast.methods.teacher import Teacher
 from cpn_fast.runs.checkpoint import load_checkpoint, state_sha256
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.segment.task import SegmentTask
+from cpn_fast.training import compilation
 from cpn_fast.training import run as training_run
 from cpn_fast.training.run import create_fabric
 from cpn_fast.training.trial_step import trial_step, untouched
@@ -153,7 +154,7 @@ def test_a_segmentation_network_is_tried_out_with_inputs_like_its_own(small_demo
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())  # batch norms among them
 
 
-def broken(module: nn.Module) -> None:
+def broken(module: nn.Module, mode: str) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("no compiler\nand more")
 
@@ -163,7 +164,7 @@ def broken(module: nn.Module) -> None:
 def test_a_compiler_that_fails_is_done_without_unless_it_was_asked_for(
     small_demo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_run, "_compile", broken)
+    monkeypatch.setattr(compilation, "compile_module", broken)
     asked = config(small_demo, tmp_path / "asked", compile="on", trial_step="on")
     with pytest.raises(RuntimeError, match="no compiler"):
         run_train(asked)
