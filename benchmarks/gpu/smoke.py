@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-OPERATORS = ("cp_triplet", "patch_crop", "pixel_correlation", "cp_loss", "random_walk", "dense_crf")
+OPERATORS = ("cp_triplet", "patch_crop", "pixel_correlation", "cp_loss", "random_walk", "dense_crf", "augmented_crop")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Probe:
         call: gives what is compared; what a GPU is timed with.
         expected: the same from the reference, in float64 where it computes in floating point.
         tolerance: of a tensor's difference, its norm relative to that of what is expected.
-        waits: its host waits for the device, so that no graph can be made of it.
+        waits: its host waits for the device, or sends it something, so that no graph can be made of it.
     """
 
     call: Callable[[], list[Tensor]]
@@ -71,6 +71,8 @@ def probes(device: str, sizes: Sizes) -> dict[str, Callable[[], Probe]]:
     import torch
     from torch.nn import functional as F
 
+    from cpn_kernels.ops.augmented_crop import augmented_crop, pack
+    from cpn_kernels.ops.augmented_crop import reference as augmented_reference
     from cpn_kernels.ops.cp_loss import cp_loss
     from cpn_kernels.ops.cp_loss import reference as loss_reference
     from cpn_kernels.ops.cp_loss.options import CpLossOptions
@@ -78,6 +80,7 @@ def probes(device: str, sizes: Sizes) -> dict[str, Callable[[], Probe]]:
     from cpn_kernels.ops.cp_triplet import reference as triplet_reference
     from cpn_kernels.ops.dense_crf import dense_crf
     from cpn_kernels.ops.dense_crf import reference as crf_reference
+    from cpn_kernels.ops.jittered_crop import Place, Step
     from cpn_kernels.ops.patch_crop import patch_crop
     from cpn_kernels.ops.patch_crop import reference as crop_reference
     from cpn_kernels.ops.pixel_correlation import pixel_correlation
@@ -165,7 +168,21 @@ def probes(device: str, sizes: Sizes) -> dict[str, Callable[[], Probe]]:
 
         return Probe(lambda: [dense_crf(images, probabilities, 3)], exact, 1e-4, waits=True)
 
-    made = (triplet, crops, correlation, losses, walk, crf)
+    def augmented() -> Probe:
+        scaled = (side - 5, side + 20)
+        place = Place(scaled, True, (side, side), (0, 11), (3, 0), (side - 5, side))
+        steps = (Step("saturation", 1.2), Step("contrast", 0.8), Step("hue", 0.07), Step("brightness", 1.1))
+        images = whole(11, 0, 256, batch, *sizes.image, 3, dtype=torch.uint8).cpu().numpy()
+        packed = [pack(image, place, steps[number % 4 :]) for number, image in enumerate(images)]
+        pixels, weights = (torch.cat([torch.from_numpy(crop[part]) for crop in packed]) for part in (0, 1))
+        numbers, amounts = (torch.stack([torch.from_numpy(crop[part]) for crop in packed]) for part in (2, 3))
+        there = (pixels.to(device), weights.to(device), numbers, amounts.to(device), side, (124, 116, 104))
+        here = (pixels, weights, numbers, amounts, *there[4:])
+        return Probe(
+            lambda: [augmented_crop(*there)], lambda: [augmented_reference.augmented_crop(*here)], 0, waits=True
+        )
+
+    made = (triplet, crops, correlation, losses, walk, crf, augmented)
     return dict(zip(OPERATORS, made, strict=True))
 
 

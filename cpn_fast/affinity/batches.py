@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 
 from cpn_fast.affinity.labels import LabelStore
 from cpn_fast.config.training import AffinityConfig
-from cpn_fast.data.loading.augment import Geometry, augment
+from cpn_fast.data.loading.augment import IMAGENET_MEAN_PIXEL, Geometry
+from cpn_fast.data.loading.crops import crop_tensors, made_crops
 from cpn_fast.data.loading.random import generator
 from cpn_fast.data.loading.steps import Crop, Span, place_of, step_loader
 from cpn_fast.files.images import read_image
@@ -79,6 +80,7 @@ class AffinityStream:
         config: seed, batch size, augmentation, workers.
         stride: of the network's grid.
         span: which steps, which process.
+        device: that trains, where `--augment-on device` makes the crops; None = the CPU.
     """
 
     def __init__(
@@ -89,10 +91,14 @@ class AffinityStream:
         config: AffinityConfig,
         stride: int,
         span: Span,
+        device: torch.device | None = None,
     ) -> None:
         read = [(str(entry["id"]), paths.get(entry["id"], Path(entry["image"]))) for entry in images]
         self._crops = _Crops(read, store, config, stride)
         self._span, self._batch_size, self._workers = span, config.loop.batch_size, config.device.loaders
+        self._side, self._device = config.augment.crop, None
+        if config.device.augment_on == "device":
+            self._device = device or torch.device("cpu")
 
     def __len__(self) -> int:
         """Steps that are left."""
@@ -101,6 +107,8 @@ class AffinityStream:
     def __iter__(self) -> Iterator[AffinityBatch]:
         """One pass over the span."""
         for ids, tensors in step_loader(self._crops, self._span, self._batch_size, self._workers):
+            if self._device is not None:
+                tensors["images"] = made_crops(tensors, self._side, IMAGENET_MEAN_PIXEL, self._device)
             yield AffinityBatch(tuple(ids), **tensors)
 
 
@@ -121,14 +129,14 @@ class _Crops(Dataset[Crop]):
         place = place_of(step, slot, config.loop.seed, len(self._images), config.loop.batch_size)
         image_id, path = self._images[place.number]
         rng = generator(config.loop.seed, place.epoch, image_id, "augment" + place.suffix)
-        crop, geometry = augment(read_image(path), config.augment, rng)
+        packed = config.device.augment_on == "device"
+        tensors, geometry = crop_tensors(read_image(path), config.augment, rng, IMAGENET_MEAN_PIXEL, packed)
         low, high = (read_soft_maps(stored) for stored in self._store.scores(image_id))
         channels = crop_labels(_as_stored(low.maps), _as_stored(high.maps), geometry, self._stride)
         values = torch.full((256,), VOID, dtype=torch.int64)
         values[: len(low.classes)] = torch.from_numpy(low.classes.astype(np.int64))
         labels = values[channels]
-        tensors = {"images": torch.from_numpy(crop), "labels": labels, "pairs": pair_counts(labels[None])}
-        return image_id, tensors
+        return image_id, tensors | {"labels": labels, "pairs": pair_counts(labels[None])}
 
 
 def _as_stored(maps: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -108,7 +108,7 @@ class AffinityTask(TrainingTask[AffinityConfig]):
         """Crops with their labels."""
         assert isinstance(net, AffinityNet)
         stride = net.backbone.strides[2]
-        return AffinityStream(self.store.frozen, self.paths, self.store, self.config, stride, span)
+        return AffinityStream(self.store.frozen, self.paths, self.store, self.config, stride, span, self.fabric.device)
 
     def together(self, batches: Sequence[AffinityBatch]) -> Sequence[AffinityBatch]:
         """The loss is a mean over the pairs of the whole step: each batch gets its share of their number."""

@@ -11,7 +11,8 @@ from torch.utils.data import Dataset
 
 from cpn_fast.cam.pixel_masks import PixelMasks
 from cpn_fast.config.training import TrainConfig
-from cpn_fast.data.loading.augment import IMAGENET_MEAN_PIXEL, Geometry, augment, grid_patches
+from cpn_fast.data.loading.augment import IMAGENET_MEAN_PIXEL, Geometry, grid_patches
+from cpn_fast.data.loading.crops import crop_tensors, made_crops
 from cpn_fast.data.loading.parallel import parallel_map
 from cpn_fast.data.loading.random import generator, key64
 from cpn_fast.data.loading.steps import Crop, Span, place_of, step_loader
@@ -41,7 +42,8 @@ def _sum_colours(source: Source, record: Record) -> tuple[np.ndarray, int]:
 
 
 class BatchStream:
-    """Batches of steps start_step .. total_steps - 1, as CPU tensors (superpixels on `map_device` where it is given).
+    """Batches of steps start_step .. total_steps - 1, as CPU tensors (superpixels on `map_device` where it is given,
+    images there where `--augment-on device` makes them there).
 
     A step's batch depends on the config's seed, the step number and the records alone. An epoch is a fresh
     permutation; with fewer records than a batch holds, they are shown again with other augmentations.
@@ -57,7 +59,8 @@ class BatchStream:
         cache: prepared superpixels; None = made and prepared here where the method needs them.
         fill: colour of crop padding, uint8 RGB.
         map_device: keep cached superpixels there and take the patches of the crops there; where the backend runs on it,
-            missing maps, and with `online` the superpixels of the crops, are made there too. None = on the host.
+            missing maps, and with `online` the superpixels of the crops, are made there too. With
+            `--augment-on device` the crops as well. None = on the host.
         progress: where the making of superpixels is shown.
         masks: pixel labels of the records; None = none.
         passes: batches of each step.
@@ -95,7 +98,10 @@ class BatchStream:
         if cache is not None and map_device is not None:
             self._maps = DeviceMaps(cache, records, map_device)
         self._online = slic_device if cache is None else None
-        self._patch = config.patch
+        self._device = (map_device or torch.device("cpu")) if config.device.augment_on == "device" else None
+        if self._device is not None and config.patch.superpixels == "online" and hides_superpixels(config):
+            self._online = slic_device or torch.device("cpu")  # the loading processes have no crop to look at
+        self._side, self._fill, self._patch = config.augment.crop, fill, config.patch
         geometries = self._maps is not None or self._online is not None
         self._crops = _Crops(source, records, config, cache, fill, geometries, masks)
         self._span = Span(start_step, total_steps, rank, world_size, passes)
@@ -108,13 +114,21 @@ class BatchStream:
     def __iter__(self) -> Iterator[Batch]:
         """One pass from start_step on."""
         for ids, tensors in step_loader(self._crops, self._span, self._batch_size, self._workers):
+            if self._device is not None:
+                tensors["images"] = made_crops(tensors, self._side, self._fill, self._device)
             if self._maps is not None:
-                tensors["patches"] = self._maps.crops(tensors.pop("geometry"), tensors["images"].shape[1])
+                tensors["patches"] = self._maps.crops(tensors.pop("geometry"), self._side)
             elif self._online is not None:
-                # Pinned by the loader where there is a GPU, so that the copy is queued like everything after it.
-                images = tensors["images"] = tensors["images"].to(self._online, non_blocking=True)
-                tensors["patches"] = online_patches_of_batch(images, tensors.pop("geometry"), self._patch)
+                tensors["patches"] = self._online_patches(tensors, self._online)
             yield Batch(tuple(ids), **tensors)
+
+    def _online_patches(self, tensors: dict[str, torch.Tensor], device: torch.device) -> torch.Tensor:
+        images, geometry = tensors["images"], tensors.pop("geometry")
+        if device.type == "cpu":  # waits for the images where a GPU has made them, and the backend is not for one
+            return online_patches_of_batch(images.cpu(), geometry, self._patch)
+        # Pinned by the loader where there is a GPU, so that the copy is queued like everything after it.
+        tensors["images"] = images.to(device, non_blocking=True)
+        return online_patches_of_batch(tensors["images"], geometry, self._patch)
 
 
 def needs_superpixels(config: TrainConfig) -> bool:
@@ -174,12 +188,10 @@ class _Crops(Dataset[Crop]):
         record = self._records[number]
         sample = self._source.read(record)
         rng = generator(config.loop.seed, epoch, record.id, f"augment{suffix}")
-        crop, geometry = augment(sample.image, config.augment, rng, self._fill)
-        tensors = {
-            "images": torch.from_numpy(crop),
-            "keys": torch.tensor(key64(config.loop.seed, epoch, record.id, f"hide{suffix}")),
-            "labels": torch.from_numpy(_labels(record, sample)),
-        }
+        packed = config.device.augment_on == "device"
+        tensors, geometry = crop_tensors(sample.image, config.augment, rng, self._fill, packed)
+        tensors["keys"] = torch.tensor(key64(config.loop.seed, epoch, record.id, f"hide{suffix}"))
+        tensors["labels"] = torch.from_numpy(_labels(record, sample))
         if self._masks is not None:
             target = geometry.apply_map(self._masks.read(record, sample.image), fill=VOID).astype(np.uint8)
             tensors["targets"] = torch.from_numpy(target)
@@ -187,15 +199,19 @@ class _Crops(Dataset[Crop]):
             level = 0 if self._cache is None else self._cache.level(record, geometry.share_seen)
             tensors["geometry"] = torch.from_numpy(geometry_numbers(geometry, number, level))
         else:
+            crop = None if packed else tensors["images"].numpy()
             patches = self._patches(record, crop, geometry, epoch, f"grid{suffix}")
             tensors["patches"] = torch.from_numpy(patches)
         return record.id, tensors
 
-    def _patches(self, record: Record, crop: np.ndarray, geometry: Geometry, epoch: int, purpose: str) -> np.ndarray:
+    def _patches(
+        self, record: Record, crop: np.ndarray | None, geometry: Geometry, epoch: int, purpose: str
+    ) -> np.ndarray:
         config = self._config
         if self._cache is not None:
             return geometry.apply_map(self._cache.get(record, geometry.share_seen))
         if hides_superpixels(config):
+            assert crop is not None
             return online_patches(crop, geometry, config.patch)
         if config.method == "cpn":
             rng = generator(config.loop.seed, epoch, record.id, purpose)

@@ -35,6 +35,9 @@ class DeviceOptions:
         trial_step: before a run begins, take one step of the kind that its end is made of and throw it away, so that
             what does not fit into memory or does not compile shows at once; "auto" = on a GPU. No number of the run
             depends on it.
+        augment_on: where training crops are made: on the "host", by the loading processes; or on the "device" that
+            trains, whose loading processes then only read the images. The crops are the same to the bit. On the CPU it
+            makes the training process itself do the work.
         channels_last: memory format (faster in trials on a CPU; not tried on a GPU).
         tf32: TF32 matrix products on a GPU.
         cudnn_benchmark: let cuDNN time its convolutions on a GPU at the first step of each size and take the fastest;
@@ -49,6 +52,7 @@ class DeviceOptions:
     compile: Switch = "auto"
     compile_mode: CompileMode = "auto"
     trial_step: Switch = "auto"
+    augment_on: Literal["host", "device"] = "host"
     channels_last: bool = True
     tf32: bool = True
     cudnn_benchmark: bool = True

@@ -46,7 +46,7 @@ COMMAND_OF = {"train": "train", "affinity": "train-affinity", "segment": "segmen
 
 FREE_ON_RESUME = frozenset(
     ("output", "resume", "max_steps", "workers", "checkpoint_every", "log_every", "eval_every", "val_images")
-    + ("val_split", "patch.cache_dir", "trial_step", "compile_mode", "timeout")
+    + ("val_split", "patch.cache_dir", "trial_step", "compile_mode", "timeout", "augment_on")
 )
 """Settings that may change on resume: none of them touches what a step computes."""
 

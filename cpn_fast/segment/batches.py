@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cpn_fast.config.training import SegmentConfig
-from cpn_fast.data.loading.augment import IMAGENET_MEAN_PIXEL, augment
+from cpn_fast.data.loading.augment import IMAGENET_MEAN_PIXEL
+from cpn_fast.data.loading.crops import crop_tensors, made_crops
 from cpn_fast.data.loading.random import generator
 from cpn_fast.data.loading.steps import Crop, Span, place_of, step_loader
 from cpn_fast.data.types import VOID, Record
@@ -39,7 +40,7 @@ class SegmentBatch:
 
 
 class SegmentStream:
-    """The batches of a span of steps, as CPU tensors.
+    """The batches of a span of steps, as CPU tensors (images on `device` where `--augment-on device` makes them).
 
     A step's batch depends on the config's seed, the step number and the records alone.
 
@@ -49,6 +50,7 @@ class SegmentStream:
         config: seed, batch size, augmentation, workers.
         span: which steps, which process.
         fill: colour of crop padding, uint8 RGB.
+        device: that trains; None = the CPU.
     """
 
     def __init__(
@@ -58,9 +60,10 @@ class SegmentStream:
         config: SegmentConfig,
         span: Span,
         fill: tuple[int, int, int] = IMAGENET_MEAN_PIXEL,
+        device: torch.device | None = None,
     ) -> None:
         self._crops = _Crops(masks, list(records), config, fill)
-        self._config, self._span = config, span
+        self._config, self._span, self._fill, self._device = config, span, fill, device or torch.device("cpu")
 
     def __len__(self) -> int:
         """Steps that are left."""
@@ -70,6 +73,8 @@ class SegmentStream:
         """One pass from the span's first step on."""
         config = self._config
         for ids, tensors in step_loader(self._crops, self._span, config.loop.batch_size, config.device.loaders):
+            if config.device.augment_on == "device":
+                tensors["images"] = made_crops(tensors, config.augment.crop, self._fill, self._device)
             yield SegmentBatch(tuple(ids), **tensors)
 
 
@@ -90,7 +95,8 @@ class _Crops(Dataset[Crop]):
         record = self._records[place.number]
         sample = self._masks.read(record)
         rng = generator(config.loop.seed, place.epoch, record.id, f"augment{place.suffix}")
-        crop, geometry = augment(sample.image, config.augment, rng, self._fill)
+        packed = config.device.augment_on == "device"
+        tensors, geometry = crop_tensors(sample.image, config.augment, rng, self._fill, packed)
         assert sample.mask is not None
         target = geometry.apply_map(sample.mask, fill=VOID).astype(np.uint8)
-        return record.id, {"images": torch.from_numpy(crop), "targets": torch.from_numpy(target)}
+        return record.id, tensors | {"targets": torch.from_numpy(target)}

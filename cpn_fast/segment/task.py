@@ -107,7 +107,7 @@ class SegmentTask(TrainingTask[SegmentConfig]):
         """Crops with their masks."""
         assert isinstance(net, DeepLab)
         red, green, blue = (round(255 * value) for value in net.mean.tolist())
-        return SegmentStream(self.masks, self.records, self.config, span, fill=(red, green, blue))
+        return SegmentStream(self.masks, self.records, self.config, span, (red, green, blue), self.fabric.device)
 
     def inputs(self, batch: SegmentBatch, step: int, total_steps: int) -> tuple[Tensor, ...]:
         """The batch's tensors."""

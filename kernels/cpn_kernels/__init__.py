@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cpn_kernels.ops.augmented_crop import augmented_crop
     from cpn_kernels.ops.cp_loss import CpLossOptions, cp_loss
     from cpn_kernels.ops.cp_triplet import cp_triplet
     from cpn_kernels.ops.dense_crf import dense_crf
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CpLossOptions",
+    "augmented_crop",
     "cp_loss",
     "cp_triplet",
     "dense_crf",

@@ -23,7 +23,7 @@ from cpn_kernels import offline_cuda
 from cpn_kernels.resources import SHARED_LIMIT, Resources, tool
 
 TARGETS = (80, 86, 89, 90, 100)
-SOURCES = ("pixel_correlation", "cp_triplet", "cp_loss", "random_walk", "dense_crf", "patch_crop")
+SOURCES = ("pixel_correlation", "cp_triplet", "cp_loss", "random_walk", "dense_crf", "patch_crop", "augmented_crop")
 """Operators whose `offline_cases.py` says what to compile."""
 
 TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|QGMMA|UTCHMMA|UTCQMMA)\b")

@@ -40,7 +40,10 @@ def jittered_crop(image: np.ndarray, place: Place, steps: Sequence[Step], fill: 
 def with_pillow(image: np.ndarray, place: Place, steps: Sequence[Step], fill: tuple[int, int, int]) -> np.ndarray:
     """The crop, uint8 [*place.size, 3]; cut as early as a contrast allows, whose grey is the whole image's mean."""
     height, width = place.scaled
-    picture = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    # Across, then down, as the library does; Pillow by itself goes down first where an image is 100 times as high as
+    # it is wide.
+    picture = Image.fromarray(image).resize((width, image.shape[0]), Image.Resampling.BICUBIC)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     if place.flip:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     contrast = next((number for number, step in enumerate(steps) if step.kind == "contrast"), 0)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from cpn_fast.data.loading.crops import JOINED
 from cpn_fast.data.loading.parallel import ignore_stops, stops_held_back
 from cpn_fast.data.loading.random import generator
 from cpn_fast.files.descriptors import check_descriptors
@@ -107,7 +108,7 @@ class _Steps(Sampler[list[tuple[int, int]]]):
 def step_loader(
     crops: Dataset[Crop], span: Span, batch_size: int, workers: int
 ) -> Iterator[tuple[list[str], dict[str, torch.Tensor]]]:
-    """One pass over a span's batches: ids and stacked tensors of each.
+    """One pass over a span's batches: ids and tensors of each, stacked, or joined (`crops.JOINED`).
 
     Args:
         crops: by (step, slot).
@@ -158,7 +159,11 @@ def _collate(crops: list[Crop | DataError]) -> tuple[list[str], dict[str, torch.
         if isinstance(crop, DataError):
             return crop
         read.append(crop)
-    return [name for name, _ in read], {key: torch.stack([tensors[key] for _, tensors in read]) for key in read[0][1]}
+    together: dict[str, torch.Tensor] = {}
+    for key in read[0][1]:
+        parts = [tensors[key] for _, tensors in read]
+        together[key] = torch.cat(parts) if key in JOINED else torch.stack(parts)
+    return [name for name, _ in read], together
 
 
 def _start_worker(worker: int) -> None:

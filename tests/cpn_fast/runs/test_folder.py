@@ -96,7 +96,7 @@ def test_runs_from_before_the_loop_was_a_group_open_and_resume(tmp_path: Path) -
         stored = json.loads(run.config_path.read_text())["config"]
         assert run.config_of(type(config)) == config, name
         newer: dict[str, Any] = {"cudnn_benchmark": True, "trial_step": "auto", "compile": "off", "timeout": 1800}
-        newer |= {"micro_batch": None, "compile_mode": "auto"}
+        newer |= {"micro_batch": None, "compile_mode": "auto", "augment_on": "host"}
         if name == "train":
             since = {"pixel_classes": "all", "teacher": None, "teacher_band": [0.3, 0.55], "teacher_pairs": True}
             newer["options"] = stored["options"] | since

@@ -17,7 +17,15 @@ FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
 
 
 def test_every_operator_has_a_file() -> None:
-    operators = ("cp_loss", "cp_triplet", "dense_crf", "patch_crop", "pixel_correlation", "random_walk")
+    operators = (
+        "augmented_crop",
+        "cp_loss",
+        "cp_triplet",
+        "dense_crf",
+        "patch_crop",
+        "pixel_correlation",
+        "random_walk",
+    )
     assert {f"test_{name}_kernel.py" for name in operators} == set(FILES)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import cv2
 import numpy as np
 
 Kind = Literal["brightness", "contrast", "saturation", "hue"]
@@ -66,6 +65,8 @@ def check(image: np.ndarray, place: Place, steps: Sequence[Step]) -> None:
 
 def turn_hue(image: np.ndarray, turns: float) -> np.ndarray:
     """Shift the hue: uint8 [H, W, 3] RGB -> the same, contiguous."""
+    import cv2  # the operators on a GPU do without it
+
     # OpenCV's conversion keeps 256 hues like Pillow's, at a tenth of the time.
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     hsv[..., 0] += np.uint8(round(turns * 256) % 256)

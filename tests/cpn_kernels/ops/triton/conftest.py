@@ -78,5 +78,13 @@ def poisoned() -> Iterator[None]:
 def kernels_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The public functions take the kernels, also for the interpreter's CPU tensors."""
     if INTERPRETED:
-        for operator in ("pixel_correlation", "cp_triplet", "cp_loss", "random_walk", "dense_crf", "patch_crop"):
+        for operator in (
+            "pixel_correlation",
+            "cp_triplet",
+            "cp_loss",
+            "random_walk",
+            "dense_crf",
+            "patch_crop",
+            "augmented_crop",
+        ):
             monkeypatch.setattr(f"cpn_kernels.ops.{operator}.use_triton", lambda *tensors: True, raising=False)
