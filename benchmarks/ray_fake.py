@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ class Sleeping(MaskJobs[int, int]):
         seconds: that the network sleeps over each.
         bad: numbers that cannot be done.
         deadly: numbers over which the process that does them is killed.
-        once: where a file is that says so: only one process is.
+        once: where a file is that says so: only one process is; in a folder, one for each of the numbers.
         full: whether the work ends with an error of the disk.
         plain: whether the lines do not say which process made them.
     """
@@ -63,7 +63,7 @@ class Sleeping(MaskJobs[int, int]):
             yield item
 
     def work(self, item: int) -> Entry:
-        if item in self.deadly and (self.once is None or self._first()):
+        if item in self.deadly and (self.once is None or self._first(item)):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.full:
             raise DataError("the disk of the worker is full")
@@ -74,10 +74,10 @@ class Sleeping(MaskJobs[int, int]):
         entry = self.folder.describe(self.id_of(item), self.image_of(item), mask)
         return entry if self.plain else {**entry, "by": os.getpid()}
 
-    def _first(self) -> bool:
+    def _first(self, item: int) -> bool:
         assert self.once is not None
         try:
-            self.once.touch(exist_ok=False)
+            (self.once / str(item) if self.once.is_dir() else self.once).touch(exist_ok=False)
         except FileExistsError:
             return False
         return True
@@ -95,22 +95,23 @@ def sleeping(output: Path, count: int, **more: Any) -> Sleeping:
 
 
 @contextmanager
-def cluster_here(cpus: int = 1) -> Iterator[Any]:
+def cluster_here(cpus: int = 1, quick: bool = True) -> Iterator[Any]:
     """A cluster of one node on this machine, connected to; its `add_node` adds more.
 
-    What Ray takes half a minute to notice, the loss of a node, is noticed within seconds.
+    With `quick`, what Ray takes half a minute to notice, the loss of a node, is noticed within seconds; a machine that
+    is busy with other things may then seem lost too.
     """
     from cpn_fast.cluster.ray_engine import installed_ray
 
     ray = installed_ray(local=True)
     from ray.cluster_utils import Cluster
 
-    quick = {
+    config = {
         "health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4,
         "health_check_timeout_ms": 1000,
-    }  # fmt: skip
-    head = {"num_cpus": cpus, "include_dashboard": False, "_system_config": quick, "object_store_memory": 100 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    } if quick else {"worker_register_timeout_seconds": 600}  # fmt: skip
+    head = {"num_cpus": cpus, "include_dashboard": False, "_system_config": config, "object_store_memory": 100 << 20}
+    cluster = _begun(lambda: Cluster(initialize_head=True, head_node_args=head))
     try:
         ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
         yield cluster
@@ -119,9 +120,28 @@ def cluster_here(cpus: int = 1) -> Iterator[Any]:
         cluster.shutdown()
 
 
+def _begun(begin: Callable[[], Any], tries: int = 4) -> Any:
+    """A cluster; again where the machine was too busy for it to start in the half minute that Ray grants."""
+    for left in reversed(range(tries)):
+        try:
+            return begin()
+        except Exception as error:  # Ray raises just that
+            if not left or "timed out during startup" not in str(error):
+                raise
+            mine = _family([os.getpid()])[1:]
+            _kill([pid for pid in mine if b"/ray/" in Path(f"/proc/{pid}/cmdline").read_bytes()])
+    raise AssertionError
+
+
 def kill_node(node: Any) -> list[int]:
     """SIGKILL to all processes of a node: its raylet, what that started, and that. Gives their numbers."""
-    first = [info.process.pid for infos in node.all_processes.values() for info in infos]
+    killed = _family([info.process.pid for infos in node.all_processes.values() for info in infos])
+    _kill(killed)
+    return killed
+
+
+def _family(first: Sequence[int]) -> list[int]:
+    """Processes, and all below them."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -130,12 +150,15 @@ def kill_node(node: Any) -> list[int]:
             except OSError:
                 continue
             parents.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
-    killed = list(first)
-    for pid in killed:
-        killed += parents.get(pid, [])
-    for pid in killed:
+    found = list(first)
+    for pid in found:
+        found += parents.get(pid, [])
+    return found
+
+
+def _kill(pids: Sequence[int]) -> None:
+    for pid in pids:
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
-    return killed

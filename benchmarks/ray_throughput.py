@@ -7,6 +7,7 @@ benchmarks/results/ray_throughput.json.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -22,33 +23,37 @@ from cpn_fast.files.jobs import LOCAL, Engine
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "ray_throughput.json"
-IMAGES, SECONDS = 400, 0.05
+SECONDS = 0.05
 
 
-def measured(folder: Path, engine: Engine, workers: int) -> dict[str, float]:
+def measured(folder: Path, engine: Engine, workers: int, images: int) -> dict[str, float]:
     """Seconds until all workers are there, and of the images; overhead over what the sleeping alone would take."""
     started = time.monotonic()
-    jobs = sleeping(folder, IMAGES, seconds=SECONDS)
+    jobs = sleeping(folder, images, seconds=SECONDS)
     with engine.crew(jobs) as crew:
         if isinstance(crew, RayCrew):
             crew.gather(workers)
         began = time.monotonic()
-        assert sum(entry["status"] == "ok" for entry in crew.entries(jobs.items)) == IMAGES
+        assert sum(entry["status"] == "ok" for entry in crew.entries(jobs.items)) == images
         seconds = time.monotonic() - began
     return {
         "start_seconds": round(began - started, 1), "seconds": round(seconds, 2),
-        "images_per_second": round(IMAGES / seconds, 1),
-        "over_sleeping": round(seconds / (IMAGES * SECONDS / workers) - 1, 4),
+        "images_per_second": round(images / seconds, 1),
+        "over_sleeping": round(seconds / (images * SECONDS / workers) - 1, 4),
     }  # fmt: skip
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--output", type=Path, default=RESULT)
+    given = parser.parse_args()
     found = {}
-    with cluster_here(cpus=2), tempfile.TemporaryDirectory() as folder:
+    with cluster_here(cpus=2, quick=False), tempfile.TemporaryDirectory() as folder:
         for name, engine, workers in (
             ("local", LOCAL, 1), ("ray, 1 worker", RayEngine(None, 1), 1), ("ray, 2 workers", RayEngine(None, 2), 2),
         ):  # fmt: skip
-            found[name] = measured(Path(folder) / name, engine, workers)
+            found[name] = measured(Path(folder) / name, engine, workers, given.images)
             if engine is not LOCAL:
                 local = found["local"]["seconds"] / workers
                 found[name]["over_local"] = round(found[name]["seconds"] / local - 1, 4)
@@ -58,8 +63,8 @@ def main() -> None:
     asked = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     about = {"python": platform.python_version(), "ray": ray.__version__, "cores": os.cpu_count(), "commit": commit}
-    settings = {"images": IMAGES, "network_seconds": SECONDS, "load_average": round(os.getloadavg()[0], 1)}
-    RESULT.write_text(json.dumps({"machine": about, **settings, "runs": found}, indent=2) + "\n")
+    settings = {"images": given.images, "network_seconds": SECONDS, "load_average": round(os.getloadavg()[0], 1)}
+    given.output.write_text(json.dumps({"machine": about, **settings, "runs": found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

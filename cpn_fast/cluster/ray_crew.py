@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from itertools import islice
+from statistics import median
 from types import ModuleType
 from typing import Any
 
 from cpn_fast.cluster.worker import Made, Sent, Worker
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.jobs import Entry, bounded_map, error_entry
-from cpn_fast.files.mask_jobs import MaskJobs
+from cpn_fast.files.sent_work import SentWork
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ CALL_SECONDS, MOST_IMAGES = 2.0, 128
 """A call takes about so long: transport then costs nothing, and little is lost with an actor."""
 CALLS = 2
 """Of an actor at a time: the next images lie ready when it is through with those before."""
+PATIENCE = 2.0
+"""A worker may end so many times what the usual one takes for a group after the others have done the rest."""
 LOOK_EVERY = 5.0
 """Seconds after which the cluster's machines are looked at again: some may have come."""
 SLOW_START = 60.0
@@ -42,12 +45,16 @@ class _Member:
         node: where it is.
         host: the name of that machine; "" until it has begun.
         calls: how many it has been given and not yet answered.
+        images: how many are in them.
+        seconds: that it needs for one, by its last calls; None before the first.
     """
 
     actor: Any
     node: str
     host: str = ""
     calls: int = 0
+    images: int = 0
+    seconds: float | None = None
     lost: bool = False
 
 
@@ -72,7 +79,7 @@ class RayCrew:
     """
 
     def __init__(
-        self, ray: ModuleType, jobs: MaskJobs[Any, Any], sent: Sent, pool: Executor, per_node: int | None
+        self, ray: ModuleType, jobs: SentWork[Any, Any], sent: Sent, pool: Executor, per_node: int | None
     ) -> None:
         self._ray, self._jobs, self._pool, self._per_node = ray, jobs, pool, per_node
         self._sent = ray.put(sent)
@@ -81,8 +88,8 @@ class RayCrew:
         self._starts: dict[Any, _Member] = {}
         self._calls: dict[Any, _Call] = {}
         self._failed_starts: Counter[str] = Counter()
+        self._redoes: _Member | None = None
         self._barren = self._most = 0
-        self._seconds: float | None = None  # of one actor for one image
         self._looked, self._idle_since = -math.inf, time.monotonic()
         self._reason = ""
 
@@ -96,7 +103,7 @@ class RayCrew:
             self._warn_of_waiting()
 
     def entries(self, items: Sequence[Any]) -> Iterator[Entry]:
-        """Do these images; gives the line of each once its files are written."""
+        """As `Crew` says."""
         for made in self._made(items):
             yield from bounded_map(self._pool, self._stored, made, 2 * self._jobs.workers + 1)
 
@@ -116,9 +123,9 @@ class RayCrew:
         return [member for member in self._members if member.host]
 
     def _stored(self, made: Made) -> Entry:
-        entry, files = made
-        if files is not None:
-            self._jobs.folder.put(entry["id"], files)
+        entry, left = made
+        if left is not None:
+            self._jobs.store(entry, left)
         return entry
 
     def _made(self, items: Sequence[Any]) -> Iterator[list[Made]]:
@@ -126,12 +133,12 @@ class RayCrew:
         todo, left, again = iter(items), len(items), deque[Any]()
         while left or again or self._calls:
             self._recruit()
+            redoes = self._who_redoes(again)
             for member in sorted(self._ready(), key=lambda each: each.calls):
-                while left and member.calls < CALLS:
-                    some = list(islice(todo, self._size(left)))
-                    left -= len(some)
-                    self._call(member, some)
-                if again and not left and not member.calls:
+                while left and member is not redoes and (size := min(left, self._size(member, left))):
+                    left -= size
+                    self._call(member, list(islice(todo, size)))
+                if again and not member.calls and (member is redoes or not (left or self._is_late(member, 1, 0))):
                     self._call(member, [again.popleft()], last=True)
             for ref in self._next([*self._starts, *self._calls]):
                 if ref in self._starts:
@@ -148,28 +155,59 @@ class RayCrew:
         done: Sequence[Any] = self._ray.wait(refs, num_returns=1, timeout=LOOK_EVERY)[0]
         return done
 
-    def _size(self, left: int) -> int:
-        """How many images the next call gets: for some seconds, fewer towards the end, whole groups."""
-        group = self._jobs.group
-        fair = left / (2 * CALLS * max(1, len(self._ready())))
-        wanted = 0.0 if self._seconds is None else min(CALL_SECONDS / max(self._seconds, 1e-6), fair, MOST_IMAGES)
-        return group * max(1, int(wanted / group))
+    def _size(self, member: _Member, left: int) -> int:
+        """How many images a member gets now: for some seconds by its own pace, fewer towards the end, whole groups.
+
+        0 where it has enough, or where the others will have done all that is left before it had done these: one
+        that is ten times slower than they are would otherwise be waited for by all.
+        """
+        group, seconds = self._jobs.group, member.seconds
+        if seconds is None:  # one group tells its pace
+            return 0 if member.calls else group
+        if member.calls == CALLS:
+            return 0
+        fair = left / sum(1 / pace for pace in self._paces()) / (2 * CALLS)
+        size = group * max(1, int(min(min(CALL_SECONDS, fair) / seconds, MOST_IMAGES) / group))
+        return 0 if self._is_late(member, size, left) else size
+
+    def _is_late(self, member: _Member, size: int, left: int) -> bool:
+        """Whether all others will have done the rest before a member has done so many images more."""
+        paces = self._paces()
+        if member.seconds is None or not self._calls:  # of whom nothing is known; or nobody else brings the next chance
+            return False
+        rest = (left + sum(len(call.items) for call in self._calls.values())) / sum(1 / pace for pace in paces)
+        return member.seconds * (member.images + size) > rest + PATIENCE * median(paces) * self._jobs.group
+
+    def _paces(self) -> list[float]:
+        """Seconds of an image, of each member of whom they are known."""
+        return [member.seconds for member in self._members if member.seconds is not None]
+
+    def _who_redoes(self, again: deque[Any]) -> _Member | None:
+        """The member that gets nothing new, to do once more what was lost: the fastest; None where nothing was."""
+        if not again:
+            self._redoes = None
+        elif self._redoes is None or self._redoes.lost:
+            known = [member for member in self._ready() if member.seconds is not None]
+            self._redoes = min(known, key=lambda member: member.seconds or 0.0, default=None)
+        return self._redoes
 
     def _call(self, member: _Member, items: Sequence[Any], last: bool = False) -> None:
         ref = member.actor.work.remote(items)
         self._calls[ref] = _Call(member, items, last)
         member.calls += 1
+        member.images += len(items)
 
     def _answered(self, call: _Call, ref: Any, again: deque[Any]) -> list[Made]:
         """What a call has made; images of a lost actor join `again`, or are given up the second time."""
         call.member.calls -= 1
+        call.member.images -= len(call.items)
         try:
             made, seconds = self._got(ref)
         except _Lost as loss:
             return self._after_loss(call, loss, again)
         self._barren = 0
-        each = seconds / max(1, len(made))
-        self._seconds = each if self._seconds is None else 0.5 * (self._seconds + each)
+        each, before = max(1e-6, seconds / max(1, len(made))), call.member.seconds
+        call.member.seconds = each if before is None else 0.5 * (before + each)
         return made
 
     def _after_loss(self, call: _Call, loss: _Lost, again: deque[Any]) -> list[Made]:
@@ -177,9 +215,10 @@ class RayCrew:
         self._barren += not call.member.lost
         self._forget(call.member)
         if self._barren >= max(BARREN_LOSSES, 3 * self._most):
+            remedy = " What is done stays: rerun the same command to resume" if self._jobs.resumes else ""
             raise DataError(
                 f"--engine ray: {self._barren} times in a row a worker ended over its images, the last on {host} "
-                f"({loss}); is there memory enough? What is done stays: rerun the same command to resume"
+                f"({loss}); is there memory enough?{remedy}"
             )
         if not call.last:
             log.warning("a worker on %s has ended (%s): its %d images are done again", host, loss, len(call.items))
@@ -266,7 +305,8 @@ class _Lost(Exception):
 def reason_of(error: Exception) -> str:
     """Why an actor has ended, in a line: Ray says where it was first."""
     text = " ".join(str(error).split())
-    return text[text.find("The actor is ") if "The actor is " in text else 0 :][:240]
+    text = text[text.find("The actor is ") if "The actor is " in text else 0 :]
+    return text.partition(" Some common causes")[0][:240]
 
 
 def share_of(cpus: float, workers: int) -> float:

@@ -22,7 +22,7 @@ from cpn_fast.cluster.ray_crew import RayCrew
 from cpn_fast.cluster.worker import Sent, own_version
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.jobs import Crew
-from cpn_fast.files.mask_jobs import MaskJobs
+from cpn_fast.files.sent_work import SentWork
 from cpn_fast.files.threads import thread_pool
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class RayEngine:
         Raises:
             DataError: where Ray is not installed, or no cluster answers.
         """
-        if not isinstance(jobs, MaskJobs):
+        if not isinstance(jobs, SentWork):
             raise DataError(f"--engine ray: cannot {jobs.verb} images; use --engine local")
         ray = installed_ray(self.address is None)
         with _connected(ray, self.address), thread_pool(max(1, jobs.workers), "store") as pool:
@@ -112,16 +112,17 @@ def _connected(ray: ModuleType, address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _begin(ray: ModuleType, options: dict[str, Any]) -> None:
-    """`ray.init`; once more where this machine was too busy to start a cluster in the half minute that Ray grants."""
-    try:
-        ray.init(**options)
-    except Exception as error:
-        if "timed out during startup" not in str(error):
-            raise
+def _begin(ray: ModuleType, options: dict[str, Any], tries: int = 3) -> None:
+    """`ray.init`; again where this machine was too busy to start a cluster in the half minute that Ray grants."""
+    for left in reversed(range(tries)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            if not left or "timed out during startup" not in str(error):
+                raise
         log.warning("Ray did not start within its half minute; another try")
         ray.shutdown()
-        ray.init(**options)
 
 
 @contextmanager

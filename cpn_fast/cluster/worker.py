@@ -1,8 +1,7 @@
-"""What a process of the cluster does: images in, lines of the manifest and bytes of masks out; it writes nothing."""
+"""What a process of the cluster does: images in, entries and bytes of files out; it writes nothing."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 import time
@@ -14,11 +13,10 @@ from typing import Any
 
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.jobs import LOCAL, Crew, Entry
-from cpn_fast.files.mask_folder import MaskFiles
-from cpn_fast.files.mask_jobs import HeldMasks, MaskJobs
+from cpn_fast.files.sent_work import SentWork
 
-Made = tuple[Entry, MaskFiles | None]
-"""The line of an image, and its files where it has a mask."""
+Made = tuple[Entry, Any]
+"""The entry of an image, and what is to be stored of it; None for nothing."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Sent:
         version: of cpn-fast there.
     """
 
-    jobs: MaskJobs[Any, Any]
+    jobs: SentWork[Any, Any]
     folder: str
     version: str
 
@@ -45,7 +43,7 @@ class Worker:
     """Holds the network and does one list of images after the other."""
 
     _crew: Crew
-    _held: HeldMasks
+    _jobs: SentWork[Any, Any]
 
     def __init__(self) -> None:
         self._open = ExitStack()  # until the process ends
@@ -64,13 +62,12 @@ class Worker:
             )
         with suppress(OSError):  # a machine without the folder reads what has a whole path
             os.chdir(sent.folder)
-        self._held = HeldMasks.instead_of(sent.jobs.folder)
-        jobs = dataclasses.replace(sent.jobs.on_worker(), folder=self._held)
-        self._crew = self._open.enter_context(LOCAL.crew(jobs))
+        self._jobs = sent.jobs.on_worker().held()
+        self._crew = self._open.enter_context(LOCAL.crew(self._jobs))
         return host
 
     def work(self, items: Sequence[Any]) -> tuple[list[Made], float]:
-        """Do images; gives what was made of each, and the seconds. Raises DataError as `ImageJobs.work` does."""
+        """Do images; gives what was made of each, and the seconds. Raises DataError as `ImageWork.work` does."""
         started = time.monotonic()
-        made = [(entry, self._held.take(entry)) for entry in self._crew.entries(items)]
+        made = [(entry, self._jobs.take(entry)) for entry in self._crew.entries(items)]
         return made, time.monotonic() - started

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -66,6 +67,22 @@ def bounded_map(
 
 
 @dataclass(frozen=True)
+class Made(Iterable[Entry]):
+    """The lines that a job has added to a manifest, read when they are asked for: 8 bytes an image, not a dict.
+
+    Attributes:
+        manifest: where they are.
+        places: the byte at which each begins.
+    """
+
+    manifest: Manifest
+    places: Sequence[int]
+
+    def __iter__(self) -> Iterator[Entry]:
+        return self.manifest.lines_at(self.places)
+
+
+@dataclass(frozen=True)
 class JobSummary:
     """What a job did.
 
@@ -90,8 +107,45 @@ class JobSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageJobs(ABC, Generic[Item, Ready]):
-    """The images of a job, and what is done to each of them.
+class ImageWork(ABC, Generic[Item, Ready]):
+    """What is done to each image of a command: as much of it as an `Engine` needs to know.
+
+    Attributes:
+        workers: threads that call `work`.
+        verb: what is done to an image, in the infinitive.
+    """
+
+    workers: int
+
+    verb: ClassVar[str]
+
+    @abstractmethod
+    def id_of(self, item: Item) -> str:
+        """The id of an image, by which its entry is known."""
+
+    @abstractmethod
+    def work(self, item: Ready) -> Entry:
+        """Do one image. Called in threads.
+
+        Returns:
+            the image's entry; status "error" and `error`, the reason, where the image cannot be done.
+
+        Raises:
+            DataError: for what ends the whole command, such as a full disk.
+        """
+
+    def ready(self, todo: Sequence[Item]) -> Iterator[Ready]:
+        """The images as `work` takes them, e.g. as they come out of a network; as they are, unless overridden."""
+        yield from todo  # type: ignore[misc]
+
+    def threads(self) -> AbstractContextManager[object]:
+        """Entered while `work` runs in threads, e.g. to share the cores among them."""
+        return nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageJobs(ImageWork[Item, Ready]):
+    """The images of a job, and what is done to each of them: `work` writes the files of one and gives its line.
 
     Attributes:
         output: folder of the results, with `manifest.jsonl` and `settings.json`.
@@ -99,14 +153,12 @@ class ImageJobs(ABC, Generic[Item, Ready]):
         settings: JSON-able values (lists, no tuples), everything that decides what a result looks like; a folder holds
             results of one.
         data: what the images are, for the terminal.
-        workers: threads that call `work`.
         overwrite: do everything again, also with other settings.
         shard: `i/n` where the items are the i-th of n parts.
         planned: ids of all images that the folder is to hold results of; None = of `items`.
         command: resumes the job, for who finds it half done; "" = no command line does.
         reads: folders and files of the data, among which nothing may be written; see `check_apart`.
-        verb: what is done to an image, in the infinitive.
-        participle: the same, as a participle.
+        participle: what is done to an image, as a participle.
         needed_to: what cannot be done to an image that fails, as a participle.
         results: what is written.
         waits: for another process that makes the same results, instead of refusing to work beside it.
@@ -116,22 +168,16 @@ class ImageJobs(ABC, Generic[Item, Ready]):
     items: Sequence[Item]
     settings: Mapping[str, Any]
     data: str
-    workers: int
     overwrite: bool = False
     shard: str | None = None
     reads: Sequence[Path] = ()
     planned: Sequence[str] | None = None
     command: str = ""
 
-    verb: ClassVar[str]
     participle: ClassVar[str]
     needed_to: ClassVar[str] = "read"
     results: ClassVar[str] = "masks"
     waits: ClassVar[bool] = False
-
-    @abstractmethod
-    def id_of(self, item: Item) -> str:
-        """The id of an image in the manifest."""
 
     @abstractmethod
     def is_done(self, item: Item, entry: Mapping[str, Any]) -> bool:
@@ -143,23 +189,8 @@ class ImageJobs(ABC, Generic[Item, Ready]):
         """
 
     @abstractmethod
-    def work(self, item: Ready) -> Entry:
-        """Write the files of one image. Called in threads.
-
-        Returns:
-            the manifest's line; status "error" and `error`, the reason, where the image cannot be done.
-
-        Raises:
-            DataError: for what ends the whole job, such as a full disk.
-        """
-
-    @abstractmethod
     def bytes_needed(self, todo: Sequence[Item]) -> float:
         """What the results of these images take on disk, generously."""
-
-    def ready(self, todo: Sequence[Item]) -> Iterator[Ready]:
-        """The images as `work` takes them, e.g. as they come out of a network; as they are, unless overridden."""
-        yield from todo  # type: ignore[misc]
 
     def prepare(self) -> None:
         """Write what the folder holds beside the results, such as the labelmap. Raises OSError where it cannot."""
@@ -168,23 +199,19 @@ class ImageJobs(ABC, Generic[Item, Ready]):
         """The settings in a few words, for the terminal."""
         return ""
 
-    def threads(self) -> AbstractContextManager[object]:
-        """Entered while `work` runs in threads, e.g. to share the cores among them."""
-        return nullcontext()
-
 
 class Crew(Protocol):
-    """Those who do the images of a job."""
+    """Those who do the images of a command."""
 
     def entries(self, items: Sequence[Any]) -> Iterator[Entry]:
-        """Do these images; gives the line of each once its files are written, in any order."""
+        """Do these images; gives the entry of each once what it leaves is stored, in any order."""
 
     def state(self) -> str:
         """How many they are, in a few words; "" = it goes without saying."""
 
 
 class Engine(Protocol):
-    """Where the images of a job are done."""
+    """Where the images of a command are done."""
 
     def crew(self, jobs: Any) -> AbstractContextManager[Crew]:
         """What does images while the block runs. Raises DataError where there is no such place, or not for this job."""
@@ -194,7 +221,7 @@ class Engine(Protocol):
 class _Threads:
     """This process's, which share the network."""
 
-    jobs: ImageJobs[Any, Any]
+    jobs: ImageWork[Any, Any]
     pool: Executor
 
     def entries(self, items: Sequence[Any]) -> Iterator[Entry]:
@@ -208,7 +235,7 @@ class _Threads:
 
 class _ThisProcess:
     @contextmanager
-    def crew(self, jobs: ImageJobs[Any, Any]) -> Iterator[Crew]:
+    def crew(self, jobs: ImageWork[Any, Any]) -> Iterator[Crew]:
         """The job's threads."""
         with jobs.threads(), thread_pool(jobs.workers, jobs.verb) as pool:
             yield _Threads(jobs, pool)
@@ -245,9 +272,13 @@ def run(jobs: ImageJobs[Any, Any], progress: Progress = SILENT, engine: Engine =
         todo = _todo(jobs, manifest)
         skipped = len(jobs.items) - len(todo)
         _say_plan(jobs, todo, skipped, progress)
-        made = tuple(_made(jobs, todo, manifest, progress, engine)) if todo else ()
-    failed = [entry for entry in made if entry["status"] != "ok"]
-    summary = JobSummary(len(made) - len(failed), skipped, len(failed), jobs.output, made)
+        places, failed, count = array("Q"), list[Entry](), 0
+        for place, entry in _made(jobs, todo, manifest, progress, engine) if todo else ():
+            places.append(place)
+            if entry["status"] != "ok":
+                count += 1
+                failed += [entry] if count == 1 else []
+    summary = JobSummary(len(places) - count, skipped, count, jobs.output, Made(manifest, places))
     say_failures(jobs, failed, summary)
     return summary
 
@@ -282,14 +313,14 @@ def _say_plan(jobs: ImageJobs[Any, Any], todo: Sequence[Any], skipped: int, prog
 
 def _made(
     jobs: ImageJobs[Any, Any], todo: Sequence[Any], manifest: Manifest, progress: Progress, engine: Engine
-) -> Iterator[Entry]:
-    """Do the images and record each."""
+) -> Iterator[tuple[int, Entry]]:
+    """Do the images and record each; gives where its line is, and the line."""
     with engine.crew(jobs) as crew, watched(jobs, len(todo), crew, progress) as seen:
         for entry in crew.entries(todo):
             with raise_io_errors_as(jobs.output, MANIFEST_NAME):
-                manifest.append(entry)
+                place = manifest.append(entry)
             seen(entry)
-            yield entry
+            yield place, entry
 
 
 @contextmanager

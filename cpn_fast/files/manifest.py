@@ -57,13 +57,16 @@ class Manifest:
         self._descriptor: int | None = None
         self._synced = time.monotonic()
 
-    def append(self, entry: Mapping[str, Any]) -> None:
+    def append(self, entry: Mapping[str, Any]) -> int:
         """Add one line; on disk after a second at most of further lines, and when the manifest is closed.
 
         A line that a power cut takes makes its image be done again, nothing worse.
 
         Args:
             entry: JSON-able values; `id` (str) and `status` (str, "ok" when the image is done) are required.
+
+        Returns:
+            the byte at which the line begins, for `lines_at`.
 
         Raises:
             DataError: if `id` or `status` is missing.
@@ -77,9 +80,21 @@ class Manifest:
         with self._lock:
             descriptor = self._open()
             os.write(descriptor, line)  # one write to a file opened for appending: lines of two writers never mix
+            begin = os.lseek(descriptor, 0, os.SEEK_CUR) - len(line)
             if time.monotonic() - self._synced >= _SYNC_SECONDS:
                 os.fsync(descriptor)
                 self._synced = time.monotonic()
+        return begin
+
+    def lines_at(self, places: Iterable[int]) -> Iterator[dict[str, Any]]:
+        """The entries that `append` has written at some bytes. Raises DataError where the file has gone since."""
+        try:
+            with open_regular(self.path) as file:
+                for place in places:
+                    file.seek(place)
+                    yield json.loads(file.readline())
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path}: changed while it was written ({error}); run the command again") from None
 
     def entries(self) -> dict[str, dict[str, Any]]:
         """The last entry of every id, in the order of first appearance.

@@ -3,48 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpn_fast.files.jobs import ImageJobs, Item, Ready
+from cpn_fast.files.jobs import Entry, ImageJobs, Item, Ready
 from cpn_fast.files.mask_folder import MaskFiles, MaskFolder
 from cpn_fast.files.member import ImageFile
+from cpn_fast.files.sent_work import SentWork
 from cpn_fast.files.soft_maps import SoftMaps
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskJobs(ImageJobs[Item, Ready]):
+class MaskJobs(ImageJobs[Item, Ready], SentWork[Item, Ready]):
     """A job whose only results are masks in a folder and what the manifest says of them.
-
-    It can be sent to another process: what it holds can be pickled.
 
     Attributes:
         folder: where the masks go.
     """
 
+    resumes: ClassVar[bool] = True
+
     folder: MaskFolder
 
-    @abstractmethod
-    def image_of(self, item: Item) -> ImageFile:
-        """The image file of an item, for the manifest."""
-
-    @property
-    def group(self) -> int:
-        """How many images go through the network together at most."""
-        return 1
-
     def to_send(self) -> Self:
-        """The job without what only the process needs that writes the folder."""
+        """Without the images and what only the process needs that writes the folder."""
         return dataclasses.replace(self, items=(), planned=(), reads=(), command="")
 
-    def on_worker(self) -> Self:
-        """The job ready in the process that it was sent to: its network on the device there."""
-        return self
+    def held(self) -> Self:
+        """With masks that are kept as bytes until they are taken."""
+        return dataclasses.replace(self, folder=HeldMasks.instead_of(self.folder))
+
+    def take(self, entry: Entry) -> MaskFiles | None:
+        """The files of the image's mask."""
+        return self.folder.take(entry) if isinstance(self.folder, HeldMasks) else None
+
+    def store(self, entry: Entry, left: MaskFiles) -> None:
+        """Write them."""
+        self.folder.put(entry["id"], left)
 
 
 @dataclass(frozen=True)

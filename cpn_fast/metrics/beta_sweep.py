@@ -109,6 +109,43 @@ def check_mask(mask: NDArray[np.uint8], shape: tuple[int, ...], num_classes: int
     check_mask_values(mask, num_classes, name)
 
 
+Bins = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Of an image the flat bins of a `BetaSweep` that occur, ascending, and the pixels in each."""
+
+
+def image_bins(
+    best: NDArray[np.integer],
+    score: NDArray[np.float32],
+    mask: NDArray[np.uint8],
+    num_classes: int,
+    name: str = "image",
+) -> Bins:
+    """What one image adds to a `BetaSweep`.
+
+    Args:
+        best: class index [H, W] in 0..K-1, on a tie the lower one.
+        score: float32 [H, W], the winning class's value in 0..1.
+        mask: uint8 [H, W] ground truth.
+        num_classes: K foreground classes.
+        name: what to call the image in an error.
+
+    Raises:
+        DataError: for a mask of another size, with values that are no class, or scores that are not finite.
+    """
+    check_mask(mask, score.shape, num_classes, name)
+    if not np.isfinite(score).all():
+        raise DataError(f"{name}: the class maps hold NaN or infinity; expected finite values in 0..1")
+    valid = mask != VOID
+    below = np.searchsorted(BETAS, np.asarray(score, dtype=np.float32)[valid], side="left")
+    keys = (mask[valid].astype(np.int64) * num_classes + best[valid]) * (len(BETAS) + 1) + below
+    size = (num_classes + 1) * num_classes * (len(BETAS) + 1)
+    if size <= 4 * keys.size:
+        counts = np.bincount(keys, minlength=size)
+        present = np.flatnonzero(counts)
+        return present, counts[present]
+    return np.unique(keys, return_counts=True)  # many classes, few pixels: dense counts would cost more than sorting
+
+
 class BetaSweep:
     """Histogram over (true class, best foreground class, score bin): the confusion matrix of every beta in one pass.
 
@@ -120,12 +157,12 @@ class BetaSweep:
         keep_images: also keep what was counted of every single image, in `per_image`.
 
     Attributes:
-        per_image: of each image the flat bins that occur, ascending, and the pixels in each.
+        per_image: what was added for each image.
     """
 
     def __init__(self, num_classes: int, keep_images: bool = False) -> None:
         self.num_classes, self.keep_images = num_classes, keep_images
-        self.per_image: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        self.per_image: list[Bins] = []
         self.images = 0
         self.without_mask = 0
         self._counts = np.zeros((num_classes + 1, num_classes, len(BETAS) + 1), dtype=np.int64)
@@ -153,33 +190,15 @@ class BetaSweep:
     def update_best(
         self, best: NDArray[np.integer], score: NDArray[np.float32], mask: NDArray[np.uint8], name: str = "image"
     ) -> None:
-        """Count one image of which the winning class and its score are known.
+        """Count one image of which the winning class and its score are known; see `image_bins`."""
+        self.add(image_bins(best, score, mask, self.num_classes, name))
 
-        Args:
-            best: class index [H, W] in 0..K-1, on a tie the lower one.
-            score: float32 [H, W], the winning class's value in 0..1.
-            mask: uint8 [H, W] ground truth.
-            name: what to call the image in an error.
-
-        Raises:
-            DataError: for a mask of another size, with values that are no class, or scores that are not finite.
-        """
-        check_mask(mask, score.shape, self.num_classes, name)
-        if not np.isfinite(score).all():
-            raise DataError(f"{name}: the class maps hold NaN or infinity; expected finite values in 0..1")
-        valid = mask != VOID
-        below = np.searchsorted(BETAS, np.asarray(score, dtype=np.float32)[valid], side="left")
-        keys = (mask[valid].astype(np.int64) * self.num_classes + best[valid]) * (len(BETAS) + 1) + below
-        flat = self._counts.reshape(-1)
+    def add(self, bins: Bins) -> None:
+        """Add what `image_bins` gave for an image."""
+        present, counts = bins
+        self._counts.reshape(-1)[present] += counts
         if self.keep_images:
-            present, counts = np.unique(keys, return_counts=True)
-            self.per_image.append((present, counts))
-            flat[present] += counts
-        elif flat.size <= 4 * keys.size:
-            flat += np.bincount(keys, minlength=flat.size)
-        else:  # many classes, few pixels: a dense count per image would cost more than sorting its pixels
-            present, counts = np.unique(keys, return_counts=True)
-            flat[present] += counts
+            self.per_image.append(bins)
         self.images += 1
 
     def merge(self, other: BetaSweep) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from cpn_fast.files.atomic import atomic_path
 from cpn_fast.files.errors import DataError
-from cpn_fast.metrics.beta_sweep import BETAS
+from cpn_fast.metrics.beta_sweep import BETAS, Bins
 
 COUNTS_NAME = "counts.npz"
 FORMAT = 1
@@ -41,7 +42,7 @@ class ImageCounts:
     counts: NDArray[np.int32]
 
     @classmethod
-    def of(cls, images: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]], num_classes: int) -> ImageCounts:
+    def of(cls, images: Sequence[Bins], num_classes: int) -> ImageCounts:
         """From the flat bins and their counts of each image, as `BetaSweep` keeps them."""
         keys = np.concatenate([keys for keys, _ in images]) if images else np.zeros(0, np.int64)
         pairs, bins = np.divmod(keys, len(BETAS) + 1)
@@ -55,19 +56,32 @@ class ImageCounts:
         )
 
     @classmethod
-    def of_confusions(cls, confusions: Sequence[NDArray[np.int64]]) -> ImageCounts:
-        """From a confusion matrix [C, C + 1] of each image's mask, the last column void."""
-        parts: list[tuple[NDArray[np.intp], ...]] = [matrix.nonzero() for matrix in confusions]
-        truths = np.concatenate([rows for rows, _ in parts])
-        claimed = np.concatenate([columns for _, columns in parts])
-        void = np.concatenate([columns == m.shape[1] - 1 for m, (_, columns) in zip(confusions, parts, strict=True)])
+    def of_confusions(cls, confusions: Iterable[NDArray[np.int64]]) -> ImageCounts:
+        """From a confusion matrix [C, C + 1] of each image's mask, the last column void; one is held at a time."""
+        lengths, truths, winners, bins, counts = array("q", [0]), array("h"), array("h"), array("B"), array("i")
+        for matrix in confusions:
+            rows, columns = matrix.nonzero()
+            void = columns == matrix.shape[1] - 1
+            lengths.append(len(rows))
+            truths.frombytes(rows.astype(np.int16).tobytes())
+            winners.frombytes(np.where(void, -1, np.maximum(columns - 1, 0)).astype(np.int16).tobytes())
+            bins.frombytes(np.where(columns == 0, 0, len(BETAS)).astype(np.uint8).tobytes())
+            counts.frombytes(matrix[rows, columns].astype(np.int32).tobytes())
         return cls(
-            np.cumsum([0, *(len(rows) for rows, _ in parts)]),
-            truths.astype(np.int16),
-            np.where(void, -1, np.maximum(claimed - 1, 0)).astype(np.int16),
-            np.where(claimed == 0, 0, len(BETAS)).astype(np.uint8),
-            np.concatenate([m[m.nonzero()] for m in confusions]).astype(np.int32),
+            np.cumsum(lengths),
+            np.array(truths, np.int16),
+            np.array(winners, np.int16),
+            np.array(bins, np.uint8),
+            np.array(counts, np.int32),
         )
+
+    def take(self, order: Sequence[int]) -> ImageCounts:
+        """Those of some images, in this order."""
+        chosen = np.asarray(order, np.int64)
+        lengths = np.diff(self.offsets)[chosen]
+        offsets = np.cumsum([0, *lengths])
+        entries = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][chosen] - offsets[:-1], lengths)
+        return ImageCounts(offsets, *(getattr(self, part)[entries] for part in PARTS[1:]))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

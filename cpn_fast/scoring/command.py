@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cpn_fast.cam.inference import Prediction, default_map, open_labeller, predictions
+from cpn_fast.cam.inference import default_map, open_labeller
 from cpn_fast.cam.map_options import MapOptions
 from cpn_fast.data.sources.base import folders_of
 from cpn_fast.data.sources.open import open_source
@@ -21,20 +21,20 @@ from cpn_fast.data.sources.spread import records_of, spread_evenly
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.apart import check_apart
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.jobs import Entry
 from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder, seen_instead
-from cpn_fast.files.member import ImageFile, Member
+from cpn_fast.files.member import ImageFile
 from cpn_fast.files.output_folder import check_is_folder
 from cpn_fast.files.progress import SILENT, Progress
-from cpn_fast.files.threads import thread_pool
 from cpn_fast.inference.class_mapping import ClassMapping
+from cpn_fast.inference.counting import counted, places
 from cpn_fast.inference.image_size import warn_of_size
 from cpn_fast.inference.options import check_positive
-from cpn_fast.inference.reader import Failure, InferenceOptions
-from cpn_fast.metrics.beta_sweep import BetaSweep, check_mask, iou_point
-from cpn_fast.metrics.classification import classifier_scores
-from cpn_fast.metrics.confusion import confusion_of, warn_without_foreground
+from cpn_fast.inference.reader import InferenceOptions
+from cpn_fast.metrics.beta_sweep import iou_point
+from cpn_fast.metrics.confusion import warn_without_foreground
 from cpn_fast.metrics.image_counts import COUNTS_NAME, ImageCounts, ScoredImages, write_counts
-from cpn_fast.metrics.maps import MULTI, MapName, scale_name
+from cpn_fast.metrics.maps import MULTI
 from cpn_fast.metrics.report import (
     METRICS_NAME,
     class_table,
@@ -47,9 +47,10 @@ from cpn_fast.metrics.report import (
     run_table,
     write_metrics,
 )
-from cpn_fast.models.labeller import Labeller
 from cpn_fast.runs.digest import weights_digest
 from cpn_fast.runs.folder import DEFAULT_BETA, RunFolder
+from cpn_fast.scoring.map_counts import MapCounts, Tally
+from cpn_fast.scoring.mask_counts import MaskCounts
 from cpn_fast.scoring.options import EvaluateConfig
 
 PLOT_NAME = "beta_sweep.png"
@@ -74,6 +75,7 @@ def run_evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> dict[st
     check_positive(max_side=config.max_side, batch_size=config.batch_size, workers=config.workers)
     if config.images is not None:
         check_positive(images=config.images)
+    config.open_engine()
     source = open_source(config.data)
     split, every = records_of(source, config.split)
     records = spread_evenly(every, config.images)
@@ -107,7 +109,8 @@ def _evaluate_run(
     run = RunFolder(config.target)
     wanted = MapOptions.of(config)
     how = wanted.resolved(run)
-    labeller = open_labeller(run, how, config.device, 0.0, config.threshold)
+    device = "cpu" if config.on_cluster else config.device
+    labeller = open_labeller(run, how, device, 0.0, config.threshold)
     primary, classes = default_map(labeller), run.classes
     tally = Tally.of(labeller, len(classes))
     options = InferenceOptions(
@@ -116,10 +119,11 @@ def _evaluate_run(
     )  # fmt: skip
     mapping = ClassMapping.between(source.classes, classes)
     warn_of_size(run, records, config.max_side)
-    stream = predictions(labeller, source, records, mapping, options)
+    work = MapCounts(source=source, labeller=labeller, mapping=mapping, options=options, device=config.device)
     _say_begin(config, source, records)
-    with progress.items("evaluate", len(records)) as advance:
-        _count_all(stream, tally, advance)
+    with closing(counted(work, records, config.open_engine(), progress)) as entries:
+        for entry in entries:
+            tally.add(entry)
     _need_masks(config, tally)
     about = {
         **_about(config, source, tally.sweeps[primary, MULTI].images, tally.without_mask),
@@ -152,83 +156,6 @@ def _evaluate_run(
 
 def _say_begin(config: EvaluateConfig, source: Source, records: Sequence[Record]) -> None:
     log.info("scoring on %d images of split %r of %s", len(records), config.split, source.spec)
-
-
-def _count_all(stream: Iterator[Prediction | Failure[Record]], tally: Tally, advance: Callable[[int], None]) -> None:
-    """Count every prediction, each while the network works on the next."""
-    with thread_pool(1, "count") as pool:
-        counted: Future[None] | None = None
-        for prediction in stream:
-            if isinstance(prediction, Failure):
-                raise DataError(f"{prediction.error}; a score needs every image of the split")
-            if counted is not None:
-                counted.result()
-            counted = pool.submit(tally.add, prediction)
-            advance(1)
-        if counted is not None:
-            counted.result()
-
-
-@dataclass
-class Tally:
-    """Everything counted in the one pass over the data.
-
-    Attributes:
-        sweeps: a beta sweep for each map at each scale and multi-scale.
-        without_mask: images without ground truth.
-        from_scores: scored images without labels, for which the network's own scores stood in.
-        ids: the scored images, as they came.
-        scores: class probabilities [K] of the images that have labels.
-        truth: their labels, bool [K].
-    """
-
-    sweeps: dict[tuple[MapName, str], BetaSweep]
-    without_mask: int = 0
-    from_scores: int = 0
-    ids: list[str] = field(default_factory=list)
-    scores: list[NDArray[np.float32]] = field(default_factory=list)
-    truth: list[NDArray[np.bool_]] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, labeller: Labeller, num_classes: int) -> Tally:
-        """An empty tally for the maps and scales that a labeller gives."""
-        single = [scale_name(scale) for scale in labeller.scales]
-        of: dict[MapName, list[str]] = {"cam": [*single, MULTI]}
-        if labeller.refined:
-            of["rcam"] = [MULTI] if labeller.refined_once else [*single, MULTI]
-        keys = [(name, scale) for name, scales in of.items() for scale in scales]
-        return cls({(name, scale): BetaSweep(num_classes, keep_images=scale == MULTI) for name, scale in keys})
-
-    def add(self, prediction: Prediction) -> None:
-        """Count one image. Raises DataError for a mask that does not fit its image."""
-        if prediction.given is not None:
-            self.scores.append(prediction.scores)
-            self.truth.append(prediction.given)
-        if prediction.mask is None:
-            self.without_mask += 1
-            return
-        self.from_scores += prediction.given is None
-        self.ids.append(prediction.record.id)
-        where = str(prediction.record.mask_path or prediction.record.image_path)
-        for (name, scale), sweep in self.sweeps.items():
-            sweep.update_best(*prediction.best(name, scale), prediction.mask, where)
-
-    def scored_images(self, records: Sequence[Record], classes: Sequence[str]) -> ScoredImages:
-        """What was counted of each image, all scales together, in the order of the split."""
-        place = {record.id: index for index, record in enumerate(records)}
-        order = sorted(range(len(self.ids)), key=lambda index: place[self.ids[index]])
-        maps: dict[str, ImageCounts] = {
-            name: ImageCounts.of([sweep.per_image[index] for index in order], len(classes))
-            for (name, scale), sweep in self.sweeps.items()
-            if scale == MULTI
-        }
-        return ScoredImages(tuple(self.ids[index] for index in order), tuple(classes), maps)
-
-    def classifier(self) -> dict[str, float | None]:
-        """`map` and `f1` of the classifier where images have labels of their own."""
-        if not self.scores:
-            return {"map": None, "f1": None}
-        return classifier_scores(np.stack(self.scores), np.stack(self.truth))
 
 
 def _need_masks(config: EvaluateConfig, tally: Tally) -> None:
@@ -275,21 +202,14 @@ def _evaluate_masks(
     folder.warn_if_half_done()
     classes = folder.classes() or tuple(source.classes)
     mapping = ClassMapping.between(source.classes, classes)
-    confusion = np.zeros((len(classes) + 1, len(classes) + 2), dtype=np.int64)
-    each: dict[str, NDArray[np.int64]] = {}
-    missing: list[str] = []
-    without_truth = 0
+    found = _Found(np.zeros((len(classes) + 1, len(classes) + 2), dtype=np.int64))
+    work = MaskCounts(workers=config.workers, source=source, folder=folder, mapping=mapping)
     _say_begin(config, source, records)
-    with progress.items("evaluate", len(records)) as advance:
-        for record, counts in zip(records, _count_masks(source, records, folder, mapping, config.workers), strict=True):
-            advance(1)
-            if counts is None:
-                without_truth += 1
-            elif isinstance(counts, Path | Member):
-                missing.append(str(counts))
-            else:
-                confusion += counts
-                each[record.id] = counts
+    with closing(counted(work, records, config.open_engine(), progress)) as entries:
+        each = ImageCounts.of_confusions(found.matrices(entries))
+    place = places(records)
+    missing = [path for _, path in sorted(found.missing, key=lambda item: place[item[0]])]
+    without_truth, confusion = found.without_truth, found.confusion
     _check_found(config, folder, len(records), without_truth, missing)
     about = {
         **_about(config, source, len(records) - without_truth - len(missing), without_truth),
@@ -300,8 +220,9 @@ def _evaluate_masks(
     metrics = {**point_values(iou_point(confusion), classes), "sweep": None, **about}
     warn_without_foreground(source.spec, confusion)
     output = config.output or config.target
-    scored = {"masks": ImageCounts.of_confusions(list(each.values()))}
-    write_counts(output / COUNTS_NAME, ScoredImages(tuple(each), tuple(classes), scored))
+    order = sorted(range(len(found.ids)), key=lambda index: place[found.ids[index]])
+    ids = tuple(found.ids[index] for index in order)
+    write_counts(output / COUNTS_NAME, ScoredImages(ids, tuple(classes), {"masks": each.take(order)}))
     write_metrics(output / METRICS_NAME, metrics)
     progress.say(class_table(metrics, f"IoU in %, mean {percent(metrics['miou'])}"))
     if missing:
@@ -311,6 +232,36 @@ def _evaluate_masks(
     _say_counts(progress, config, about)
     progress.say(str(output / METRICS_NAME))
     return metrics
+
+
+@dataclass
+class _Found:
+    """What was counted of masks, all together.
+
+    Attributes:
+        confusion: int64 [C, C + 1].
+        ids: of the scored images, as they came.
+        missing: id and path of each mask that is not there.
+        without_truth: images without ground truth.
+    """
+
+    confusion: NDArray[np.int64]
+    ids: list[str] = field(default_factory=list)
+    missing: list[tuple[str, str]] = field(default_factory=list)
+    without_truth: int = 0
+
+    def matrices(self, entries: Iterable[Entry]) -> Iterator[NDArray[np.int64]]:
+        """Add entries of `MaskCounts`; gives the counts of the scored ones on."""
+        for entry in entries:
+            counts = entry["counts"]
+            if counts is not None:
+                self.confusion += counts
+                self.ids.append(entry["id"])
+                yield counts
+            elif entry["missing"] is None:
+                self.without_truth += 1
+            else:
+                self.missing.append((entry["id"], entry["missing"]))
 
 
 def _mask_folder(target: Path) -> MaskFolder:
@@ -339,29 +290,6 @@ def _same_file(one: ImageFile, other: ImageFile) -> bool:
     if isinstance(one, Path) and isinstance(other, Path):
         return one.resolve() == other.resolve()
     return one == other
-
-
-def _count_masks(
-    source: Source, records: Sequence[Record], folder: MaskFolder, mapping: ClassMapping, workers: int
-) -> Iterator[NDArray[np.int64] | ImageFile | None]:
-    """Per record: its confusion counts, or the path of the mask that is missing, or None without ground truth."""
-
-    def count(record: Record) -> NDArray[np.int64] | ImageFile | None:
-        truth = source.read(record, with_mask=True).mask
-        if truth is None:
-            return None
-        path = folder.mask_path(record.id)
-        if not folder.has(record.id):
-            return path
-        predicted = folder.read(record.id, mapping.num_classes)
-        truth = mapping.mask(truth)
-        check_mask(truth, predicted.shape, mapping.num_classes, f"{record.mask_path or record.image_path} and {path}")
-        return confusion_of(truth, predicted, mapping.num_classes)
-
-    chunk = 16 * workers  # map() would start on everything at once
-    with thread_pool(workers, "count") as pool:
-        for start in range(0, len(records), chunk):
-            yield from pool.map(count, records[start : start + chunk])
 
 
 def _check_found(

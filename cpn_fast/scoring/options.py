@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 
 import tyro
 
+from cpn_fast.cluster.options import EngineOptions
 from cpn_fast.config.refine import Refine, RefineAt, ScalesOf
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(EngineOptions):
     """Score a run's maps or a folder of masks against ground truth.
 
     Attributes:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,19 +15,23 @@ from rich.table import Table
 from cpn_fast.data.sources.base import folders_of
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import records_of
-from cpn_fast.data.types import Record
-from cpn_fast.device import threads_shared_by
+from cpn_fast.data.types import Record, Source
+from cpn_fast.device import ready_device, threads_shared_by
 from cpn_fast.files.apart import check_apart
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.jobs import Entry, error_entry
+from cpn_fast.files.member import ImageFile
 from cpn_fast.files.output_folder import check_is_folder, raise_io_errors_as
 from cpn_fast.files.progress import SILENT, Progress
-from cpn_fast.files.threads import thread_pool
+from cpn_fast.files.sent_work import SentWork
 from cpn_fast.inference.class_mapping import ClassMapping
+from cpn_fast.inference.counting import counted
 from cpn_fast.inference.image_size import warn_of_size
-from cpn_fast.inference.reader import Failure
+from cpn_fast.inference.reader import Failure, InferenceOptions
 from cpn_fast.metrics.beta_sweep import check_mask, iou_point
 from cpn_fast.metrics.confusion import confusion_of, warn_without_foreground
 from cpn_fast.metrics.report import METRICS_NAME, class_table, percent, point_values, write_metrics
+from cpn_fast.models.segmenter import Segmenter
 from cpn_fast.runs.digest import weights_digest
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.segment.inference import Segmentation, open_segmenters, segmentations
@@ -60,15 +63,20 @@ def run_segment_evaluate(config: SegmentEvaluateConfig, progress: Progress = SIL
         check_is_folder(config.output)
         check_apart(config.output, folders_of(source))
     inferences = {SINGLE: ((1.0,), False), MULTI: (config.scales, config.flip)}
-    segmenters = open_segmenters(run, inferences, config.device)
+    engine = config.open_engine()
+    segmenters = open_segmenters(run, inferences, "cpu" if config.on_cluster else config.device)
     classes = run.classes
     mapping = ClassMapping.between(source.classes, classes)
     _, records = records_of(source, config.split)
     warn_of_size(run, records, config.max_side)
-    stream = segmentations(segmenters, source, records, mapping, options, keep_probabilities=crf is not None)
+    work = SegmentCounts(
+        workers=config.workers, source=source, segmenters=segmenters, mapping=mapping, options=options, crf=crf,
+        device=config.device,
+    )  # fmt: skip
     tally = Tally(len(classes), (SINGLE, MULTI) if crf is None else (SINGLE, MULTI, CRF))
-    with progress.items("evaluate", len(records)) as advance:
-        _count_all(stream, tally, crf, config.workers, advance)
+    with closing(counted(work, records, engine, progress)) as entries:
+        for entry in entries:
+            tally.add(entry["counts"])
     if not tally.images:
         raise DataError(
             f"{config.data}: none of the {len(records)} images of split {config.split!r} has a mask; mIoU needs ground "
@@ -87,6 +95,73 @@ def run_segment_evaluate(config: SegmentEvaluateConfig, progress: Progress = SIL
     return metrics
 
 
+@dataclass(frozen=True, kw_only=True)
+class SegmentCounts(SentWork[Record, Segmentation | Failure[Record]]):
+    """Images through the segmentation network, and its masks to confusion counts.
+
+    An entry holds `counts`: those of every way to make a mask, by name; None without ground truth.
+
+    Attributes:
+        source: reads the images.
+        segmenters: the ways, of one network.
+        mapping: the source's classes in the network's order.
+        options: how images go through the network.
+        crf: numbers of the CRF, a further way; None without.
+        device: on which a worker puts the network, "auto", "cpu" or "cuda".
+    """
+
+    verb: ClassVar[str] = "evaluate"
+
+    source: Source
+    segmenters: Mapping[str, Segmenter]
+    mapping: ClassMapping
+    options: InferenceOptions
+    crf: Settings | None
+    device: str
+
+    def id_of(self, item: Record) -> str:
+        """The record's id."""
+        return item.id
+
+    def image_of(self, item: Record) -> ImageFile:
+        """The record's image."""
+        return item.image_path
+
+    @property
+    def group(self) -> int:
+        """The batch size."""
+        return self.options.batch_size
+
+    def on_worker(self) -> Self:
+        """With the network on the device there."""
+        device = ready_device(self.device)
+        moved = {name: segmenter.to(device) for name, segmenter in self.segmenters.items()}
+        return dataclasses.replace(self, segmenters=moved)
+
+    def threads(self) -> AbstractContextManager[object]:
+        """The CRFs of several images share the cores."""
+        return nullcontext() if self.crf is None else threads_shared_by(self.workers)
+
+    def ready(self, todo: Sequence[Record]) -> Iterator[Segmentation | Failure[Record]]:
+        """What the network says of each image."""
+        keep = self.crf is not None
+        return segmentations(self.segmenters, self.source, todo, self.mapping, self.options, keep_probabilities=keep)
+
+    def work(self, item: Segmentation | Failure[Record]) -> Entry:
+        """Count one image. Raises DataError for a mask that does not fit it, or numbers of the CRF that don't."""
+        record, classes = item.record, self.mapping.num_classes
+        if isinstance(item, Failure):
+            return error_entry(record.id, record.image_path, item.error)
+        entry: Entry = {"id": record.id, "status": "ok", "counts": None}
+        if item.truth is None:
+            return entry
+        check_mask(item.truth, item.size, classes, str(record.mask_path or record.image_path))
+        masks = {name: item.mask(name) for name in item.masks}
+        if self.crf is not None:
+            masks[CRF] = item.crf_mask(self.crf)
+        return {**entry, "counts": {name: confusion_of(item.truth, mask, classes) for name, mask in masks.items()}}
+
+
 class Tally:
     """Confusion counts of every way to make a mask.
 
@@ -96,23 +171,8 @@ class Tally:
     """
 
     def __init__(self, num_classes: int, names: Sequence[str]) -> None:
-        self.num_classes = num_classes
         self.images = self.without_mask = 0
         self.confusions = {name: np.zeros((num_classes + 1, num_classes + 2), dtype=np.int64) for name in names}
-
-    def counts(self, found: Segmentation, crf: Settings | None) -> dict[str, NDArray[np.int64]] | None:
-        """The confusion counts of one image by name, None without ground truth; changes nothing, for use in threads.
-
-        Raises:
-            DataError: for a mask that does not fit its image, or numbers of the CRF that don't.
-        """
-        if found.truth is None:
-            return None
-        check_mask(found.truth, found.size, self.num_classes, str(found.record.mask_path or found.record.image_path))
-        masks = {name: found.mask(name) for name in found.masks}
-        if crf is not None:
-            masks[CRF] = found.crf_mask(crf)
-        return {name: confusion_of(found.truth, mask, self.num_classes) for name, mask in masks.items()}
 
     def add(self, counts: dict[str, NDArray[np.int64]] | None) -> None:
         """Add the counts of one image."""
@@ -122,27 +182,6 @@ class Tally:
         self.images += 1
         for name, confusion in counts.items():
             self.confusions[name] += confusion
-
-
-def _count_all(
-    stream: Iterator[Segmentation | Failure[Record]],
-    tally: Tally,
-    crf: Settings | None,
-    workers: int,
-    advance: Callable[[int], None],
-) -> None:
-    """Run CRF and counting in threads while the network works on the next images."""
-    pending: deque[Future[dict[str, NDArray[np.int64]] | None]] = deque()
-    with nullcontext() if crf is None else threads_shared_by(workers), thread_pool(workers, "count") as pool:
-        for item in stream:
-            if isinstance(item, Failure):
-                raise DataError(f"{item.error}; a score needs every image of the split")
-            pending.append(pool.submit(tally.counts, item, crf))
-            if len(pending) > 2 * workers:
-                tally.add(pending.popleft().result())
-            advance(1)
-        for counted in pending:
-            tally.add(counted.result())
 
 
 def _metrics(

@@ -104,7 +104,7 @@ class PredictConfig(EngineOptions, CrfOptions, SegmentInference):
 
 
 @dataclass(frozen=True)
-class SegmentEvaluateConfig(CrfOptions, SegmentInference):
+class SegmentEvaluateConfig(EngineOptions, CrfOptions, SegmentInference):
     """Score a segmentation run; one pass gives the table: scale 1 alone, all scales, and with --crf after the CRF.
 
     Attributes:

@@ -93,7 +93,7 @@ def commands(
         "predict": (["cpn", "segment", "predict", segment, "--data", f"voc:{squares}", "--scales", "1"], write),
         "cpn-label": (["cpn-label", model, f"{folder}/masks images", "--sheet", "0"], write),
         "convert": (["cpn", "convert", masks, "--format", "coco"], "cpn_fast.convert.folder:MaskItem.read"),
-        "evaluate": (["cpn", "evaluate", run, *demo, "--device", "cpu"], "cpn_fast.scoring.command:Tally.add"),
+        "evaluate": (["cpn", "evaluate", run, *demo, "--device", "cpu"], "cpn_fast.scoring.map_counts:MapCounts.work"),
         "export": (["cpn", "export", run], "cpn_export.to_onnx:labeller_graph"),
     }
 

@@ -42,3 +42,4 @@ def test_a_loss_is_told_in_a_line() -> None:
     text = "The actor died unexpectedly.\n\tpid: 1\nThe actor is dead because its node has died."
     assert reason_of(RuntimeError(text)) == "The actor is dead because its node has died."
     assert reason_of(RuntimeError("no\nroom")) == "no room"
+    assert reason_of(RuntimeError("End of file. Some common causes include: (1) much")) == "End of file."

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import onnx.parser
 import pytest
 from PIL import Image
 
-from benchmarks.ray_fake import cluster_here, kill_node, mask_of, sleeping
+from benchmarks.ray_fake import kill_node, mask_of, sleeping
 from cpn_export.label import LabelOnnxConfig, run_label_onnx
 from cpn_fast.cam.label import LabelConfig, run_label
 from cpn_fast.cluster import ray_engine
@@ -36,12 +36,6 @@ from tests.cpn_fast.segment.test_predict import make_segment_run
 from tests.cpn_fast.segment.voc_squares import make
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    with cluster_here() as held:
-        yield held
 
 
 def lines(output: Path) -> list[dict[str, Any]]:

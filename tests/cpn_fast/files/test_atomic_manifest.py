@@ -199,3 +199,18 @@ def test_a_mask_costs_one_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.
             folder.write(str(number), np.zeros((2, 2), np.uint8))
             manifest.append({"id": str(number), "status": "ok"})
         assert 20 <= len(waits) <= 25  # the manifest's once a second
+
+
+def test_lines_are_read_where_they_were_written_also_beside_another_writer(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"id": "torn", "sta')
+    with Manifest(path) as one, Manifest(path) as other:
+        places = []
+        for number in range(4):
+            places.append(one.append({"id": f"ü{number}", "status": "ok", "n": number}))
+            other.append({"id": "x" * (number + 1), "status": "ok"})
+        assert [entry["n"] for entry in one.lines_at(places)] == [0, 1, 2, 3]
+        assert [entry["n"] for entry in one.lines_at(places[::-2])] == [3, 1]
+    path.write_text("")
+    with pytest.raises(DataError, match=r"m\.jsonl: changed while it was written"):
+        list(Manifest(path).lines_at(places))

@@ -59,6 +59,19 @@ def test_masks_that_were_read_have_no_beta() -> None:
         np.testing.assert_array_equal(counts.tallies(index, K), expected)
 
 
+def test_counts_of_images_are_taken_in_any_order() -> None:
+    rng = np.random.default_rng(3)
+    matrices = [rng.integers(0, 3, (3, 4)) * (number != 1) for number in range(5)]  # the second of no pixel at all
+    order = [3, 1, 4, 0, 2]
+    taken, expected = (
+        ImageCounts.of_confusions(matrices).take(order),
+        ImageCounts.of_confusions([matrices[place] for place in order]),
+    )
+    for part in ("offsets", "truths", "winners", "bins", "counts"):
+        np.testing.assert_array_equal(getattr(taken, part), getattr(expected, part))
+        assert getattr(taken, part).dtype == getattr(expected, part).dtype
+
+
 def test_the_file_gives_back_what_was_written(tmp_path) -> None:
     sweep = BetaSweep(K, keep_images=True)
     for maps, mask in images():

@@ -26,9 +26,10 @@ from cpn_fast.metrics.confusion import confusion_of
 from cpn_fast.models.cam import CamNet
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.runs.folder import DEFAULT_BETA, RunFolder
-from cpn_fast.scoring.command import EvaluateConfig, Tally, run_evaluate
+from cpn_fast.scoring.command import EvaluateConfig, run_evaluate
 from cpn_fast.scoring.compare import run_compare
 from cpn_fast.scoring.compare_options import CompareConfig
+from cpn_fast.scoring.map_counts import MapCounts
 from cpn_fast.segment.masks import open_masks
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
@@ -242,7 +243,7 @@ def test_a_tally_names_the_mask_that_does_not_fit(run, data):
     (prediction,) = predictions(labeller, source, source.records("all")[:1], mapping, options)
     wrong = type(prediction)(**{**prediction.__dict__, "mask": prediction.mask[:-1]})
     with pytest.raises(DataError, match=r"0\.png: the mask is 56 x 39 pixels but the prediction is 56 x 40"):
-        Tally.of(labeller, len(CLASSES)).add(wrong)
+        MapCounts(source=source, labeller=labeller, mapping=mapping, options=options, device="cpu").work(wrong)
 
 
 def test_classes_in_another_order_give_the_same_scores(run, data, tmp_path, scored):
