@@ -122,6 +122,11 @@ COMMANDS: dict[str, Command] = {
         "cpn_fast.data.check.options:CheckConfig",
         "cpn_fast.data.check.command:run_check",
     ),
+    "superpixels": Command(
+        "fill the cache of superpixels ahead of a training",
+        "cpn_fast.cam.superpixel_options:SuperpixelsConfig",
+        "cpn_fast.cam.superpixels:run_superpixels",
+    ),
     "weights check": Command(
         "say what a file of weights is and which backbone it fits",
         "cpn_fast.weights.options:CheckWeightsConfig",

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -27,10 +27,12 @@ from cpn_fast.data.superpixels.maps import (
     read_picture,
     write_maps,
 )
+from cpn_fast.data.superpixels.sent import MapsOfImages, Missing
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.arrays import DAMAGE, ArraySpec, npz_shape, read_npz
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS
+from cpn_fast.files.jobs import LOCAL, Engine
 from cpn_fast.files.regular import read_regular
 from cpn_kernels.ops.superpixels import backend_version, reference, resolve_backend
 
@@ -100,7 +102,11 @@ class SuperpixelCache:
         self._entries: dict[str, Entry] = {}
 
     def prepare(
-        self, progress: bool = True, processes: int | None = None, device: torch.device | None = None
+        self,
+        progress: bool = True,
+        processes: int | None = None,
+        device: torch.device | None = None,
+        engine: Engine = LOCAL,
     ) -> CacheSummary:
         """Compute what is missing, in parallel processes; several calls at once wait for one another.
 
@@ -109,6 +115,8 @@ class SuperpixelCache:
             processes: how many read and compute; None = one per core.
             device: compute there, images of one size in batches, and let the processes only read. The files are the
                 same, since native labels do not depend on the device. None = in the processes.
+            engine: where maps are computed otherwise, the processes then only looking for what is missing: the workers
+                of a cluster. The files are written here.
 
         Returns:
             Counts of images and of segments.
@@ -125,7 +133,10 @@ class SuperpixelCache:
             ) from error
         bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), disable=not progress)
         with folder_lock(self.folder), bar:
-            results = self._computed(processes) if device is None else self._computed_on(device, processes)
+            if engine is not LOCAL:
+                results = self._computed_by(engine, processes)
+            else:
+                results = self._computed(processes) if device is None else self._computed_on(device, processes)
             for name, entry in bar.track(results, len(self.records), description="superpixels"):
                 self._entries[name] = entry
         summary = _summarise(list(self._entries.values()), time.perf_counter() - start)
@@ -141,6 +152,28 @@ class SuperpixelCache:
     def _computed(self, processes: int | None) -> Iterator[tuple[str, Entry]]:
         work = partial(_compute, self.source, self.folder, self.patch, self.augment)
         return parallel_map(work, self.records, processes)
+
+    def _computed_by(self, engine: Engine, processes: int | None) -> Iterator[tuple[str, Entry]]:
+        todo: list[Missing] = []
+        for record, (path, entry) in zip(
+            self.records, parallel_map(partial(_look, self.folder, self.patch, self.augment), self.records, processes),
+            strict=True,
+        ):  # fmt: skip
+            if entry is None:
+                todo.append((record, path))
+            else:
+                yield record.id, entry
+        if not todo:
+            return
+        patch = replace(self.patch, backend=resolve_backend(self.patch.backend))
+        work = MapsOfImages(
+            source=self.source, patch=patch, augment=self.augment, made_by=backend_version(patch.backend)
+        )
+        with engine.crew(work) as crew:
+            for made in crew.entries(todo):
+                if made["status"] != "ok":
+                    raise DataError(made["error"])
+                yield made["id"], made["maps"]
 
     def _computed_on(self, device: torch.device, processes: int | None) -> Iterator[tuple[str, Entry]]:
         work = partial(_find, self.source, self.folder, self.patch, self.augment)
@@ -211,6 +244,12 @@ def _find(
     source: Source, folder: Path, patch: PatchOptions, augment: AugmentOptions, record: Record
 ) -> tuple[str, Entry | Picture]:
     """The record's id with its entry, or with the picture where there are no maps yet."""
+    path, entry = _look(folder, patch, augment, record)
+    return record.id, entry or read_picture(source, path, patch, augment, record)
+
+
+def _look(folder: Path, patch: PatchOptions, augment: AugmentOptions, record: Record) -> tuple[Path, Entry | None]:
+    """The file of the record's maps, and its entry; None where there are no maps yet."""
     try:
         content = read_regular(record.image_path)
     except OSError as error:
@@ -218,8 +257,7 @@ def _find(
     salt = _parameter_digest(patch, augment)
     key = hashlib.blake2b(content, digest_size=16, person=b"superpixels", salt=salt).hexdigest()
     path = folder / key[:2] / f"{key}.npz"
-    entry = _read_entry(path)
-    return record.id, entry or read_picture(source, path, patch, augment, record)
+    return path, _read_entry(path)
 
 
 def _compute(

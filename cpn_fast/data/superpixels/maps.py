@@ -122,18 +122,29 @@ def make_maps(pictures: Sequence[Picture], patch: PatchOptions, device: torch.de
     return maps
 
 
-def write_maps(picture: Picture, maps: dict[int, np.ndarray]) -> Entry:
-    """Write the file of a picture's maps. Raises DataError where it cannot be written."""
+def encode_maps(picture: Picture, maps: dict[int, np.ndarray]) -> tuple[Entry, bytes]:
+    """The file of a picture's maps, and its entry once it is written."""
     actual = tuple(int(maps[segments].max()) + 1 for segments in picture.asked)
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {f"level{level}": maps[segments] for level, segments in enumerate(picture.asked)}
     shares, asked = np.array(picture.shares), np.array(picture.asked)
     np.savez_compressed(buffer, shares=shares, asked=asked, actual=np.array(actual), **arrays)
+    return Entry(picture.path, picture.shares, picture.asked, actual, computed=True), buffer.getvalue()
+
+
+def write_content(path: Path, content: bytes) -> None:
+    """Write the file of a picture's maps. Raises DataError where it cannot be written."""
     try:
-        atomic_write_bytes(picture.path, buffer.getvalue())
+        atomic_write_bytes(path, content)
     except OSError as error:
-        raise DataError(f"{picture.path}: cannot write cached superpixels ({error.strerror}); set CPN_CACHE") from error
-    return Entry(picture.path, picture.shares, picture.asked, actual, computed=True)
+        raise DataError(f"{path}: cannot write cached superpixels ({error.strerror}); set CPN_CACHE") from error
+
+
+def write_maps(picture: Picture, maps: dict[int, np.ndarray]) -> Entry:
+    """Write the file of a picture's maps. Raises DataError where it cannot be written."""
+    entry, content = encode_maps(picture, maps)
+    write_content(entry.path, content)
+    return entry
 
 
 def entries_by_device(

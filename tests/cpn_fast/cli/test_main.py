@@ -32,6 +32,7 @@ ARGUMENTS = {
     "demo": ["--seeds", "2"],
     "check-data": ["demo:"],
     "compare": ["runs/a", "runs/b"],
+    "superpixels": ["--data", "demo:", "--crop", "96"],
     "weights check": ["backbone.pth"],
     "review": ["masks", "--serve", "--port", "8000"],
 }
