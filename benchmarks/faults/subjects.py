@@ -132,6 +132,7 @@ def subjects(folder: Path, data: str) -> dict[str, Subject]:
     listed = (
         Subject("train", train, ("--resume",), training_in),
         Subject("label", (*label, "--soft-maps"), (), found),
+        Subject("label on Ray", (*label, "--soft-maps", "--engine", "ray", "--workers-per-node", "2"), (), found),
         Subject("refine", ("cpn", "refine", str(masks), "--crf", "--workers", "2"), (), found),
         Subject("segment train", fit, ("--resume",), training_in),
         Subject("segment predict", ("cpn", "segment", "predict", str(segment), "--data", data, "--split", "train",
