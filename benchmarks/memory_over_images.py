@@ -1,10 +1,10 @@
-"""Time and peak memory of a labelling over N images: `python benchmarks/memory_over_images.py 10000 100000`.
+"""Time and peak memory of a labelling over N images: `python benchmarks/memory_over_images.py 10000 100000 1000000`.
 
-Shards of 8 x 8 pixels with labels are written, looked through, labelled into shards by a network that does nothing (so
-that planning, reading, encoding and writing are all that is measured), and labelled again, when all is up to date; a
-folder of files with a CSV is planned and its manifest read, for comparison. Each step is a process of its own, whose
-largest resident memory the system tells. Results go to benchmarks/results/memory_over_images.json and the picture of
-docs/guide/shards.md.
+Tars of images of 8 x 8 pixels with labels are written, looked through, labelled into shards by a network that does
+nothing (so that planning, reading, encoding and writing are all that is measured), and labelled again, when all is up
+to date; Parquet files of the same are looked through and read; a folder of files with a CSV is planned and its manifest
+read, for comparison. Each step is a process of its own, whose largest resident memory the system tells. Results go to
+benchmarks/results/memory_over_images.json, and the picture and table of docs/guide/shards.md.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ STEPS = {
     "index": "shards: looked through, once",
     "label": "shards: read, and masks written into shards",
     "again": "shards: the same again, all up to date",
+    "parquet": "Parquet: looked through, and every image read",
     "folder": "files: CSV read, images listed, records made",
     "manifest": "files: manifest looked up",
 }
@@ -91,15 +92,34 @@ def write_shards(folder: Path, count: int) -> None:
                     tar.addfile(info, io.BytesIO(data))
 
 
-def write_files(folder: Path, count: int) -> None:
-    """A folder of 1000 images each in sub-folders, a CSV, and the manifest of their masks."""
+def write_parquet(folder: Path, count: int) -> None:
+    """As Hugging Face's `datasets` writes it: bytes and a label, groups of 100 rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir()
     pictures = [tiny(number) for number in range(256)]
+    for shard in range(-(-count // IN_SHARD)):
+        numbers = range(shard * IN_SHARD, min(count, (shard + 1) * IN_SHARD))
+        images = [{"bytes": pictures[number % 256], "path": f"{number:08d}.png"} for number in numbers]
+        table = pa.table({"image": images, "label": ["a"] * len(numbers)})
+        pq.write_table(table, folder / f"train-{shard:06d}.parquet", row_group_size=100)
+
+
+def write_files(folder: Path, count: int) -> None:
+    """A folder of 1000 images each in sub-folders, a CSV, and the manifest of their masks.
+
+    The images are further names of a few files: a million files of their own would be 4 GB of nothing.
+    """
     names = [f"images/{number // 1000:04d}/{number:08d}.png" for number in range(count)]
     for number, name in enumerate(names):
         path = folder / name
         if number % 1000 == 0:
             path.parent.mkdir(parents=True)
-        path.write_bytes(pictures[number % 256])
+        if number < 256:
+            path.write_bytes(tiny(number))
+        else:
+            path.hardlink_to(folder / names[number % 256])
     (folder / "labels.csv").write_text("image,labels\n" + "".join(f"{name},a\n" for name in names))
     with (folder / "manifest.jsonl").open("w") as file:
         for name in names:
@@ -123,6 +143,9 @@ def step(name: str, folder: Path) -> None:
             Nothing(output=folder / "masks", items=records, settings=writer.about, data="", workers=2,
                     source=source, folder=writer), writer)  # fmt: skip
         assert (summary.written if name == "label" else summary.skipped) == len(records)
+    elif name == "parquet":
+        source = open_source(f"parquet:{folder}/parquet")
+        assert all(source.read(record).image.shape == (8, 8, 3) for record in source.records("train"))
     elif name == "folder":
         assert open_source(f"folder:{folder}/files").records("all")
     elif name == "manifest":
@@ -169,11 +192,12 @@ def main(counts: Sequence[int]) -> None:
         with tempfile.TemporaryDirectory(dir=os.environ.get("BENCHMARK_FOLDER")) as temporary:
             folder = Path(temporary)
             write_shards(folder / "shards", count)
-            if count <= 100_000:
-                write_files(folder / "files", count)
-            steps = [name for name in STEPS if count <= 100_000 or name not in ("folder", "manifest")]
-            found[str(count)] = {name: measured(name, folder) for name in steps}
-            print(count, json.dumps(found[str(count)]), flush=True)
+            write_parquet(folder / "parquet", count)
+            write_files(folder / "files", count)
+            found[str(count)] = {}
+            for name in STEPS:
+                found[str(count)][name] = measured(name, folder)
+                print(count, name, json.dumps(found[str(count)][name]), flush=True)
         asked = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
         commit = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
         about = {"python": platform.python_version(), "cores": os.cpu_count(), "commit": commit}
