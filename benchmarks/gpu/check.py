@@ -127,9 +127,13 @@ def machine() -> dict[str, Any]:
         "driver": _first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
         "cuda": torch.version.cuda,
         "nvcc": _first_line(["nvcc", "--version"], last=True),
-        "commit": _first_line(["git", "rev-parse", "HEAD"]),
+        "commit": _commit(),
         **versions,
     }
+
+
+def _commit() -> str | None:
+    return _first_line(["git", "rev-parse", "HEAD"])
 
 
 def _first_line(argv: list[str], last: bool = False) -> str | None:
@@ -278,7 +282,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    found = {"gpu": "no GPU (dry run)", "capability": "9.0"} if given.dry_run else machine()
+    found = machine() if not given.dry_run else {"gpu": "no GPU (dry run)", "capability": "9.0", "commit": _commit()}
     name = f"{given.part}-dry" if given.dry_run else given.part
     record_path, budget = out / f"{name}.json", given.budget
     earlier = read_figures(record_path) if given.part == "all" else None

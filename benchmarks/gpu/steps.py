@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -162,6 +163,13 @@ class Running:
                 cwd=folder,
                 start_new_session=True,
             )
+        self._ended = float("inf")
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        """Note when it ends: one in the background is asked for long after."""
+        self._process.wait()
+        self._ended = time.monotonic()
 
     def outcome(self, end: float) -> str:
         """How it ended, at the latest at its deadline or at `end`, when all steps end."""
@@ -170,7 +178,7 @@ class Running:
         finally:
             self.kill()
         outcome = outcome or f"ended at its deadline of {self.limit:.0f} s"
-        seconds = round(time.monotonic() - self._started, 1)
+        seconds = round(min(self._ended, time.monotonic()) - self._started, 1)
         self.record.update(self.step.name, seconds=seconds, outcome=outcome, **_found(self.step))
         if outcome != "passed":
             tail = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from cpn_fast.device import ready_device
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.max_side import enlarge
 from cpn_fast.models.affinity_labels import with_background_exponent
+from cpn_fast.refine.gathering import Gathering
 from cpn_fast.refine.options import BackgroundRule
 from cpn_kernels.backend import triton_ready
 from cpn_kernels.ops.dense_crf import Settings, dense_crf
@@ -25,8 +26,11 @@ log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 
-_ONE_AT_A_TIME = threading.Lock()
-"""Of images on the GPU: threads that wait hold none of its memory, and it would not be faster with several."""
+TOGETHER = 8
+"""Images of one size and number of classes that the GPU refines in one call, where so many wait for it."""
+
+Given = tuple[Tensor, Tensor, Settings, torch.device]
+"""uint8 [1, H, W, 3] and float32 [1, C, H, W] on the CPU, the CRF's numbers, and the GPU."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,7 @@ def crf_probabilities(
     try:
         if device != CPU and is_supported(probabilities):
             try:
-                with _ONE_AT_A_TIME:
-                    return dense_crf(pixels.to(device), probabilities.to(device), **numbers).cpu()
+                return _on_gpu((probabilities.shape, crf, device), (pixels, probabilities, crf, device))
             except torch.OutOfMemoryError:
                 log.warning("%s: too large for the dense CRF in the GPU's memory; it runs on the CPU", image_id)
         return dense_crf(pixels, probabilities, **numbers)
@@ -112,6 +115,18 @@ def crf_probabilities(
         raise DataError(
             f"{image_id}: {error}; give larger --gaussian-sxy, --bilateral-sxy or --bilateral-srgb"
         ) from error
+
+
+def _together(given: Sequence[Given]) -> Sequence[Tensor]:
+    """Dense CRF of images alike on a GPU; each float32 [1, C, H, W] on the CPU, as if it were alone."""
+    _, _, crf, device = given[0]
+    images = torch.cat([image for image, _, _, _ in given]).to(device)
+    probabilities = torch.cat([each for _, each, _, _ in given]).to(device)
+    return dense_crf(images, probabilities, **asdict(crf)).cpu().split(1)
+
+
+_on_gpu: Gathering[Given, Tensor] = Gathering(_together, TOGETHER)
+"""One call at a time: threads that wait hold none of the GPU's memory."""
 
 
 @dataclass(frozen=True)

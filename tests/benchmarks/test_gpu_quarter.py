@@ -89,13 +89,15 @@ def test_a_background_step_runs_beside_the_others_and_before_those_that_need_it(
     steps = [
         Step("build", python(f"{wait}open({str(built)!r}, 'w')"), 40, background=True),
         Step("beside", python(f"open({str(begun)!r}, 'w')"), 40),
+        Step("long", python("import time; time.sleep(4)"), 40),
         Step("after", python(f"import os; open({str(seen)!r}, 'w').write(str(os.path.exists({str(built)!r})))"), 40,
              needs="build"),
     ]  # fmt: skip
     good, found = run(steps, tmp_path)
     assert good and {name: entry["outcome"] for name, entry in found.items()} == dict.fromkeys(
-        ("build", "beside", "after"), "passed"
+        ("build", "beside", "long", "after"), "passed"
     )
+    assert found["build"]["seconds"] < found["beside"]["seconds"] + found["long"]["seconds"], "until it ended"
     assert seen.read_text() == "True"
 
 

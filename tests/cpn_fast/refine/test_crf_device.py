@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from cpn_fast.data.types import Record
 from cpn_fast.refine import command, crf
+from cpn_fast.refine.gathering import Gathering
 from cpn_fast.refine.options import RefineConfig
 from cpn_fast.segment import inference
 from cpn_fast.segment.inference import Segmentation
@@ -126,3 +130,61 @@ def test_a_step_and_a_segmentation_run_where_they_say(taken: Taken, fake_gpu: Ca
         mask = segmentation.crf_mask(NUMBERS)
         np.testing.assert_array_equal(mask, expected()[0].argmax(dim=0).numpy())
     assert taken == [(GPU, GPU), (torch.device("cpu"),) * 2]
+
+
+def test_images_that_wait_for_the_gpu_are_refined_together_and_as_if_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three threads wait while a first one holds the GPU; what they get is what each gets alone on the CPU."""
+    generator = torch.Generator().manual_seed(1)
+    images = [torch.randint(0, 256, (9, 12, 3), generator=generator, dtype=torch.uint8).numpy() for _ in range(4)]
+    scores = [torch.rand(1, 3, 9, 12, generator=generator).softmax(dim=1) for _ in range(3)]
+    scores.append(torch.rand(1, 2, 9, 12, generator=generator).softmax(dim=1))  # other classes: a call of its own
+    expected = [crf.crf_probabilities("a", *pair, NUMBERS) for pair in zip(images, scores, strict=True)]
+    held, free, calls = threading.Event(), threading.Event(), list[tuple[int, ...]]()
+
+    def on_gpu(batch: Tensor, given: Tensor, **numbers: Any) -> Tensor:
+        calls.append(tuple(given.shape[:2]))
+        if len(calls) == 1:
+            held.set()
+            assert free.wait(20)
+        return dense_crf(batch, given, **numbers)
+
+    monkeypatch.setattr(crf, "dense_crf", on_gpu)
+    there = torch.device("cpu", 0)  # another device than CPU, whose values are known
+    with ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(crf.crf_probabilities, "a", images[0], scores[0], NUMBERS, there)]
+        assert held.wait(20)
+        for image, given in zip(images[1:], scores[1:], strict=True):
+            found.append(pool.submit(crf.crf_probabilities, "a", image, given, NUMBERS, there))
+        while len(crf._on_gpu._waiting) < 3:
+            time.sleep(0.01)
+        free.set()
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one.result(20), other)
+    assert calls[0] == (1, 3) and sorted(calls[1:]) == [(1, 2), (2, 3)] and not crf._on_gpu._waiting
+
+
+def test_what_fails_together_is_done_one_by_one() -> None:
+    """And an error is that of the request that makes it alone."""
+    held, free, calls = threading.Event(), threading.Event(), list[list[int]]()
+
+    def halve(given: Sequence[int]) -> list[float]:
+        calls.append(list(given))
+        if len(calls) == 1:
+            held.set()
+            assert free.wait(20)
+        if len(given) > 1 or given[0] == 0:
+            raise ValueError(f"not {given}")
+        return [1 / number for number in given]
+
+    gathering: Gathering[int, float] = Gathering(halve, 8)
+    with ThreadPoolExecutor(3) as pool:
+        found = [pool.submit(gathering, "kind", 4)]
+        assert held.wait(20)
+        found += [pool.submit(gathering, "kind", number) for number in (2, 0)]
+        while len(gathering._waiting) < 2:
+            time.sleep(0.01)
+        free.set()
+        assert (found[0].result(20), found[1].result(20)) == (0.25, 0.5)
+        with pytest.raises(ValueError, match=r"not \[0\]"):
+            found[2].result(20)
+    assert [2] in calls and [0] in calls and not gathering._waiting

@@ -321,3 +321,21 @@ def test_zero_may_mean_unsure() -> None:
 def test_bad_labels(labels: Tensor, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         probabilities_from_labels(labels, 3, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("deviations", [(3.0, 3.0), (9.0, 9.0, 13.0, 13.0, 13.0)], ids=len)
+def test_a_lattice_of_several_images_is_theirs_side_by_side(deviations: tuple[float, ...]) -> None:
+    """Also where an image's colours span far more than another's, so that all keys differ from those of one alone."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (3, 6, 7, 3), generator=generator, dtype=torch.uint8)
+    images[1] = 30
+    images[2] //= 4
+    each = [reference.Lattice(reference.features(image, deviations)) for image in images]
+    both = reference.Lattice(torch.cat([reference.features(image, deviations) for image in images]), 3)
+    counts = [lattice.neighbours.shape[1] for lattice in each]
+    assert both.neighbours.shape[1] == sum(counts) and len({*counts}) > 1 - (len(deviations) == 2)
+    values = torch.rand(3 * 42, 4, generator=generator, dtype=torch.float64)
+    alone = torch.cat([lattice.normalised(part) for lattice, part in zip(each, values.split(42), strict=True)])
+    torch.testing.assert_close(both.normalised(values), alone, rtol=0, atol=1e-12)
+    shift = torch.tensor([0, counts[0], counts[0] + counts[1]]).repeat_interleave(42)[:, None]
+    assert torch.equal(both.points, torch.cat([lattice.points for lattice in each]) + shift)

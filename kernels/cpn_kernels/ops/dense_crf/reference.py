@@ -39,12 +39,14 @@ class Lattice:
 
     Args:
         features: float64 [n, D].
+        images: of which they are, the same number of pixels of each, one image behind the other; no point has pixels of
+            two of them, and each image's points are numbered as if it were alone.
 
     Raises:
         ValueError: where the features span too many lattice points to number.
     """
 
-    def __init__(self, features: Tensor) -> None:
+    def __init__(self, features: Tensor, images: int = 1) -> None:
         nearest, rank, difference = self._simplices(features)
         corners = features.shape[1] + 1
         ordered = torch.empty_like(difference).scatter_(1, rank, difference)
@@ -53,7 +55,7 @@ class Lattice:
         remainder = torch.arange(corners, device=features.device)[:, None]
         # Corner k lies k further in all coordinates, but for the k foremost, which go D + 1 back.
         points = nearest[:, None] + remainder - corners * (rank[:, None] > corners - 1 - remainder)
-        self._number(points)
+        self._number(points, images)
 
     @cached_property
     def norm(self) -> Tensor:
@@ -80,17 +82,20 @@ class Lattice:
         shift = corners * ((rank < 0).long() - (rank >= corners).long())
         return (rounded * corners).long() + shift, rank + shift, difference - shift
 
-    def _number(self, points: Tensor) -> None:
+    def _number(self, points: Tensor, images: int) -> None:
         """Number the points of int64 [n, D + 1, D + 1] coordinates, and find the neighbours of each."""
         corners = points.shape[2]
         coordinates = points[..., 1:]  # the first follows: they sum to 0
         coordinates = coordinates - coordinates.amin((0, 1)) + corners
         spans = (coordinates.amax((0, 1)) + corners + 1).tolist()
         strides = [math.prod(spans[i + 1 :]) for i in range(len(spans))]
-        if math.prod(spans) >= LARGEST_KEY:
+        if math.prod(spans) * images >= LARGEST_KEY:
             raise ValueError("the standard deviations are too small for an image of this size")
         stride = torch.tensor(strides, device=points.device)
-        keys, inverse = (coordinates * stride).sum(-1).unique(return_inverse=True)
+        # A step to a neighbour stays among its image's keys: each span has room for it at both ends.
+        first = math.prod(spans) * torch.arange(images, device=points.device)
+        every = (coordinates * stride).sum(-1).unflatten(0, (images, -1)) + first[:, None, None]
+        keys, inverse = every.flatten(0, 1).unique(return_inverse=True)
         self.points = inverse
         found = []
         for axis in range(corners):  # a step is -1 in all coordinates, and D + 1 more in one

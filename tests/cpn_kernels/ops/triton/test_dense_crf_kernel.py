@@ -118,6 +118,31 @@ def test_images_of_a_batch_do_not_meet(device: torch.device) -> None:
     assert torch.equal(found, torch.cat(alone))
 
 
+def test_images_are_taken_together_as_memory_allows(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three images by two: the same bits; and one by one where their points together are too many to number."""
+    images, probabilities = batch(6, 7, 3, 3)
+    from cpn_kernels.ops.dense_crf import launch
+
+    taken: list[int] = []
+    filter_of, most = launch.Filter, 3
+
+    def watched(features: Tensor, compat: float, count: int) -> launch.Filter:
+        taken.append(count)
+        if count > most:
+            raise ValueError("too many")
+        return filter_of(features, compat, count)
+
+    monkeypatch.setattr(launch, "Filter", watched)
+    found = []
+    for together, allowed, expected in ((3, 3, [3, 3]), (2, 3, [2, 2, 1, 1]), (3, 1, [3, 1, 1, 1, 1, 1, 1])):
+        most = allowed
+        monkeypatch.setattr(launch, "TOGETHER", together * 6 * 7 + 5)
+        found.append(dense_crf(images.to(device), probabilities.to(device), 1).cpu())
+        assert taken == expected
+        taken.clear()
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
 def test_two_calls_give_the_same_bits(device: torch.device) -> None:
     image, probabilities = (x.to(device) for x in scene(12, 15, 21))
     first = dense_crf(image, probabilities, 2)
