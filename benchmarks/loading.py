@@ -2,8 +2,9 @@
 
     python -m benchmarks.loading --data voc:FOLDER --images 96
 
-prints one JSON object. Both ways make every batch; nothing is printed where they differ in a bit. Time is that of the
-process, not of the clock, so that a busy machine does not count.
+prints one JSON object. Both ways make every batch; nothing is printed where they differ in a bit. "packed" is what is
+left to the loading processes with `--augment-on device`: the images are read, packed and collated, and no crop is made.
+Time is that of the process, not of the clock, so that a busy machine does not count.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ import torch
 from PIL import Image, ImageEnhance
 
 from cpn_fast.cam.batches import BatchStream
-from cpn_fast.config.training import DeviceOptions, LoopOptions, TrainConfig
+from cpn_fast.config.training import DeviceOptions, LoopOptions, TrainConfig, replace_dotted
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.types import Record, Source
 from cpn_fast.device import tune_allocator
+from cpn_kernels.ops.augmented_crop import Packed
 from cpn_kernels.ops.jittered_crop import Place, Step
 
 BATCH = 8
@@ -59,6 +61,14 @@ def whole_then_cut(image: np.ndarray, place: Place, steps: Sequence[Step], fill:
     return out
 
 
+def no_crops(
+    tensors: dict[str, torch.Tensor], side: int, fill: tuple[int, int, int], device: torch.device
+) -> torch.Tensor:
+    """In the place of `made_crops`: what is packed is let go."""
+    numbers = [tensors.pop(name) for name in Packed._fields][2]
+    return torch.empty(len(numbers), 0, dtype=torch.uint8)
+
+
 def batches(source: Source, records: Sequence[Record], config: TrainConfig) -> tuple[list[torch.Tensor], float]:
     """The crops of one epoch, and the seconds of this process per image."""
     stream = iter(BatchStream(source, records, config, 0, len(records) // BATCH))
@@ -69,7 +79,7 @@ def batches(source: Source, records: Sequence[Record], config: TrainConfig) -> t
 
 
 def main() -> int:
-    """Measure both, alternating."""
+    """Measure all of them, alternating."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", required=True)
     parser.add_argument("--split", default="train")
@@ -87,13 +97,15 @@ def main() -> int:
         loop=LoopOptions(batch_size=BATCH),
         device=DeviceOptions(workers=0),
     )
-    seconds: dict[str, list[float]] = {"before": [], "after": []}
+    seconds: dict[str, list[float]] = {"before": [], "after": [], "packed": []}
     for _ in range(ROUNDS):
         with patch(CHANGED, whole_then_cut):
             expected, spent = batches(source, records, config)
             seconds["before"].append(spent)
         found, spent = batches(source, records, config)
         seconds["after"].append(spent)
+        with patch("cpn_fast.cam.batches.made_crops", no_crops):
+            seconds["packed"].append(batches(source, records, replace_dotted(config, {"augment_on": "device"}))[1])
         if not all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)):
             print("the crops differ", file=sys.stderr)
             return 1

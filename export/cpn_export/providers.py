@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from numpy.typing import NDArray
 
 from cpn_export.model_file import check_model_file
 from cpn_fast.files.errors import DataError
@@ -26,6 +29,9 @@ PROVIDERS: dict[str, tuple[str, ...]] = {
 
 AUTO = ("cuda", "coreml", "directml", "openvino", "cpu")
 """What "auto" tries, in order. Not TensorRT: it builds an engine, for minutes, for each size of an image."""
+
+BOUND = {"cuda": "cuda", "tensorrt": "cuda"}
+"""Providers with a memory of their own that Python can put arrays into, and onnxruntime's name of that memory."""
 
 COMES_WITH = {
     "cuda": "cpn-fast[gpu]",
@@ -50,6 +56,11 @@ class Opened:
     session: onnxruntime.InferenceSession
     provider: str
     passed_over: tuple[str, ...] = ()
+
+    @property
+    def memory(self) -> str | None:
+        """Device whose memory its inputs and outputs are bound to; None = the host's."""
+        return BOUND.get(self.provider)
 
     def __str__(self) -> str:
         """The provider as onnxruntime says that it runs."""
@@ -85,6 +96,38 @@ def open_session(path: Path, provider: Provider, threads: int) -> Opened:
             except ProviderError as error:
                 reasons.append(str(error))
     raise DataError("; ".join(reasons) or "this onnxruntime has no provider that is known; install cpn-fast[cpu]")
+
+
+def run_bound(
+    session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Mapping[str, NDArray[Any]], memory: str | None
+) -> list[NDArray[Any]]:
+    """Run a session once, its inputs and outputs bound to a device's memory where it has one.
+
+    The inputs are copied there in one piece each and the outputs stay there until all are done, so that the provider
+    neither allocates nor copies in between; the host waits once, as it fetches them.
+
+    Args:
+        session: ready to run.
+        names: of the outputs.
+        feeds: inputs by name, contiguous.
+        memory: device, such as "cuda" or "cpu"; None = leave it to onnxruntime.
+
+    Returns:
+        The outputs, on the host.
+    """
+    if memory is None:
+        found: list[NDArray[Any]] = session.run(list(names), dict(feeds))
+        return found
+    value = installed_onnxruntime().OrtValue
+    binding = session.io_binding()
+    for name, array in feeds.items():
+        binding.bind_ortvalue_input(name, value.ortvalue_from_numpy(array, memory, 0))
+    for name in names:
+        binding.bind_output(name, memory, 0)  # of a size that onnxruntime finds as it runs
+    binding.synchronize_inputs()
+    session.run_with_iobinding(binding)
+    binding.synchronize_outputs()
+    return [output.numpy() for output in binding.get_outputs()]
 
 
 class ProviderError(DataError):

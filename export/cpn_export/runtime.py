@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cpn_export.metadata import Kind, ModelInfo
 from cpn_export.providers import Provider as Provider
-from cpn_export.providers import open_session
+from cpn_export.providers import open_session, run_bound
 from cpn_fast.files.errors import DataError
 
 MAPS: dict[Kind, str] = {"cam": "rcam", "segmentation": "probabilities"}
@@ -54,6 +54,7 @@ class OnnxLabeller:
 
     Attributes:
         running_on: the provider that is in use, in words.
+        memory: device whose memory onnxruntime is given and gives arrays in; None = the host's.
         passed_over: of "auto", providers that are there and did not start, with the reasons.
 
     Raises:
@@ -69,7 +70,7 @@ class OnnxLabeller:
         self._path, self._threads, self._elsewhere = path, threads, elsewhere or provider
         opened = open_session(path, provider, threads)
         self.session, self.provider = opened.session, opened.provider
-        self.running_on, self.passed_over = str(opened), opened.passed_over
+        self.running_on, self.passed_over, self.memory = str(opened), opened.passed_over, opened.memory
         self.info = ModelInfo.from_metadata(self.session.get_modelmeta().custom_metadata_map, str(path))
         if self.info.precision == "float16":
             self._check_range(path)
@@ -119,8 +120,7 @@ class OnnxLabeller:
             raise DataError(f"labels have shape {labels.shape}, expected {expected} (images, classes of the model)")
         names = ["scores", "mask", *([MAPS[self.info.kind]] if with_maps else [])]
         feeds = {"image": np.ascontiguousarray(images), "labels": labels.astype(np.float32, copy=False)}
-        outputs = self.session.run(names, feeds)
-        return LabelledBatch(*outputs)
+        return LabelledBatch(*run_bound(self.session, names, feeds, self.memory))
 
 
 def _opened_again(content: bytes, provider: Provider, threads: int) -> OnnxLabeller:

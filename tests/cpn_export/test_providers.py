@@ -94,6 +94,78 @@ def test_the_provider_asked_for_or_an_error(
     assert OnnxLabeller(model, name).running_on == f"{name} ({wanted})"
 
 
+class Watched:
+    """A session whose bindings are looked at: each to the memory named, but made in that of the CPU."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner, self.bound, self.plain = inner, [], 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def run(self, *given: Any) -> Any:
+        self.plain += 1
+        return self._inner.run(*given)
+
+    def io_binding(self) -> Any:
+        binding, bound = self._inner.io_binding(), self.bound
+        output = binding.bind_output
+
+        def bind_output(name: str, memory: str, number: int) -> None:
+            bound.append((name, memory, number))
+            output(name, "cpu", number)
+
+        binding.bind_output = bind_output
+        return binding
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_bound_to_memory_the_outputs_are_those_of_a_plain_run(
+    write_toy_model: WriteModel, tmp_path: Path, size: int
+) -> None:
+    model = write_toy_model(tmp_path / "m.onnx")
+    plain, bound = OnnxLabeller(model), OnnxLabeller(model)
+    assert plain.memory is None
+    bound.memory, bound.session = "cpu", Watched(bound.session)
+    rows = np.full((size, 2), -1, np.float32)
+    for height, width in ((5, 9), (12, 4)):  # outputs of another size each time
+        images = np.random.default_rng(height).integers(0, 256, (size, height, width, 3), dtype=np.uint8)
+        for with_maps in (True, False):
+            found, expected = bound(images, rows, with_maps), plain(images, rows, with_maps)
+            assert np.array_equal(found.mask, (images[..., 0] > 128).astype(np.uint8))
+            assert np.array_equal(found.mask, expected.mask) and np.array_equal(found.scores, expected.scores)
+            assert found.mask.dtype == np.uint8 and (found.maps is None) == (not with_maps)
+            if with_maps:
+                assert np.array_equal(found.maps, expected.maps)
+    assert bound.session.plain == 0 and len(bound.session.bound) == 10
+    kept = bound(images, rows).mask.copy()
+    first = bound(images, rows).mask
+    bound(255 - images, rows)
+    assert np.array_equal(first, kept)  # what was given out is not written to by the next call
+
+
+def test_which_providers_are_bound_to_their_memory(
+    write_toy_model: WriteModel, tmp_path: Path, built_with: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_toy_model(tmp_path / "m.onnx")
+    chains = {name: chain[0] for name, chain in providers.PROVIDERS.items() if name != "cpu"}
+    built_with(*chains.values(), starts=tuple(chains.values()))
+    found = {name: OnnxLabeller(model, name).memory for name in chains}  # type: ignore[arg-type]
+    assert found == {"cuda": "cuda", "tensorrt": "cuda", "openvino": None, "coreml": None, "directml": None}
+    inputs = []
+    make = onnxruntime.OrtValue.ortvalue_from_numpy
+    monkeypatch.setattr(
+        onnxruntime.OrtValue, "ortvalue_from_numpy",
+        lambda array, memory, number: inputs.append((array.dtype.name, memory, number)) or make(array, "cpu", 0),
+    )  # fmt: skip
+    labeller = OnnxLabeller(model, "cuda")
+    labeller.session = Watched(labeller.session)  # type: ignore[assignment]
+    image = np.full((1, 4, 6, 3), 200, np.uint8)
+    assert (labeller(image, np.full((1, 2), -1, np.float32)).mask == 1).all()
+    assert inputs == [("uint8", "cuda", 0), ("float32", "cuda", 0)]
+    assert labeller.session.bound == [("scores", "cuda", 0), ("mask", "cuda", 0)]  # type: ignore[attr-defined]
+
+
 def test_auto_takes_the_first_that_starts_and_says_what_it_passed_over(
     write_toy_model: WriteModel,
     tmp_path: Path,
@@ -163,12 +235,12 @@ def test_a_provider_that_labels_otherwise_gets_no_figure(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = write_toy_model(tmp_path / "m.onnx")
-    built_with("CUDAExecutionProvider", starts=("CUDAExecutionProvider",))
+    built_with("OpenVINOExecutionProvider", starts=("OpenVINOExecutionProvider",))
     call = OnnxLabeller.__call__
 
     def other(self: OnnxLabeller, images: Any, labels: Any, with_maps: bool = False) -> Any:
         found = call(self, images, labels, with_maps)
-        if self.provider == "cuda":
+        if self.provider == "openvino":
             found.mask[:, 0] ^= 1
         return found
 
@@ -176,7 +248,7 @@ def test_a_provider_that_labels_otherwise_gets_no_figure(
     assert main([str(model), "--benchmark", "--batches", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("float32, image of 64 x 48 pixels")  # noise of the model's longest side
-    assert "cuda (CUDAExecutionProvider): no figure: only 97.92% of the pixels are labelled as by the CPU" in lines
+    assert "openvino (OpenVINOExecutionProvider): no figure: only 97.92% of the pixels are labelled as by the CPU" in lines
 
 
 def test_the_card_of_a_run_holds_what_was_measured(tmp_path: Path) -> None:

@@ -62,10 +62,13 @@ class Geometry:
             int32 [crop, crop].
         """
         (top, left), (row, column), (rows, columns) = self.source, self.target, self.extent
+        out = np.full((self.crop, self.crop), fill, np.int32)
+        if labels.shape == (1, 1):  # as all are where an image does not fall into patches
+            out[row : row + rows, column : column + columns] = labels
+            return out
         down = _nearest(np.arange(top, top + rows), self.scaled[0], labels.shape[0])
         across = np.arange(left, left + columns)
         across = _nearest(self.scaled[1] - 1 - across if self.flip else across, self.scaled[1], labels.shape[1])
-        out = np.full((self.crop, self.crop), fill, np.int32)
         # Rows, then columns: many times faster than both at once.
         out[row : row + rows, column : column + columns] = labels[down].take(across, axis=1)
         return out
