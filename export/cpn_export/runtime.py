@@ -119,7 +119,10 @@ class OnnxLabeller:
         if labels.shape != expected:
             raise DataError(f"labels have shape {labels.shape}, expected {expected} (images, classes of the model)")
         names = ["scores", "mask", *([MAPS[self.info.kind]] if with_maps else [])]
-        feeds = {"image": np.ascontiguousarray(images), "labels": labels.astype(np.float32, copy=False)}
+        feeds: dict[str, NDArray[Any]] = {
+            "image": np.ascontiguousarray(images),
+            "labels": labels.astype(np.float32, copy=False),
+        }
         return LabelledBatch(*run_bound(self.session, names, feeds, self.memory))
 
 

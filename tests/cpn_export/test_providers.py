@@ -248,7 +248,8 @@ def test_a_provider_that_labels_otherwise_gets_no_figure(
     assert main([str(model), "--benchmark", "--batches", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("float32, image of 64 x 48 pixels")  # noise of the model's longest side
-    assert "openvino (OpenVINOExecutionProvider): no figure: only 97.92% of the pixels are labelled as by the CPU" in lines
+    where = "openvino (OpenVINOExecutionProvider)"
+    assert f"{where}: no figure: only 97.92% of the pixels are labelled as by the CPU" in lines
 
 
 def test_the_card_of_a_run_holds_what_was_measured(tmp_path: Path) -> None:
