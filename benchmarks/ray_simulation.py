@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,10 +105,13 @@ def simulated(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         begun = time.monotonic()
         entries = list(crew.entries(jobs.items))
         ended = time.monotonic()
-    return {"start_seconds": round(begun - started, 1), **told(entries, jobs, begun, ended, given.workers)}
+        alive = {entry["by"] for entry in entries if Path(f"/proc/{entry['by']}").exists()}
+    return {"start_seconds": round(begun - started, 1), **told(entries, jobs, begun, ended, given.workers, alive)}
 
 
-def told(entries: Sequence[Entry], jobs: Drawn, begun: float, ended: float, workers: int) -> dict[str, Any]:
+def told(
+    entries: Sequence[Entry], jobs: Drawn, begun: float, ended: float, workers: int, alive: Set[int]
+) -> dict[str, Any]:
     """What is to be known of a job: nothing lost, nothing double, how busy its workers were, how long its tail was.
 
     Args:
@@ -117,6 +120,7 @@ def told(entries: Sequence[Entry], jobs: Drawn, begun: float, ended: float, work
         begun: when the images were given out.
         ended: when the last one was there.
         workers: how many there were.
+        alive: processes that were still there.
     """
     count = len(jobs.items)
     done = Counter(entry["id"] for entry in entries)
@@ -124,7 +128,7 @@ def told(entries: Sequence[Entry], jobs: Drawn, begun: float, ended: float, work
     last: dict[int, float] = {}
     for entry in entries:
         last[entry["by"]] = max(entry["ended"], last.get(entry["by"], 0.0))
-    first_idle = sorted(last.values())[-workers:][0]  # processes that were killed ended before
+    first_idle = min(last[process] for process in alive)
     busy = sum(entry["ended"] - entry["began"] for entry in entries)
     slept = sum(jobs.sleep_of(item) for item in jobs.items)
     pace = workers - jobs.slow + jobs.slow / jobs.slower
@@ -134,7 +138,7 @@ def told(entries: Sequence[Entry], jobs: Drawn, begun: float, ended: float, work
         "failed": sum(entry["status"] != "ok" for entry in entries), "failed_expected": len(jobs.bad),
         "seconds": round(seconds, 2), "least_seconds": round(slept / pace, 2),
         "of_the_least": round(slept / pace / seconds, 3), "utilisation": round(busy / (workers * seconds), 3),
-        "tail_seconds": round(ended - first_idle, 2), "processes": len(last),
+        "tail_seconds": round(ended - first_idle, 2), "processes": len(last), "ended": len(last) - len(alive),
     }  # fmt: skip
 
 

@@ -28,14 +28,14 @@ def test_what_is_told_of_a_job(tmp_path: Path) -> None:
         {"id": jobs.id_of(item), "status": "error" if item == 1 else "ok", "by": by, "began": began, "ended": ended}
         for item, by, began, ended in rows
     ]
-    found = told(entries, jobs, 100.0, 106.0, workers=3)
+    found = told(entries, jobs, 100.0, 106.0, workers=3, alive={2, 3, 4})
     assert (found["lost"], found["doubled"], found["wrong"], found["failed"]) == (0, 0, 0, 1)
     assert found["utilisation"] == round((1 + 4 + 1 + 2) / (3 * 6), 3)
-    assert found["tail_seconds"] == 106 - 102 and found["processes"] == 4
+    assert found["tail_seconds"] == 106 - 102 and found["processes"] == 4 and found["ended"] == 1
     slept = sum(jobs.sleep_of(item) for item in range(4))
     assert found["least_seconds"] == round(slept / 2.1, 2)
     (tmp_path / "SegmentationClass/00000.png").unlink()
-    worse = told([*entries[1:], entries[3]], jobs, 100.0, 106.0, workers=3)
+    worse = told([*entries[1:], entries[3]], jobs, 100.0, 106.0, workers=3, alive={2, 3, 4})
     assert (worse["lost"], worse["doubled"], worse["wrong"]) == (1, 1, 1)
 
 
