@@ -37,7 +37,7 @@ def test_images_of_a_bucket_give_the_same_masks(
                 tar.addfile(info, io.BytesIO(content))
     bucket.pipe("bucket/demo/val-0000.tar", data.getvalue())
     run = make_run(tmp_path / "run").path
-    options = {"split": "val", "scales": (0.5,), "beta": 0.3, "sheet": 0, "device": "cpu"}
+    options: dict[str, Any] = {"split": "val", "scales": (0.5,), "beta": 0.3, "sheet": 0, "device": "cpu"}
 
     def label(**to: Any) -> Any:
         return run_label(LabelConfig(run, "wds:s3://bucket/demo/val-0000.tar", **options, **to))
