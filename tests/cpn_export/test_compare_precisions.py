@@ -156,11 +156,10 @@ def test_weights_of_seven_bits(segmented, calibration):
 def test_a_cam_network_in_int8(trained, shapes_folder, tmp_path):
     """ResNet38's batch norms before the convolutions, and a refinement that stays in float32."""
     info = OnnxLabeller(trained.model).info
-    learnt = {"beta": info.beta, "scales_of": "image", "refine": "learnt", "refine_at": "scale"}
-    plain = run_export(ExportConfig(trained.run.path, tmp_path / "float32.onnx", info.scales, **learnt))
+    assert info.refine == "raw"
     int8 = {"precision": "int8", "calibrate": shapes_folder, "reduce_range": REDUCED}
-    model = run_export(ExportConfig(trained.run.path, tmp_path / "int8.onnx", info.scales, **learnt, **int8))
-    config = PrecisionsConfig((plain, model), f"folder:{shapes_folder}", "all", threads=1)
+    model = run_export(ExportConfig(trained.run.path, tmp_path / "int8.onnx", info.scales, beta=info.beta, **int8))
+    config = PrecisionsConfig((trained.model, model), f"folder:{shapes_folder}", "all", threads=1)
     first, whole = run_compare_precisions(config)
     assert whole.pixels_equal > 0.97 and whole.foreground_pixels_equal > 0.9, whole
     assert whole.foreground > 0.1 * whole.pixels
