@@ -26,6 +26,11 @@ FREE = (FREE_ON_RESUME - {"max_steps"}) | {
 MAP_OPTIONS = tuple(option.name for option in fields(MapOptions))
 """Options of `cpn label` that decide how maps are made."""
 
+EARLIER = ("first", "second", "third")
+"""The rounds before the last, as their stages and folders are called."""
+
+MOST_ROUNDS = len(EARLIER) + 1
+
 NOWHERE = Path()
 """Stands for a folder or file in a stage's config that the pipeline puts in its place."""
 
@@ -48,8 +53,8 @@ class PipelineConfig:
         evaluate: its scores.
         export: its ONNX model.
         eval_split: split to score it on; None = `val` where the source has it.
-        rounds: 2 = before `train` a plain classifier is trained and labels the pixels that its maps are sure of, which
-            `train` then learns from.
+        rounds: trainings of the CAM network, 1 to `MOST_ROUNDS`. Before `train` come rounds - 1 plain classifiers, each
+            of which labels the pixels that its maps are sure of, which the next one then learns from.
     """
 
     output: Path
@@ -140,7 +145,7 @@ def plan(config: PipelineConfig, eval_split: str | None, truth: bool) -> list[St
 def _cam_stages(config: PipelineConfig, truth: bool) -> list[Stage]:
     out, data, split = config.output, config.train.data, config.train.split
     run, masks, onnx = out / "train", out / "masks", out / "labeller.onnx"
-    first, pixels = _first_round(config) if config.rounds > 1 else ([], None)
+    earlier, pixels = _earlier_rounds(config)
     scored, maps = run / "metrics.json", {name: getattr(config.label, name) for name in MAP_OPTIONS}
     chosen = ("train", "score") if truth else ("train",)
     train = Stage(
@@ -149,7 +154,7 @@ def _cam_stages(config: PipelineConfig, truth: bool) -> list[Stage]:
         replace(replace_dotted(config.train, {"resume": False}), output=run, pixel_masks=pixels),
         (run / "model.safetensors",),
         owns=run,
-        needs=tuple(stage.name for stage in first[1:]),
+        needs=_labelled_by(earlier),
         reads=(split,),
         resumes=True,
     )
@@ -175,37 +180,61 @@ def _cam_stages(config: PipelineConfig, truth: bool) -> list[Stage]:
     )
     export = Stage("export labeller", "export", ExportConfig(run, onnx, **maps), (onnx,), needs=chosen)
     if not truth:
-        return [*first, train, label, export]
-    return [*first, train, score, label, _score_masks("score masks", "label", config), export]
+        return [*earlier, train, label, export]
+    return [*earlier, train, score, label, _score_masks("score masks", "label", config), export]
 
 
-def _first_round(config: PipelineConfig) -> tuple[list[Stage], Path]:
-    """The stages of a round that only labels pixels for the next, and the folder of these labels.
+def _earlier_rounds(config: PipelineConfig) -> tuple[list[Stage], Path | None]:
+    """The stages of the rounds before the last, and the folder of the pixel labels that this learns; None = no such.
 
-    A plain classifier is trained, the cheapest of the methods; what its maps are sure of after PCM is taken.
+    A round is a plain classifier, the cheapest of the methods, from the same weights as every other, and the pixels
+    that its maps are sure of: after PCM in the first, those of the pixel head in the others.
     """
+    stages: list[Stage] = []
+    pixels = None
+    for name in EARLIER[: config.rounds - 1]:
+        train, label = _round(config, name, pixels, _labelled_by(stages))
+        stages += [train, label]
+        pixels = label.config.output
+    return stages, pixels
+
+
+def _labelled_by(earlier: list[Stage]) -> tuple[str, ...]:
+    """The stage whose masks the training after these rounds learns; none after none."""
+    return tuple(stage.name for stage in earlier[-1:])
+
+
+def _round(config: PipelineConfig, name: str, pixels: Path | None, needs: tuple[str, ...]) -> tuple[Stage, Stage]:
+    """A round that only labels pixels for the next."""
     out, data, split = config.output, config.train.data, config.train.split
-    run, masks = out / "first", out / "first-masks"
-    training = replace(replace_dotted(config.train, {"resume": False}), output=run, method="cam")
-    refine = None if config.label.refine in OF_PIXEL_HEAD else config.label.refine
+    run, masks = out / name, out / f"{name}-masks"
+    plain = replace(config.train, method="cam", pixel_masks=pixels, output=run)
+    refine = None if pixels is None and config.label.refine in OF_PIXEL_HEAD else config.label.refine
     labelling = replace(
         config.label, run=run, data=data, split=split, output=masks, refine=refine, soft_maps=False,
         beta=CERTAIN[0], void_band=CERTAIN,
     )  # fmt: skip
-    stages = [
-        Stage("first train", "train", training, (run / "model.safetensors",), owns=run, reads=(split,), resumes=True),
-        Stage(
-            "first label",
-            "label",
-            labelling,
-            (masks / "SegmentationClass",),
-            owns=masks,
-            needs=("first train",),
-            reads=(split,),
-            manifest=masks,
-        ),
-    ]
-    return stages, masks
+    train = Stage(
+        f"{name} train",
+        "train",
+        replace_dotted(plain, {"resume": False}),
+        (run / "model.safetensors",),
+        owns=run,
+        needs=needs,
+        reads=(split,),
+        resumes=True,
+    )
+    label = Stage(
+        f"{name} label",
+        "label",
+        labelling,
+        (masks / "SegmentationClass",),
+        owns=masks,
+        needs=(train.name,),
+        reads=(split,),
+        manifest=masks,
+    )
+    return train, label
 
 
 def _score_masks(name: str, stage: str, config: PipelineConfig) -> Stage:
