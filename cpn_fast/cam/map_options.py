@@ -76,6 +76,11 @@ class MapOptions:
             raise DataError(f"--affinity-power {self.affinity_power}: expected a number above 0")
         if not 0 <= self.pairs <= MOST_PAIRS:
             raise DataError(f"--pairs {self.pairs}: expected 0 to {MOST_PAIRS}")
+        if self.pairs and refine in OF_PIXEL_HEAD:
+            raise DataError(
+                f"--pairs {self.pairs} is for class activation maps, found --refine {refine}, the maps of {run.path}'s "
+                "pixel head; leave it out, or use --refine raw"
+            )
         options = RefineOptions(refine, self.refine_at or ("scale" if of_paper else "fused"), power)
         scales_of = self.scales_of or ("image" if of_paper or self.scales is not None else "training")
         default, side = (CAM_SCALES, None) if scales_of == "image" else (TRAINING_SCALES, training_side(run))

@@ -14,6 +14,7 @@ from cpn_fast.affinity import options as affinity_options
 from cpn_fast.cam import options as cam_options
 from cpn_fast.cam.options import LabelConfig
 from cpn_fast.config.export import ExportConfig
+from cpn_fast.config.refine import OF_PIXEL_HEAD
 from cpn_fast.config.training import AffinityConfig, MethodName, SegmentConfig, TrainConfig, replace_dotted
 from cpn_fast.files.errors import DataError
 from cpn_fast.pipeline.plan import DEFAULT_SPLIT, NOWHERE, PipelineConfig
@@ -44,8 +45,9 @@ class PipelineOptions:
         method: how the CAM network is trained; "cam" made better masks than "cpn" in two rounds, in half the time (see
             the docs' study).
         rounds: 2 = first a plain classifier is trained, and the CAM network then learns the pixels too that its maps
-            are sure of: about twice the time, and clearly better masks; None = 2 for the methods cam and cpn, unless
-            they learn pixel labels of another origin, else 1.
+            are sure of: about twice the time, and clearly better masks; 3 and 4 = such a network labels pixels for the
+            next once more; None = 2 for the methods cam and cpn, unless they learn pixel labels of another origin,
+            else 1.
         crop: side of the training crops in pixels; None = what suits the machine.
         seed: of everything random.
         split: split to train on and to label; None = train where the source has it and has masks, else all its images.
@@ -68,7 +70,7 @@ class PipelineOptions:
     weights: Path | None = None
     backbone: str | None = None
     method: MethodName = "cam"
-    rounds: Literal[1, 2] | None = None
+    rounds: Literal[1, 2, 3, 4] | None = None
     crop: int | None = None
     seed: int = 0
     split: str | None = None
@@ -125,22 +127,28 @@ def pipeline_of(options: PipelineOptions) -> PipelineConfig:
     training = cam_options.parse(_training_words(options, options.train, "--train"), train)
     label = LabelConfig(NOWHERE, "", NOWHERE, scales=options.scales)
     evaluate, export = SegmentEvaluateConfig(NOWHERE, ""), ExportConfig(NOWHERE, NOWHERE)
+    label, rounds = _parsed(label, options.label, "--label", "label"), _rounds(options, training)
+    if label.pairs and rounds > 1 and label.refine in (None, *OF_PIXEL_HEAD):
+        raise DataError(
+            f"--label {options.label!r}: --pairs is for class activation maps, and the last of {rounds} rounds makes "
+            "its masks of the maps of its pixel head; leave it out, or take --rounds 1"
+        )
     return PipelineConfig(
         output=options.output,
         train=training,
-        label=_parsed(label, options.label, "--label", "label"),
+        label=label,
         affinity=_affinity(options) if "walk" in options.refine else None,
         refine=_refine(options) if options.refine != "none" else None,
         segment=_segment(options) if options.segment else None,
         evaluate=_parsed(evaluate, options.evaluate, "--evaluate", "segment evaluate"),
         export=_parsed(export, options.export, "--export", "export"),
         eval_split=options.eval_split,
-        rounds=_rounds(options, training),
+        rounds=rounds,
     )
 
 
 def _rounds(options: PipelineOptions, training: TrainConfig) -> int:
-    """How many rounds there are. Raises DataError where two are asked for and do not fit the training."""
+    """How many rounds there are. Raises DataError where several are asked for and do not fit the training."""
     several = options.method in ("cam", "cpn")
     if options.rounds is None:
         return 2 if several and not training.learns_pixels else 1

@@ -73,6 +73,11 @@ def test_a_run_with_pixel_labels_takes_their_head(tmp_path) -> None:
         ({"scales": (9.0,)}, {}, "--scales 9.0"),
         ({"pairs": -1}, {}, "--pairs -1"),
         ({"pairs": 17}, {}, "--pairs 17: expected 0 to 16"),
+        (
+            {"pairs": 2},
+            {"pixel_masks": Path("masks")},
+            "--pairs 2 is for class activation maps, found --refine pixels-raw",
+        ),
     ],
 )
 def test_options_that_do_not_fit(tmp_path, options, config, message) -> None:

@@ -162,8 +162,34 @@ def test_a_second_round_learns_the_sure_pixels_of_the_first(
     assert pipeline(small_demo, tmp_path, rounds=None, train="--options.teacher 0.9").rounds == 1
     with pytest.raises(DataError, match=r"makes the pixel labels itself, found --train '--options\.teacher 0\.9'"):
         pipeline(small_demo, tmp_path, rounds=2, train="--options.teacher 0.9")
+    with pytest.raises(DataError, match="--label '--pairs 2': --pairs is for class activation maps"):
+        pipeline(small_demo, tmp_path, rounds=2, label="--pairs 2")
+    assert pipeline(small_demo, tmp_path, rounds=1, label="--pairs 2").label.pairs == 2
     with pytest.raises(DataError, match="--rounds 2 is for the methods cam and cpn, found --method seam"):
         pipeline(small_demo, tmp_path, rounds=2, method="seam")
+
+
+def test_every_round_learns_what_the_one_before_it_labelled(
+    small_demo: Path, tmp_path: Path, commands: Commands
+) -> None:
+    config = pipeline(small_demo, tmp_path, rounds=4, train="--epochs 3", label="--refine pixels")
+    stages = {stage.name: stage for stage in plan(config, "val", True)}
+    names = ["first", "second", "third"]
+    assert list(stages)[:7] == [f"{name} {what}" for name in names for what in ("train", "label")] + ["train"]
+    taught = [stages[f"{name} train"].config for name in names] + [stages["train"].config]
+    assert [one.method for one in taught] == ["cam", "cam", "cam", "cpn"]
+    assert [one.pixel_masks for one in taught] == [None, *(tmp_path / f"{name}-masks" for name in names)]
+    assert [stages[f"{name} label"].config.refine for name in names] == [None, "pixels", "pixels"]
+    needed = [stages[f"{name} train"].needs for name in names] + [stages["train"].needs]
+    assert needed == [(), ("first label",), ("second label",), ("third label",)]
+    run_all(config, commands)
+    assert commands.calls == ["train", "label"] * 3 + ALL
+    commands.calls.clear()
+    next((tmp_path / "second-masks" / "SegmentationClass").glob("*.png")).unlink()
+    run_all(config, commands)
+    assert commands.calls[0] == "label" and commands.calls.count("train") == 0
+    run_all(pipeline(small_demo, tmp_path, rounds=3, train="--epochs 3", label="--refine pixels"), commands)
+    assert commands.calls.count("train") == 1  # the last alone learns from other masks than before
 
 
 def test_another_background_score_labels_anew(small_demo: Path, tmp_path: Path, commands: Commands) -> None:
