@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from cpn_fast.cli import main as cli
 from cpn_fast.config.training import MethodOptions
 from cpn_fast.models.backbones import create_backbone, mobilenet_v2
+from cpn_fast.models.weights.layouts import layout_of
 from tests.stages import run_stages_here
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -241,11 +242,14 @@ def class_folders(small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
-def one_block_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+def one_block_a_stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """MobileNetV2 with 7 blocks instead of 17: what it costs grows with them. README's commands take all of them."""
+    layout_of.cache_clear()
     monkeypatch.setattr(mobilenet_v2, "STAGES", tuple((*stage[:2], 1, stage[3]) for stage in mobilenet_v2.STAGES))
     for name, last in (("LAST_OF_32", 3), ("LAST_OF_96", 5)):
         monkeypatch.setattr(mobilenet_v2, name, last)
+    yield
+    layout_of.cache_clear()  # which may hold the small one
 
 
 @pytest.fixture
