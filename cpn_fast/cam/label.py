@@ -30,7 +30,6 @@ from cpn_fast.files.jobs import Entry, JobSummary, error_entry
 from cpn_fast.files.jobs import run as run_jobs
 from cpn_fast.files.mask_folder import class_names, without_object
 from cpn_fast.files.mask_jobs import MaskJobs
-from cpn_fast.files.member import ImageFile
 from cpn_fast.files.photos import default_output
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.files.shard import take_shard
@@ -41,6 +40,7 @@ from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.image_size import LOOKED_AT, warn_of_size
 from cpn_fast.inference.options import check_positive
 from cpn_fast.inference.reader import Failure, InferenceOptions
+from cpn_fast.inference.record_work import NetworkWork
 from cpn_fast.inference.sink import mask_sink
 from cpn_fast.metrics.maps import MULTI, MapName
 from cpn_fast.models.labeller import Labeller
@@ -62,53 +62,32 @@ class LabelSummary(JobSummary):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelJobs(MaskJobs[Record, Prediction | Failure[Record]]):
+class LabelJobs(NetworkWork[Prediction | Failure[Record]], MaskJobs[Record, Prediction | Failure[Record]]):
     """Images through the CAM network, and their maps to masks.
 
     Attributes:
-        source: reads the images.
         labeller: the network.
         how: how it makes maps.
         classes: its K foreground classes.
-        mapping: the source's classes in the network's order.
-        options: how images go through the network.
         name: the map that the masks are made of.
         beta: background score.
         void_band: scores within become void; None = none.
         soft_maps: also write the class maps.
-        device: on which a worker puts the network, "auto", "cpu" or "cuda".
-        compiled: whether it compiles it.
+        compiled: whether a worker compiles the network.
     """
 
     verb: ClassVar[str] = "label"
     participle: ClassVar[str] = "labelled"
     needed_to: ClassVar[str] = "labelled"
 
-    source: Source
     labeller: Labeller
     how: ResolvedMaps
     classes: tuple[str, ...]
-    mapping: ClassMapping
-    options: InferenceOptions
     name: MapName
     beta: float
     void_band: tuple[float, float] | None
     soft_maps: bool
-    device: str
     compiled: bool
-
-    def id_of(self, item: Record) -> str:
-        """The record's id."""
-        return item.id
-
-    def image_of(self, item: Record) -> ImageFile:
-        """The record's image."""
-        return item.image_path
-
-    @property
-    def group(self) -> int:
-        """The batch size."""
-        return self.options.batch_size
 
     def on_worker(self) -> Self:
         """With the network on the device there."""

@@ -11,14 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpn_fast.cam.inference import Prediction, predictions
-from cpn_fast.data.types import Record, Source
+from cpn_fast.data.types import Record
 from cpn_fast.device import ready_device
 from cpn_fast.files.jobs import Entry, error_entry
-from cpn_fast.files.member import ImageFile
-from cpn_fast.files.sent_work import SentWork
-from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.counting import places
-from cpn_fast.inference.reader import Failure, InferenceOptions
+from cpn_fast.inference.reader import Failure
+from cpn_fast.inference.record_work import NetworkWork
 from cpn_fast.metrics.beta_sweep import BetaSweep, Bins, image_bins
 from cpn_fast.metrics.classification import classifier_scores
 from cpn_fast.metrics.image_counts import ImageCounts, ScoredImages
@@ -39,41 +37,20 @@ def sweep_keys(labeller: Labeller) -> list[SweepKey]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapCounts(SentWork[Record, Prediction | Failure[Record]]):
+class MapCounts(NetworkWork[Prediction | Failure[Record]]):
     """Images through the CAM network, and their maps to counts.
 
     An entry holds `given` and `scores` as a `Prediction` does, and `bins`: what each sweep gets, None without ground
     truth.
 
     Attributes:
-        source: reads the images.
         labeller: the network.
-        mapping: the source's classes in the network's order.
-        options: how images go through the network.
-        device: on which a worker puts the network, "auto", "cpu" or "cuda".
     """
 
     verb: ClassVar[str] = "evaluate"
 
-    source: Source
     labeller: Labeller
-    mapping: ClassMapping
-    options: InferenceOptions
-    device: str
     workers: int = 1  # counting takes less than the network
-
-    def id_of(self, item: Record) -> str:
-        """The record's id."""
-        return item.id
-
-    def image_of(self, item: Record) -> ImageFile:
-        """The record's image."""
-        return item.image_path
-
-    @property
-    def group(self) -> int:
-        """The batch size."""
-        return self.options.batch_size
 
     def on_worker(self) -> Self:
         """With the network on the device there."""

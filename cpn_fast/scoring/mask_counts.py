@@ -5,42 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cpn_fast.data.types import Record, Source
+from cpn_fast.data.types import Record
 from cpn_fast.files.jobs import Entry
 from cpn_fast.files.mask_folder import MaskFolder
-from cpn_fast.files.member import ImageFile
-from cpn_fast.files.sent_work import SentWork
-from cpn_fast.inference.class_mapping import ClassMapping
+from cpn_fast.inference.record_work import RecordWork
 from cpn_fast.metrics.beta_sweep import check_mask
 from cpn_fast.metrics.confusion import confusion_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskCounts(SentWork[Record, Record]):
+class MaskCounts(RecordWork[Record]):
     """The confusion counts of masks.
 
     An entry holds `counts` as `confusion_of` gives them, None where there is nothing to compare, and `missing`: where
     the mask of an image with ground truth should be and is not, else None.
 
     Attributes:
-        source: reads the ground truth.
         folder: of the masks.
-        mapping: the source's classes in the masks' order.
     """
 
     verb: ClassVar[str] = "evaluate"
 
-    source: Source
     folder: MaskFolder
-    mapping: ClassMapping
-
-    def id_of(self, item: Record) -> str:
-        """The record's id."""
-        return item.id
-
-    def image_of(self, item: Record) -> ImageFile:
-        """The record's image."""
-        return item.image_path
 
     def work(self, item: Record) -> Entry:
         """Count one mask. Raises DataError for an image or mask that cannot be read, or masks that do not fit."""

@@ -15,19 +15,18 @@ from rich.table import Table
 from cpn_fast.data.sources.base import folders_of
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import records_of
-from cpn_fast.data.types import Record, Source
+from cpn_fast.data.types import Record
 from cpn_fast.device import ready_device, threads_shared_by
 from cpn_fast.files.apart import check_apart
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.jobs import Entry, error_entry
-from cpn_fast.files.member import ImageFile
 from cpn_fast.files.output_folder import check_is_folder, raise_io_errors_as
 from cpn_fast.files.progress import SILENT, Progress
-from cpn_fast.files.sent_work import SentWork
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.counting import counted
 from cpn_fast.inference.image_size import warn_of_size
-from cpn_fast.inference.reader import Failure, InferenceOptions
+from cpn_fast.inference.reader import Failure
+from cpn_fast.inference.record_work import NetworkWork
 from cpn_fast.metrics.beta_sweep import check_mask, iou_point
 from cpn_fast.metrics.confusion import confusion_of, warn_without_foreground
 from cpn_fast.metrics.report import METRICS_NAME, class_table, percent, point_values, write_metrics
@@ -96,41 +95,20 @@ def run_segment_evaluate(config: SegmentEvaluateConfig, progress: Progress = SIL
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentCounts(SentWork[Record, Segmentation | Failure[Record]]):
+class SegmentCounts(NetworkWork[Segmentation | Failure[Record]]):
     """Images through the segmentation network, and its masks to confusion counts.
 
     An entry holds `counts`: those of every way to make a mask, by name; None without ground truth.
 
     Attributes:
-        source: reads the images.
         segmenters: the ways, of one network.
-        mapping: the source's classes in the network's order.
-        options: how images go through the network.
         crf: numbers of the CRF, a further way; None without.
-        device: on which a worker puts the network, "auto", "cpu" or "cuda".
     """
 
     verb: ClassVar[str] = "evaluate"
 
-    source: Source
     segmenters: Mapping[str, Segmenter]
-    mapping: ClassMapping
-    options: InferenceOptions
     crf: Settings | None
-    device: str
-
-    def id_of(self, item: Record) -> str:
-        """The record's id."""
-        return item.id
-
-    def image_of(self, item: Record) -> ImageFile:
-        """The record's image."""
-        return item.image_path
-
-    @property
-    def group(self) -> int:
-        """The batch size."""
-        return self.options.batch_size
 
     def on_worker(self) -> Self:
         """With the network on the device there."""

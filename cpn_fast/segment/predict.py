@@ -14,7 +14,7 @@ from cpn_fast.config.display import resuming
 from cpn_fast.data.sources.base import folders_of
 from cpn_fast.data.sources.open import open_source_for
 from cpn_fast.data.sources.spread import records_of, spread
-from cpn_fast.data.types import Record, Source
+from cpn_fast.data.types import Record
 from cpn_fast.device import ready_device, threads_shared_by
 from cpn_fast.files.disk_space import FILE_BYTES, MASK_BYTES, mean_pixels
 from cpn_fast.files.errors import DataError
@@ -22,7 +22,6 @@ from cpn_fast.files.jobs import Entry, JobSummary, error_entry
 from cpn_fast.files.jobs import run as run_jobs
 from cpn_fast.files.mask_folder import class_names, foreground_share, without_object
 from cpn_fast.files.mask_jobs import MaskJobs
-from cpn_fast.files.member import ImageFile
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.files.shard import take_shard
 from cpn_fast.files.shards.job import run_into_shards
@@ -30,7 +29,8 @@ from cpn_fast.files.shards.masks import ShardWriter
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.image_size import LOOKED_AT, warn_of_size
 from cpn_fast.inference.options import check_positive
-from cpn_fast.inference.reader import Failure, InferenceOptions
+from cpn_fast.inference.reader import Failure
+from cpn_fast.inference.record_work import NetworkWork
 from cpn_fast.inference.sink import mask_sink
 from cpn_fast.models.segmenter import Segmenter
 from cpn_fast.runs.digest import weights_digest
@@ -44,43 +44,22 @@ _MULTI = "multi-scale"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictJobs(MaskJobs[Record, Segmentation | Failure[Record]]):
+class PredictJobs(NetworkWork[Segmentation | Failure[Record]], MaskJobs[Record, Segmentation | Failure[Record]]):
     """Images through the segmentation network, and what it finds to masks.
 
     Attributes:
-        source: reads the images.
         segmenter: the network.
         classes: its K foreground classes.
-        mapping: the source's classes in the network's order.
-        options: how images go through the network.
         crf: numbers of the CRF, None without.
-        device: on which a worker puts the network, "auto", "cpu" or "cuda".
     """
 
     verb: ClassVar[str] = "segment"
     participle: ClassVar[str] = "predicted"
     needed_to: ClassVar[str] = "segmented"
 
-    source: Source
     segmenter: Segmenter
     classes: tuple[str, ...]
-    mapping: ClassMapping
-    options: InferenceOptions
     crf: Settings | None
-    device: str
-
-    def id_of(self, item: Record) -> str:
-        """The record's id."""
-        return item.id
-
-    def image_of(self, item: Record) -> ImageFile:
-        """The record's image."""
-        return item.image_path
-
-    @property
-    def group(self) -> int:
-        """The batch size."""
-        return self.options.batch_size
 
     def on_worker(self) -> Self:
         """With the network on the device there."""
