@@ -52,8 +52,7 @@ class RayEngine:
         """
         if not isinstance(jobs, SentWork):
             raise DataError(f"--engine ray: cannot {jobs.verb} images; use --engine local")
-        ray = installed_ray(self.address is None)
-        with _connected(ray, self.address), thread_pool(max(1, jobs.workers), "store") as pool:
+        with self.session() as ray, thread_pool(max(1, jobs.workers), "store") as pool:
             sent = Sent(jobs.to_send(), os.getcwd(), own_version())
             crew = RayCrew(ray, jobs, sent, pool, self.workers_per_node)
             try:
@@ -61,6 +60,13 @@ class RayEngine:
                 yield crew
             finally:
                 crew.dismiss()
+
+    @contextmanager
+    def session(self) -> Iterator[ModuleType]:
+        """Connected to the cluster, which begins here where none is named. Raises DataError as `crew` does."""
+        ray = installed_ray(self.address is None)
+        with _connected(ray, self.address):
+            yield ray
 
 
 def installed_ray(local: bool) -> ModuleType:

@@ -216,6 +216,9 @@ class Engine(Protocol):
     def crew(self, jobs: Any) -> AbstractContextManager[Crew]:
         """What does images while the block runs. Raises DataError where there is no such place, or not for this job."""
 
+    def session(self) -> AbstractContextManager[object]:
+        """Entered around several crews in turn: what they all need begins once. Raises DataError as `crew` does."""
+
 
 @dataclass(frozen=True)
 class _Threads:
@@ -239,6 +242,10 @@ class _ThisProcess:
         """The job's threads."""
         with jobs.threads(), thread_pool(jobs.workers, jobs.verb) as pool:
             yield _Threads(jobs, pool)
+
+    def session(self) -> AbstractContextManager[object]:
+        """Threads begin with each crew."""
+        return nullcontext()
 
 
 LOCAL: Engine = _ThisProcess()

@@ -75,7 +75,7 @@ def run_evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> dict[st
     check_positive(max_side=config.max_side, batch_size=config.batch_size, workers=config.workers)
     if config.images is not None:
         check_positive(images=config.images)
-    config.open_engine()
+    engine = config.open_engine()
     source = open_source(config.data)
     split, every = records_of(source, config.split)
     records = spread_evenly(every, config.images)
@@ -88,9 +88,11 @@ def run_evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> dict[st
     if config.output is not None:
         raise DataError("--output is for one target; each of several gets its own metrics.json: leave it out")
     targets = (config.target, *config.others)
-    scored = [
-        _evaluate_target(dataclasses.replace(config, target=target), source, records, progress) for target in targets
-    ]
+    with engine.session():
+        scored = [
+            _evaluate_target(dataclasses.replace(config, target=target), source, records, progress)
+            for target in targets
+        ]
     progress.say(comparison_table(scored))
     return scored[0]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.ray_fake import sleeping
+from cpn_fast.cluster import ray_engine
 from cpn_fast.cluster.options import EngineOptions
 from cpn_fast.cluster.ray_crew import reason_of, share_of
 from cpn_fast.cluster.ray_engine import RayEngine
@@ -31,6 +32,27 @@ def test_without_ray_the_error_says_how_to_get_it(tmp_path: Path, monkeypatch: p
     with pytest.raises(DataError, match=r"pip install 'cpn-fast\[ray\]'"):
         run(sleeping(tmp_path / "out", 2), engine=RayEngine())
     assert not (tmp_path / "out/SegmentationClass").exists()
+
+
+def test_a_session_within_another_begins_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ray:
+        begun = 0
+        there = False
+
+        def is_initialized(self) -> bool:
+            return self.there
+
+        def init(self, **options: object) -> None:
+            self.begun, self.there = self.begun + 1, True
+
+        def shutdown(self) -> None:
+            self.there = False
+
+    ray = Ray()
+    monkeypatch.setattr(ray_engine, "installed_ray", lambda local: ray)
+    with RayEngine().session() as outer, RayEngine().session() as inner:
+        assert outer is inner is ray and ray.there
+    assert ray.begun == 1 and not ray.there
 
 
 @pytest.mark.parametrize(("cpus", "workers", "share"), [(16, 1, 16), (16, 3, 5), (2, 4, 0.5), (1, 3, 0.333)])

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import spread_evenly
 from cpn_fast.data.types import Record
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.jobs import LOCAL
 from cpn_fast.files.masks import write_labelmap, write_mask
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.reader import InferenceOptions
@@ -309,6 +311,25 @@ def test_several_folders_are_scored_alike_and_compared(data, predicted, tmp_path
     assert json.loads((predicted / "metrics.json").read_text()) == alone
     with pytest.raises(DataError, match="--output is for one target"):
         run_evaluate(config(predicted, data, others=(perfect,), output=tmp_path))
+
+
+def test_several_targets_share_what_an_engine_begins(data, predicted, tmp_path, monkeypatch):
+    seen = []
+
+    class Watched:
+        @contextmanager
+        def session(self):
+            seen.append("begins")
+            yield
+            seen.append("ends")
+
+        def crew(self, jobs):
+            seen.append("crew")
+            return LOCAL.crew(jobs)
+
+    monkeypatch.setattr(EvaluateConfig, "open_engine", lambda _: Watched())
+    run_evaluate(config(predicted, data, others=(shutil.copytree(data / "masks", tmp_path / "perfect"),)))
+    assert seen == ["begins", "crew", "crew", "ends"]
 
 
 def test_void_in_a_prediction_is_missed_not_ignored():
