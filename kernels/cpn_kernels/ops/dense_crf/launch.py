@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import triton
@@ -162,14 +163,21 @@ def dense_crf(
     """
     out = torch.empty_like(log_probabilities, memory_format=torch.contiguous_format)
     together = min(len(images), max(1, TOGETHER // (images.shape[1] * images.shape[2])))
-    pairs = [(each, compat) for each, compat in ((gaussian, gaussian_compat), (bilateral, bilateral_compat)) if compat]
+
+    @cache
+    def by_place(count: int) -> list[Filter]:  # the same for all images of the call
+        places = reference.features(images[0], gaussian).repeat(count, 1)
+        return [Filter(places, gaussian_compat, count)] if gaussian_compat else []
+
+    def by_colour(part: Tensor) -> list[Filter]:
+        if not bilateral_compat:
+            return []
+        return [
+            Filter(torch.cat([reference.features(image, bilateral) for image in part]), bilateral_compat, len(part))
+        ]
 
     def refine(first: int, count: int) -> None:
-        part = images[first : first + count]
-        filters = [
-            Filter(torch.cat([reference.features(image, each) for image in part]), compat, count)
-            for each, compat in pairs
-        ]
+        filters = by_place(count) + by_colour(images[first : first + count])
         flat = log_probabilities[first : first + count].flatten(2).transpose(1, 2).flatten(0, 1)
         found = mean_field(flat, iterations, filters).unflatten(0, (count, -1))
         out[first : first + count] = found.transpose(1, 2).reshape(out[first : first + count].shape)

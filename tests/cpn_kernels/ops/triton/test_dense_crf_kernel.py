@@ -134,11 +134,11 @@ def test_images_are_taken_together_as_memory_allows(device: torch.device, monkey
 
     monkeypatch.setattr(launch, "Filter", watched)
     found = []
-    for together, allowed, expected in ((3, 3, [3, 3]), (2, 3, [2, 2, 1, 1]), (3, 1, [3, 1, 1, 1, 1, 1, 1])):
+    for together, allowed, expected in ((3, 3, [3, 3]), (2, 3, [2, 2, 1, 1]), (3, 1, [3, 1, 1, 1, 1])):
         most = allowed
         monkeypatch.setattr(launch, "TOGETHER", together * 6 * 7 + 5)
         found.append(dense_crf(images.to(device), probabilities.to(device), 1).cpu())
-        assert taken == expected
+        assert taken == expected  # that by place alone once for as many images, that by colour for each
         taken.clear()
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
