@@ -75,8 +75,8 @@ import sys
 for name in {sorted({*check.RUNS, "pytest", "xdist"})!r}:
     sys.modules[name] = None
 from benchmarks.gpu import smoke
-for make in smoke.probes("cpu", smoke.TINY).values():
-    make()
+for make in smoke.PROBES.values():
+    make(smoke.Inputs("cpu", smoke.TINY))
 """
     done = subprocess.run(python(code), capture_output=True, text=True, cwd=check.ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -155,11 +155,12 @@ def test_the_smoke_sees_a_wrong_kernel_and_one_that_raises(tmp_path: Path, monke
     def probe(found: torch.Tensor) -> smoke.Probe:
         return smoke.Probe(lambda: [found], lambda: [good.double()], 1e-3)
 
-    def raises() -> smoke.Probe:
+    def raises(inputs: smoke.Inputs) -> smoke.Probe:
         raise RuntimeError("no such kernel")
 
     made = {"right": good + 1e-4, "wrong": good + 0.1, "nan": torch.tensor([1.0, float("nan")])}
-    monkeypatch.setattr(smoke, "probes", lambda *_: {n: lambda v=v: probe(v) for n, v in made.items()} | {"r": raises})
+    probes = {name: lambda inputs, found=found: probe(found) for name, found in made.items()} | {"r": raises}
+    monkeypatch.setattr(smoke, "PROBES", probes)
     monkeypatch.setattr("cpn_kernels.backend.triton_ready", lambda: True)
     assert smoke.main([str(tmp_path / "figures.json")]) == 1
     found = json.loads((tmp_path / "figures.json").read_text())
@@ -176,7 +177,7 @@ def test_the_smoke_compares_no_reference_with_itself(tmp_path: Path, monkeypatch
 def test_every_operator_with_kernels_is_probed() -> None:
     from cpn_kernels.offline import SOURCES
 
-    assert set(SOURCES) == set(smoke.OPERATORS) == set(smoke.probes("cpu", smoke.TINY))
+    assert set(SOURCES) == set(smoke.PROBES)
 
 
 @pytest.mark.slow
@@ -189,7 +190,7 @@ def test_the_dry_run_passes_and_every_step_leaves_its_record(tmp_path: Path) -> 
         assert entry["outcome"] == "passed" and (tmp_path / entry["log"]).is_file()
         assert "figures" in entry or name in ("build", "demo-data", "label", "evaluate"), name
     figures = {name: entry.get("figures") for name, entry in record["steps"].items()}
-    assert set(figures["smoke"]) == set(smoke.OPERATORS)
+    assert set(figures["smoke"]) == set(smoke.PROBES)
     assert all(line["outcome"] == "skipped" for line in figures["tests"]) and len(figures["tests"]) > 100
     assert figures["step"]["profile"]["launches"] > 100 and figures["compiled-step"]["compiled"]
     assert [line["step"] for line in figures["train"] if line["kind"] == "step"] == [1, 2]
