@@ -17,7 +17,7 @@ from cpn_fast.config.export import ExportConfig
 from cpn_fast.config.refine import OF_PIXEL_HEAD
 from cpn_fast.config.training import AffinityConfig, MethodName, SegmentConfig, TrainConfig, replace_dotted
 from cpn_fast.files.errors import DataError
-from cpn_fast.pipeline.plan import DEFAULT_SPLIT, NOWHERE, PipelineConfig
+from cpn_fast.pipeline.plan import DEFAULT_SPLIT, MOST_ROUNDS, NOWHERE, PipelineConfig
 from cpn_fast.refine.options import RefineConfig
 from cpn_fast.segment import options as segment_options
 from cpn_fast.segment.options import SegmentEvaluateConfig
@@ -70,7 +70,7 @@ class PipelineOptions:
     weights: Path | None = None
     backbone: str | None = None
     method: MethodName = "cam"
-    rounds: Literal[1, 2, 3, 4] | None = None
+    rounds: int | None = None
     crop: int | None = None
     seed: int = 0
     split: str | None = None
@@ -148,10 +148,12 @@ def pipeline_of(options: PipelineOptions) -> PipelineConfig:
 
 
 def _rounds(options: PipelineOptions, training: TrainConfig) -> int:
-    """How many rounds there are. Raises DataError where several are asked for and do not fit the training."""
+    """How many rounds there are. Raises DataError for a number out of range, or several that don't fit the training."""
     several = options.method in ("cam", "cpn")
     if options.rounds is None:
         return 2 if several and not training.learns_pixels else 1
+    if not 1 <= options.rounds <= MOST_ROUNDS:
+        raise DataError(f"--rounds {options.rounds}: expected 1 to {MOST_ROUNDS}")
     if options.rounds > 1 and not several:
         raise DataError(f"--rounds {options.rounds} is for the methods cam and cpn, found --method {options.method}")
     if options.rounds > 1 and training.learns_pixels:

@@ -162,6 +162,9 @@ def test_a_second_round_learns_the_sure_pixels_of_the_first(
     assert pipeline(small_demo, tmp_path, rounds=None, train="--options.teacher 0.9").rounds == 1
     with pytest.raises(DataError, match=r"makes the pixel labels itself, found --train '--options\.teacher 0\.9'"):
         pipeline(small_demo, tmp_path, rounds=2, train="--options.teacher 0.9")
+    for rounds in (0, 5):
+        with pytest.raises(DataError, match=f"--rounds {rounds}: expected 1 to 4"):
+            pipeline(small_demo, tmp_path, rounds=rounds)
     with pytest.raises(DataError, match="--label '--pairs 2': --pairs is for class activation maps"):
         pipeline(small_demo, tmp_path, rounds=2, label="--pairs 2")
     assert pipeline(small_demo, tmp_path, rounds=1, label="--pairs 2").label.pairs == 2
