@@ -18,7 +18,7 @@ from cpn_kernels.constant import constant_in_graphs
 logger = logging.getLogger(__name__)
 
 NAME = "libcpn_native.so"
-ABI = 3
+ABI = 4
 """Of the C interface that this Python code speaks; `cpn_native_abi` in csrc says the library's. It is raised where a
 function that was there takes other arguments; of functions that are new `FUNCTIONS` knows."""
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "jittered_crop_hue.h"
 #include "portable.h"
 
 namespace cpn {
@@ -13,9 +14,9 @@ namespace {
 constexpr int kPrecision = 22;  // bits of a weight behind the point: Pillow's
 constexpr int kTogether = 4;    // source rows that are resized across at once
 constexpr int kLanes = 4 * kTogether;
-constexpr int kMost = 3;        // steps of a jitter
+constexpr int kMost = 4;        // steps of a jitter
 
-enum Kind : int32_t { kBrightness = 0, kContrast = 1, kSaturation = 2 };
+enum Kind : int32_t { kBrightness = 0, kContrast = 1, kSaturation = 2, kHue = 3 };
 
 typedef int32_t Lanes __attribute__((vector_size(4 * kLanes)));
 
@@ -150,7 +151,9 @@ inline __attribute__((always_inline)) void jitter(const Job& job, int begin, int
                                                   int32_t* green, int32_t* blue, int n) {
   for (int step = begin; step < end; ++step) {
     const float amount = job.amounts[step];
-    if (job.kinds[step] == kSaturation) {
+    if (job.kinds[step] == kHue) {
+      turn_hue(red, green, blue, n, static_cast<int32_t>(amount));
+    } else if (job.kinds[step] == kSaturation) {
       for (int x = 0; x < n; ++x) {
         const int32_t grey = grey_of(red[x], green[x], blue[x]);
         red[x] = blend(grey, red[x], amount);
@@ -304,7 +307,7 @@ CPN_API int cpn_jittered_crop_cpu(const uint8_t* image, int height, int width, c
   }
   int seen = 0;
   for (int step = 0; step < steps; ++step) {
-    if (kinds[step] < kBrightness || kinds[step] > kSaturation || (seen >> kinds[step] & 1) != 0) return kBadArgument;
+    if (kinds[step] < kBrightness || kinds[step] > kHue || (seen >> kinds[step] & 1) != 0) return kBadArgument;
     seen |= 1 << kinds[step];
   }
   Arena arena(workspace, static_cast<size_t>(std::max<int64_t>(workspace_bytes, 0)));

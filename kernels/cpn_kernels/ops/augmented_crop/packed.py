@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cpn_kernels.ops.jittered_crop.place import Kind, Place, Step, check
+from cpn_kernels.ops.jittered_crop.place import Kind, Place, Step, check, hue_shift
 
 PRECISION = 22
 """Bits of a weight behind the point: Pillow's."""
@@ -64,7 +64,7 @@ def pack(image: np.ndarray, place: Place, steps: Sequence[Step]) -> Packed:
     kinds, amounts = np.full(MOST_STEPS, -1), np.zeros(MOST_STEPS, np.float32)
     for number, (kind, amount) in enumerate(steps):
         kinds[number] = KINDS[kind]
-        amounts[number] = round(amount * 256) % 256 if kind == "hue" else amount
+        amounts[number] = hue_shift(amount) if kind == "hue" else amount
     geometry = (*place.scaled, int(place.flip), *place.source, *place.target, *place.extent)
     numbers = np.array([height, width, *geometry, len(down) - 1, len(across) - 1, *kinds], np.int64)
     weights = np.concatenate([down.ravel(), across.ravel()])

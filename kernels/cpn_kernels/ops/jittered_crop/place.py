@@ -63,13 +63,18 @@ def check(image: np.ndarray, place: Place, steps: Sequence[Step]) -> None:
         raise ValueError(f"jittered_crop: steps are {', '.join(kinds)}; expected each kind at most once")
 
 
+def hue_shift(turns: float) -> int:
+    """A shift of the hue in 256ths of the colour circle, 0 to 255."""
+    return round(turns * 256) % 256
+
+
 def turn_hue(image: np.ndarray, turns: float) -> np.ndarray:
     """Shift the hue: uint8 [H, W, 3] RGB -> the same, contiguous."""
     import cv2  # the operators on a GPU do without it
 
     # OpenCV's conversion keeps 256 hues like Pillow's, at a tenth of the time.
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(round(turns * 256) % 256)
+    hsv[..., 0] += np.uint8(hue_shift(turns))
     # Into the same memory: a fresh image would cost as much as the conversion.
     turned: np.ndarray = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, dst=hsv)
     return turned

@@ -100,6 +100,18 @@ def test_factors_to_their_ends_and_hard_edges(form):
         assert np.array_equal(form(image, place, steps, FILL), whole_then_cut(image, place, steps)), steps
 
 
+@pytest.mark.skipif(not native_library.available(), reason="no native library")
+@pytest.mark.parametrize("turns", [-0.09, 0.5])
+def test_the_hue_of_every_colour_is_turned_as_opencv_does(turns):
+    side = 2048
+    for red in range(0, 256, 64):  # a quarter of all colours at a time
+        levels = np.arange(red << 16, (red + 64) << 16, dtype=np.uint32).reshape(side, side)
+        colours = np.stack([levels >> 16, levels >> 8, levels], -1).astype(np.uint8)
+        place = Place((side, side), False, (side, side), (0, 0), (0, 0), (side, side))
+        steps = [Step("hue", turns)]
+        assert np.array_equal(native.jittered_crop(colours, place, steps, FILL), whole_then_cut(colours, place, steps))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_an_image_with_a_stride_and_a_crop_that_shows_nothing(form):
     place = Place((20, 20), False, (8, 8), (6, 6), (0, 0), (8, 8))
