@@ -125,6 +125,24 @@ def patch_crop(batch: int, side: int) -> Work:
     )  # fmt: skip
 
 
+def augmented_crop(batch: int, image: tuple[int, int], scaled: tuple[int, int], side: int, taps: int = 4) -> Work:
+    """Images of 3 bytes in, crops of 3 bytes out; the whole resized image is made, for its grey counts.
+
+    A pixel takes an integer multiply-add for each tap and colour in both directions; the colours' four steps take some
+    50 integer and 70 float operations, most of them for the hue. The image resized across, and what the crop shows
+    before its contrast, are written and read again.
+    """
+    (height, width), (tall, broad) = image, scaled
+    narrow, pixels = batch * height * broad, batch * tall * broad
+    return Work(
+        "`augmented_crop`", f"{batch} x {height} x {width} to {side} x {side}",
+        read=3 * batch * height * width + batch * (4 * (1 + taps) * (tall + broad) + 21 * 8 + 16),
+        written=3 * batch * side**2, vector=70 * pixels, integer=3 * taps * (narrow + pixels) + 50 * pixels,
+        between=2 * 3 * (narrow + batch * side**2), cache=3 * taps * (narrow + pixels), launches=3,
+        measured=("test_crops_on_the_gpu_against_one_thread", "device_ms", 1.0),
+    )  # fmt: skip
+
+
 HISTOGRAMS = 4 * 60
 """Instructions for each error, of the four histograms that find the k-th largest: a warp ballots the eight digits of 32
 errors, and each lane counts those of its eight bins."""
@@ -265,6 +283,7 @@ def works() -> tuple[Work, ...]:
         cp_triplet(16, 448, 2),
         cp_triplet(16, 448, 4),
         patch_crop(16, 448),
+        augmented_crop(16, (375, 500), (432, 576), 448),
         superpixels(16, 448),
         correlation_forward(12, 192, 21, 3136),
         correlation_backward(12, 192, 21, 3136),

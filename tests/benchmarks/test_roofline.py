@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import roofline
 from benchmarks.roofline import H100, H200, Work
 from cpn_kernels import cp_triplet, dense_crf, patch_crop, pixel_correlation, random_walk
+from cpn_kernels.ops.augmented_crop import augmented_crop, pack
+from cpn_kernels.ops.jittered_crop import Place
 from cpn_kernels.ops.pixel_correlation import reference
 
 
@@ -31,6 +33,15 @@ def test_bytes_are_those_of_the_operators_tensors() -> None:
     maps, rows = torch.zeros(2 * 25, dtype=torch.int16), torch.ones(2, 12, dtype=torch.int64)
     work = roofline.patch_crop(2, 5)
     assert (work.read, work.written) == (size(maps, rows), size(patch_crop(maps, rows, 5)))
+    image = torch.zeros(6, 9, 3, dtype=torch.uint8)
+    packed = [
+        torch.from_numpy(part)
+        for part in pack(image.numpy(), Place((8, 11), False, (5, 5), (1, 2), (0, 0), (5, 5)), ())
+    ]
+    work = roofline.augmented_crop(1, (6, 9), (8, 11), 5)
+    rows = packed[2][None]  # four more numbers each tell the kernels where things begin
+    assert work.read == size(*packed) + 4 * 8
+    assert work.written == size(augmented_crop(*packed[:2], rows, packed[3][None], 5, (0, 0, 0)))
     affinity, maps = torch.ones(1, 34, 5, 6), torch.zeros(1, 3, 5, 6)
     work = roofline.random_walk(3, 5, 6, 2)
     assert (work.read, work.written) == (size(affinity, maps), size(random_walk(affinity, maps, 2)))

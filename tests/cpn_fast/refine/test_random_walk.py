@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +27,7 @@ from cpn_fast.files.soft_maps import SoftMaps, read_soft_maps, write_soft_maps
 from cpn_fast.models import create_affinity_net
 from cpn_fast.models.affinity_labels import alpha_of_beta
 from cpn_fast.models.affinity_net import pair_affinity
+from cpn_fast.refine import random_walk
 from cpn_fast.refine.command import RefineConfig, run_refine
 from cpn_fast.refine.random_walk import WalkStep
 from cpn_fast.runs.folder import RunFolder
@@ -153,6 +157,69 @@ def test_steps_and_power_of_nothing(affinity_run):
     still = WalkStep(affinity_run.load_affinity_net(), "", 0, 8, 1.0)("x", image, blocks)
     expected = enlarged(scores[0].numpy(), 8, (16, 24))
     assert np.abs(still[0].numpy() - expected).max() < 1e-6
+
+
+class Elsewhere(nn.Module):
+    """`ColourNet` on a device that is not plain CPU, which stands for a GPU of a memory of `most` images.
+
+    Attributes:
+        calls: images of each call.
+        hold: what the first call does before it goes on.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.backbone, self.device = SimpleNamespace(strides=(8, 8, 8)), torch.device("cpu", 0)
+        self.most, self.calls, self.hold = most, [], lambda: None
+
+    @property
+    def embed_final(self) -> SimpleNamespace:
+        return SimpleNamespace(weight=SimpleNamespace(device=self.device))
+
+    def cpu(self) -> Elsewhere:
+        self.device = torch.device("cpu")
+        return self
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls.append(len(images))
+        if len(self.calls) == 1:
+            self.hold()
+        if self.device.index is not None and len(images) > self.most:
+            raise torch.OutOfMemoryError
+        return ColourNet.forward(self, images)
+
+
+@pytest.mark.parametrize("most", [8, 1])
+def test_images_that_wait_for_the_gpu_walk_together_and_as_if_alone(most):
+    """Where they do not fit into its memory together, they go one by one."""
+    rng = np.random.default_rng(5)
+    sizes = [(16, 24)] * 4 + [(24, 16)]
+    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    scores = [torch.from_numpy(rng.random((1, 3, *size), dtype=np.float32)) for size in sizes]
+    expected = [WalkStep(ColourNet(), "", 4, 2, 1.0)("x", *pair) for pair in zip(images, scores, strict=True)]
+    net, held, free = Elsewhere(most), threading.Event(), threading.Event()
+    net.hold = lambda: (held.set(), free.wait(20))
+    step = WalkStep(net, "", 4, 2, 1.0)
+    with ThreadPoolExecutor(5) as pool:
+        found = [pool.submit(step, "x", images[0], scores[0])]
+        assert held.wait(20)
+        found += [pool.submit(step, "x", *pair) for pair in zip(images[1:], scores[1:], strict=True)]
+        while len(random_walk._on_gpu._waiting) < 4:
+            time.sleep(0.01)
+        free.set()
+        for one, other in zip(found, expected, strict=True):
+            assert torch.allclose(one.result(20), other, rtol=0, atol=1e-6)
+    assert net.calls[0] == 1 and 3 in net.calls and sum(net.calls) == (5 if most == 8 else 10)
+
+
+def test_what_does_not_fit_into_the_memory_of_the_gpu_walks_on_the_cpu(caplog):
+    image = np.random.default_rng(2).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    scores = torch.rand(1, 2, 16, 24, generator=torch.Generator().manual_seed(2))
+    net = Elsewhere(0)
+    found = WalkStep(net, "", 4, 2, 1.0)("photo", image, scores)
+    assert torch.equal(found, WalkStep(ColourNet(), "", 4, 2, 1.0)("x", image, scores))
+    assert "photo: too large for the random walk" in caplog.text
+    assert net.device.index == 0  # where it was, for the next image
 
 
 def test_masks_are_those_of_the_walk_from_the_power_of_beta(toys, affinity_run, tmp_path, capsys):
