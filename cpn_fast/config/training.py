@@ -113,8 +113,8 @@ class PatchOptions:
         backend: which SLIC: "native" (this package's C++), "skimage", "fast-slic" where installed, or "auto" (native
             where it was built, else skimage; the run's folder says which, and a resume takes the same).
         superpixels: "cached" (maps of the whole image at three densities, made once; on a GPU they are held in its
-            memory, 11.9 GB for VOC's 10,582 images, those past 16 GiB in pinned host memory), or "online" (SLIC of
-            every crop). Where native was built with nvcc, a GPU makes them, else the CPU.
+            memory, 11.9 GB for VOC's 10,582 images, those past a quarter of what is free in pinned host memory), or
+            "online" (SLIC of every crop). Where native was built with nvcc, a GPU makes them, else the CPU.
         grid_sides: K_S in pixels of a 448 crop; a side is drawn per image and scaled with the crop.
         cache_dir: where superpixel maps are kept; None = `~/.cache/cpn_fast/superpixels`.
     """
