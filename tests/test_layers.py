@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import grimp
 import pytest
 
 from cpn_fast.cli.main import COMMANDS
@@ -145,3 +146,19 @@ def test_nobody_imports_the_command_line(repository: Path) -> None:
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert path.startswith(above) or not any(name.startswith("cpn_fast.cli") for name in names), path
+
+
+def circles(graph: grimp.ImportGraph) -> set[str]:
+    """Modules that import each other in a loop, or lie between two loops; imports within functions count."""
+    imports = {module: set(graph.find_modules_directly_imported_by(module)) for module in graph.modules}
+    for ways in (imports, {module: set(graph.find_modules_that_directly_import(module)) for module in graph.modules}):
+        while free := {module for module in imports if not ways[module] & imports.keys()}:
+            imports = {module: of for module, of in imports.items() if module not in free}
+    return set(imports)
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    graph = grimp.build_graph("cpn_fast", "cpn_kernels", "cpn_export", "benchmarks", cache_dir=None)
+    assert not circles(graph)
+    graph.add_import(importer="cpn_fast.files.mask_folder", imported="cpn_fast.files.find_masks")
+    assert {"cpn_fast.files.mask_folder", "cpn_fast.files.find_masks"} <= circles(graph)

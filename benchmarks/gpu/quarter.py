@@ -14,7 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.check import COMPILERS, ROOT, build_steps, gpu_test_files, missing
+from benchmarks.gpu.packages import missing
+from benchmarks.gpu.parts import COMPILERS, ROOT, build_steps, gpu_test_files
 from benchmarks.gpu.steps import Record, Step
 
 BUILD = "build"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cpn_fast.data.sources.base import check_same_size
 from cpn_fast.data.types import VOID, Record
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.find_masks import find_masks
 from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder, seen_instead
 from cpn_fast.inference.class_mapping import ClassMapping
 
@@ -57,7 +58,7 @@ def open_pixel_masks(path: Path, classes: Sequence[str], records: Sequence[Recor
         DataError: for a folder without masks, with a class that the training does not know, or without a mask of any of
             the images.
     """
-    folder = MaskFolder.find(path)
+    folder = find_masks(path)
     if folder is None:
         hint = seen_instead(path)
         raise DataError(

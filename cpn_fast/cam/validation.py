@@ -15,7 +15,7 @@ from cpn_fast.config.refine import PER_SCALE, PIXELS
 from cpn_fast.config.training import TrainConfig
 from cpn_fast.data.sources.spread import spread_evenly
 from cpn_fast.data.types import Record, Sample, Source
-from cpn_fast.files.masks import voc_palette
+from cpn_fast.files.palette import voc_palette
 from cpn_fast.metrics.beta_sweep import BetaSweep
 from cpn_fast.metrics.classification import classifier_scores
 from cpn_fast.models.cam import CamNet

@@ -21,8 +21,9 @@ from cpn_fast.convert.writer import Converted, Shapes, WriteOptions, Writer, wri
 from cpn_fast.files.apart import check_apart
 from cpn_fast.files.atomic import atomic_path, atomic_write_text
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.find_masks import find_masks
 from cpn_fast.files.jobs import JobSummary, bounded_map
-from cpn_fast.files.mask_folder import LABELMAP_NAME, MaskFolder
+from cpn_fast.files.mask_folder import LABELMAP_NAME
 from cpn_fast.files.output_folder import MANIFEST_NAME, SETTINGS_NAME
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.files.review_csv import REVIEW_NAME, decided_names
@@ -94,7 +95,7 @@ def _reviewed(config: ConvertConfig, selection: MaskSelection, progress: Progres
     """The masks of which a person said what `--only` asks for; all where it is not given."""
     if config.only is None:
         return selection
-    folder = MaskFolder.find(config.masks)
+    folder = find_masks(config.masks)
     assert folder is not None
     review = config.review or folder.root / REVIEW_NAME
     chosen = selection.only(decided_names(folder, folder.paths(), config.only, review))

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from cpn_fast.convert.names import NameRules, Renamed, changed, written_names
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.find_masks import find_masks
 from cpn_fast.files.images import IMAGE_SUFFIXES, list_images
 from cpn_fast.files.labelmap import BACKGROUND, VOID, VOID_COLOUR, Labelmap, labelmap_of
-from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder, read_fitting_mask, seen_instead
-from cpn_fast.files.masks import check_class_count, read_classes, read_labelmap, voc_palette
+from cpn_fast.files.mask_folder import MASK_FOLDER, read_fitting_mask, seen_instead
+from cpn_fast.files.masks import check_class_count, read_classes, read_labelmap
 from cpn_fast.files.member import ImageFile
+from cpn_fast.files.palette import voc_palette
 from cpn_fast.files.text import read_lines
 
 VOID_CLASS = "void"
@@ -134,7 +136,7 @@ def select_masks(
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; expected one with {MASK_FOLDER}/ID.png, as `cpn label` writes it")
-    folder = MaskFolder.find(root)
+    folder = find_masks(root)
     if folder is None:
         where = root / MASK_FOLDER if (root / MASK_FOLDER).is_dir() else root
         raise DataError(

@@ -19,8 +19,9 @@ from cpn_fast.convert.voc import RgbWriter, VocWriter, open_voc
 from cpn_fast.convert.writer import Writer
 from cpn_fast.convert.yolo_seg import DATA_NAME, YoloWriter, open_yolo
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.find_masks import find_masks
 from cpn_fast.files.json_file import read_json
-from cpn_fast.files.mask_folder import LABELMAP_NAME, MASK_FOLDER, MaskFolder
+from cpn_fast.files.mask_folder import LABELMAP_NAME, MASK_FOLDER
 
 FormatName = Literal["coco", "cvat", "yolo-seg", "label-studio", "voc", "png-rgb", "geojson", "datumaro", "hf"]
 
@@ -84,7 +85,7 @@ def _of_folder(path: Path) -> FormatName:
     files = sorted((path / ANNOTATIONS).glob("*.json")) or sorted(path.glob("*.json"))
     if files:
         return _of_file(files[0])
-    if MaskFolder.find(path) is not None:
+    if find_masks(path) is not None:
         return "voc"
     if (path / "annotations.xml").is_file():
         raise DataError(f'{path}: "CVAT for images", which is not read as masks; export as "Segmentation mask 1.1"')

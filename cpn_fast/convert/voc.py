@@ -16,8 +16,9 @@ from cpn_fast.convert.instances import object_mask, regions
 from cpn_fast.convert.names import LABELMAP_FILES
 from cpn_fast.convert.writer import Converted, Writer, write_file
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.find_masks import find_masks
 from cpn_fast.files.labelmap import VOID_COLOUR, labelmap_of
-from cpn_fast.files.mask_folder import LABELMAP_NAME, MASK_FOLDER, MaskFolder, read_fitting_mask
+from cpn_fast.files.mask_folder import LABELMAP_NAME, MASK_FOLDER, read_fitting_mask
 from cpn_fast.files.masks import VOID, encode_mask, labelmap_text
 from cpn_fast.files.member import ImageFile
 
@@ -88,7 +89,7 @@ def open_voc(path: Path, options: ReadOptions) -> Export:
     Raises:
         DataError: if there is no mask, or nothing says what the classes are.
     """
-    folder = MaskFolder.find(path)
+    folder = find_masks(path)
     if folder is None:
         raise DataError(f"{path}: no masks; expected {MASK_FOLDER}/ID.png and {LABELMAP_NAME}")
     classes = class_names(folder.root, options.classes)

@@ -16,7 +16,8 @@ from cpn_fast.files.atomic import atomic_path
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.lettering import draw_text, shortened, text_length
 from cpn_fast.files.mask_folder import MaskFolder
-from cpn_fast.files.masks import VOID, voc_palette
+from cpn_fast.files.masks import VOID
+from cpn_fast.files.palette import voc_palette
 
 CELL = 180
 """Side in pixels of the square in which an image is shown."""

@@ -14,6 +14,7 @@ from PIL import Image
 
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.names import class_fault, quoted
+from cpn_fast.files.palette import voc_palette
 from cpn_fast.files.text import read_lines
 
 BACKGROUND = "background"
@@ -125,8 +126,6 @@ def read_labelmap_file(path: str | Path) -> Labelmap:
         names.append(parts[0])
         colours.append((int(colour[1]), int(colour[2]), int(colour[3])) if colour else None)
     if not any(colours):  # Datumaro leaves them out, and colours the masks as VOC does
-        from cpn_fast.files.masks import voc_palette
-
         colours = [tuple(map(int, colour)) for colour in voc_palette()[: len(names)]]
     if BACKGROUND not in names:
         raise DataError(f"{path}: none of its {len(names)} labels is called background (mask value 0); add one")

@@ -66,26 +66,6 @@ class MaskFolder:
         """The folder in our own layout, there or about to be written."""
         return cls(root, root / MASK_FOLDER)
 
-    @classmethod
-    def find(cls, target: Path) -> MaskFolder | None:
-        """The folder that a user names.
-
-        Args:
-            target: has `SegmentationClass/ID.png`, or is that folder, or holds ID.png itself, or shards of masks.
-
-        Returns:
-            None where no PNG and no shard is there.
-        """
-        from cpn_fast.files.shards.masks import ShardedMasks  # which is a MaskFolder itself
-
-        if (sharded := ShardedMasks.find_in(target)) is not None:
-            return sharded
-        if (target / MASK_FOLDER).is_dir():
-            found = cls.at(target)
-        else:
-            found = cls(target.parent if target.name == MASK_FOLDER else target, target)
-        return found if found.masks.is_dir() and next(found.masks.rglob("[!.]*.[pP][nN][gG]"), None) else None
-
     def classes(self) -> tuple[str, ...] | None:
         """The foreground classes of mask values 1..K by the labelmap, None without. Raises DataError for a bad one."""
         found = labelmap_of(self.root / LABELMAP_NAME)

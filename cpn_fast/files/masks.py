@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS, open_image, remaining_turn
 from cpn_fast.files.labelmap import Labelmap, read_labelmap_file
 from cpn_fast.files.member import ImageFile, as_image_file
+from cpn_fast.files.palette import voc_palette
 from cpn_fast.files.stored_values import stored_values
 from cpn_fast.files.text import read_lines
 
@@ -23,22 +23,6 @@ VOID = 255
 
 MAX_CLASSES = 254
 """Most foreground classes that an 8-bit mask can hold: 256 values less background (0) and void (255)."""
-
-
-@functools.cache
-def _voc_palette() -> np.ndarray:
-    index = np.arange(256)
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    palette.setflags(write=False)
-    return palette
-
-
-def voc_palette() -> np.ndarray:
-    """The VOC colour of every mask value, uint8 [256, 3], read-only (the VOC development kit's `VOClabelcolormap`)."""
-    return _voc_palette()
 
 
 def read_mask(

@@ -1,4 +1,4 @@
-"""Colours of classes for the eye, where VOC's own are not asked for."""
+"""Colours of mask values: VOC's own, and others for the eye where those are not asked for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from cpn_fast.files.masks import VOID
+
+@functools.cache
+def voc_palette() -> NDArray[np.uint8]:
+    """The VOC colour of every mask value, uint8 [256, 3], read-only (the VOC development kit's `VOClabelcolormap`)."""
+    index = np.arange(256)
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    palette.setflags(write=False)
+    return palette
 
 
 @functools.cache
@@ -22,5 +32,5 @@ def page_palette() -> NDArray[np.uint8]:
         bright = (1.0, 0.75, 0.9)[label % 3]
         rgb = colorsys.hsv_to_rgb(label * 0.381966 % 1.0, (0.75, 0.9, 0.5)[label // 3 % 3], bright)
         palette[label + 1] = [round(255 * value) for value in rgb]
-    palette[VOID] = 255
+    palette[255] = 255
     return palette

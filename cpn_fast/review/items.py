@@ -17,11 +17,11 @@ from cpn_fast.data.sources.base import FileSource, folders_of
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.types import Source
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.find_masks import find_masks
 from cpn_fast.files.labelmap import VOID, VOID_COLOUR
 from cpn_fast.files.mask_folder import MaskFolder, read_fitting_mask
-from cpn_fast.files.masks import voc_palette
 from cpn_fast.files.member import ImageFile
-from cpn_fast.files.palette import page_palette
+from cpn_fast.files.palette import page_palette, voc_palette
 from cpn_fast.files.regular import is_regular
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def open_masks(masks: Path, data: str | None = None, classes: Path | None = None
         DataError: for a folder without masks or classes, or a source that cannot be opened or has none of the images.
     """
     selection = select_masks(masks, classes)
-    folder = MaskFolder.find(masks)
+    folder = find_masks(masks)
     assert folder is not None
     source = open_source(data) if data else None
     entries = folder.manifest().entries()

@@ -21,6 +21,7 @@ from cpn_fast.data.sources.spread import records_of, spread_evenly
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.apart import check_apart
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.find_masks import find_masks
 from cpn_fast.files.jobs import Entry
 from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder, seen_instead
 from cpn_fast.files.member import ImageFile
@@ -267,7 +268,7 @@ class _Found:
 
 
 def _mask_folder(target: Path) -> MaskFolder:
-    folder = MaskFolder.find(target)
+    folder = find_masks(target)
     if folder is None:
         hint = seen_instead(target)
         raise DataError(

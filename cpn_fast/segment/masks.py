@@ -14,6 +14,7 @@ from cpn_fast.data.loading.parallel import parallel_map
 from cpn_fast.data.sources.base import check_same_size
 from cpn_fast.data.types import Record, Sample, Source
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.find_masks import find_masks
 from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder, seen_instead
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.files.review_csv import REVIEW_NAME, Decision, decided_names
@@ -103,7 +104,7 @@ def open_masks(masks: str, source: Source) -> TrainingMasks:
     """
     if masks == TRUTH:
         return TruthMasks(source)
-    folder = MaskFolder.find(Path(masks))
+    folder = find_masks(Path(masks))
     if folder is None:
         hint = seen_instead(Path(masks))
         raise DataError(

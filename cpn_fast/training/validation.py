@@ -13,7 +13,7 @@ from torch import nn
 
 from cpn_fast.data.types import VOID, Sample
 from cpn_fast.files.errors import NonFiniteError
-from cpn_fast.files.masks import voc_palette
+from cpn_fast.files.palette import voc_palette
 
 log = logging.getLogger(__name__)
 

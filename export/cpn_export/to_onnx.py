@@ -23,7 +23,7 @@ from cpn_fast.files.atomic import atomic_path
 from cpn_fast.files.background_score import check_score
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.json_file import read_json
-from cpn_fast.files.masks import voc_palette
+from cpn_fast.files.palette import voc_palette
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.models.segmenter import Segmenter

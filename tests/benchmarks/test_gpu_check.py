@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks import waterfall
-from benchmarks.gpu import check
+from benchmarks.gpu import check, packages, parts
 from benchmarks.gpu.steps import OUT_OF_TIME, Record, Step, read_figures, run_steps
 from benchmarks.gpu.train_step import TrainStep
 from cpn_fast.cam.options import parse
@@ -47,7 +47,7 @@ NO_GPU = "gpu-check needs an NVIDIA GPU and found none"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("part", list(check.PARTS))
+@pytest.mark.parametrize("part", list(packages.PARTS))
 def test_without_a_gpu_it_says_so_and_fails(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check.main(["--part", part, "--out", str(tmp_path / "out")]) != 0
     said = capsys.readouterr().err
@@ -71,7 +71,7 @@ def test_an_unknown_part_is_named(given: list[str], repository: Path) -> None:
 
 
 def test_missing_packages_come_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(check.PARTS, "bench", {"torch": "torch", "no_such_module": "some-distribution"})
+    monkeypatch.setitem(packages.PARTS, "bench", {"torch": "torch", "no_such_module": "some-distribution"})
     monkeypatch.setattr(check, "no_gpu", lambda: pytest.fail("asked before the packages were there"))
     assert check.main(["--part", "bench"]) == 2
     said = capsys.readouterr().err
@@ -82,13 +82,13 @@ def test_missing_packages_come_first(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_all_that_a_part_imports_is_looked_for(part: str, repository: Path) -> None:
     """Top-level imports of what a part runs are in its list, the standard library, or this repository."""
     folders = {"kernels": ["tests"], "bench": ["benchmarks"], "train": []}[part]
-    files = [repository / name for folder in folders for name in check.gpu_test_files(folder)]
+    files = [repository / name for folder in folders for name in parts.gpu_test_files(folder)]
     files += [*(repository / "kernels").rglob("*.py"), *(repository / "benchmarks" / "gpu").glob("*.py")]
     if part == "train":  # which runs no pytest
         files.remove(repository / "benchmarks" / "gpu" / "outcomes.py")
     if part != "kernels":
         files += (repository / "cpn_fast").rglob("*.py")
-    known = {*sys.stdlib_module_names, "cpn_fast", "cpn_kernels", "cpn_export", "benchmarks", *check.PARTS[part]}
+    known = {*sys.stdlib_module_names, "cpn_fast", "cpn_kernels", "cpn_export", "benchmarks", *packages.PARTS[part]}
     for file in files:
         # Sources of optional formats are imported where they are opened; what is indented is asked for there.
         found = re.findall(r"^(?:from|import) ([A-Za-z_]\w*)", file.read_text(), re.MULTILINE)
@@ -188,11 +188,11 @@ def test_every_test_leaves_its_line(tmp_path: Path, repository: Path) -> None:
 
 
 def test_the_parts_are_planned(tmp_path: Path) -> None:
-    kernels = check.part_steps("kernels", tmp_path, None, None, "resnet38_tiny")
+    kernels = parts.part_steps("kernels", tmp_path, None, None, "resnet38_tiny")
     assert any("test_cuda_operators.py" in word for word in kernels[0].argv)
-    bench = {step.name for step in check.part_steps("bench", tmp_path, None, None, "resnet38_tiny")}
+    bench = {step.name for step in parts.part_steps("bench", tmp_path, None, None, "resnet38_tiny")}
     assert {"test_pixel_correlation", "test_cp_loss", "test_cp_triplet", "test_superpixels", "waterfall"} <= bench
-    train = check.part_steps("train", tmp_path, "voc:x", Path("w.safetensors"), "mobilenet_v2")
+    train = parts.part_steps("train", tmp_path, "voc:x", Path("w.safetensors"), "mobilenet_v2")
     assert [step.name for step in train] == [
         "step", "train", "label", "evaluate", "compiled-step", "train-defaults",
     ]  # fmt: skip
@@ -201,25 +201,25 @@ def test_the_parts_are_planned(tmp_path: Path) -> None:
 
 
 def test_the_kernels_part_runs_the_triton_folder_first_and_side_by_side(tmp_path: Path, repository: Path) -> None:
-    (tests,) = check.part_steps("kernels", tmp_path, None, None, "resnet38_tiny")
+    (tests,) = parts.part_steps("kernels", tmp_path, None, None, "resnet38_tiny")
     files = [word for word in tests.argv if word.endswith(".py")]
     triton = sorted((repository / "tests" / "cpn_kernels" / "ops" / "triton").glob("test_*.py"))
     assert len(triton) >= 5 and {str(file.relative_to(repository)) for file in triton} <= set(files)
     kinds = ["cpn_kernels" in file for file in files]
     assert kinds == sorted(kinds, reverse=True) and not all(kinds), "kernels come first, the rest is there"
     assert "--continue-on-collection-errors" in tests.argv and tests.argv[tests.argv.index("-n") + 1] == "8"
-    assert {"xdist", "tyro"} <= set(check.PARTS["kernels"])
+    assert {"xdist", "tyro"} <= set(packages.PARTS["kernels"])
 
 
 def test_the_trained_steps_have_a_cpn_step_among_them(tmp_path: Path) -> None:
-    steps = {step.name: step for step in check.part_steps("train", tmp_path, None, None, "resnet38_tiny")}
+    steps = {step.name: step for step in parts.part_steps("train", tmp_path, None, None, "resnet38_tiny")}
     train = steps["train"].argv
     assert train[train.index("--options.warm-up") + 1] == "0"
 
 
 def test_the_trained_steps_take_what_a_user_gets(tmp_path: Path) -> None:
     """Nothing that a GPU decides by itself is given, but for compilation, which is a step of its own at the end."""
-    steps = check.part_steps("train", tmp_path, None, None, "resnet38_tiny")
+    steps = parts.part_steps("train", tmp_path, None, None, "resnet38_tiny")
     trained = {step.name: [str(word) for word in step.argv] for step in steps if "train" in step.argv}
     assert list(trained) == ["train", "train-defaults"] and steps[-1].name == "train-defaults"
     for name, argv in trained.items():
@@ -232,7 +232,7 @@ def test_the_trained_steps_take_what_a_user_gets(tmp_path: Path) -> None:
 
 
 def test_a_missing_nvcc_ends_the_part_with_its_reason(tmp_path: Path) -> None:
-    nvcc = check.build_steps(tmp_path, "9.0")[0]
+    nvcc = parts.build_steps(tmp_path, "9.0")[0]
     record = Record(tmp_path / "part.json", {})
     steps = [nvcc, Step("tests", python("pass"), 20)]
     bare = {"PATH": str(tmp_path), "CUDA_PATH": str(tmp_path)}
@@ -247,7 +247,7 @@ def test_a_missing_nvcc_ends_the_part_with_its_reason(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_library_without_its_cuda_half_ends_the_part(tmp_path: Path, repository: Path) -> None:
-    half = check.build_steps(tmp_path, "9.0")[-1]
+    half = parts.build_steps(tmp_path, "9.0")[-1]
     without = os.environ | {"CPN_NATIVE_LIBRARY": "none", "PYTHONPATH": str(repository / "kernels")}
     assert half.needed and not run_steps([half], Record(tmp_path / "part.json", {}), 60, without, tmp_path)
     assert "CPN_NATIVE_LIBRARY is none" in (tmp_path / "cuda-half.log").read_text()
@@ -260,7 +260,7 @@ def test_the_waterfall_on_a_gpu_has_four_rows() -> None:
 
 
 def test_one_step_of_a_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    steps = check.part_steps("bench", tmp_path, None, None, "resnet38_tiny")
+    steps = parts.part_steps("bench", tmp_path, None, None, "resnet38_tiny")
     (chosen,) = check.only("waterfall", steps)
     assert chosen.limit == check.BUDGET and chosen.argv == next(s for s in steps if s.name == "waterfall").argv
     with pytest.raises(SystemExit):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import check, quarter, smoke
+from benchmarks.gpu import check, packages, parts, quarter, smoke
 from benchmarks.gpu.steps import Record, Step, run_steps
 from cpn_fast.cam.options import parse
 from cpn_fast.config.training import DeviceOptions
@@ -59,7 +59,7 @@ def test_the_training_takes_what_a_user_gets(tmp_path: Path) -> None:
 
 
 def test_what_lacks_a_package_is_left_out_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(check.PARTS, "kernels", {"no_such_module": "some-distribution"})
+    monkeypatch.setitem(packages.PARTS, "kernels", {"no_such_module": "some-distribution"})
     steps = {step.name: step.lacks for step in quarter.steps(tmp_path, "9.0", True)}
     assert steps.pop("tests") == "not run: lacks some-distribution" and not any(steps.values())
     good, found = run(
@@ -72,13 +72,13 @@ def test_the_smoke_needs_no_more_than_the_base() -> None:
     """In a process where whatever else is installed cannot be imported."""
     code = f"""
 import sys
-for name in {sorted({*check.RUNS, "pytest", "xdist"})!r}:
+for name in {sorted({*packages.RUNS, "pytest", "xdist"})!r}:
     sys.modules[name] = None
 from benchmarks.gpu import smoke
 for make in smoke.PROBES.values():
     make(smoke.Inputs("cpu", smoke.TINY))
 """
-    done = subprocess.run(python(code), capture_output=True, text=True, cwd=check.ROOT)
+    done = subprocess.run(python(code), capture_output=True, text=True, cwd=parts.ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cpn_export.metadata import ModelInfo
-from cpn_fast.files.masks import voc_palette
+from cpn_fast.files.palette import voc_palette
 
 TOY_GRAPH = """
 <ir_version: 10, opset_import: ["" : 20]>

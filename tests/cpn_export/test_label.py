@@ -12,7 +12,8 @@ from cpn_export.runtime import OnnxLabeller, label_rows
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.lock import locked
 from cpn_fast.files.manifest import Manifest
-from cpn_fast.files.masks import read_labelmap, read_mask, voc_palette
+from cpn_fast.files.masks import read_labelmap, read_mask
+from cpn_fast.files.palette import voc_palette
 from cpn_fast.files.photos import find_photos, with_labels
 from tests.cpn_export.conftest import TOY_GRAPH
 

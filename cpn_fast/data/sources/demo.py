@@ -22,7 +22,7 @@ from cpn_fast.data.sources.voc import VocSource
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import DEFAULT_MAX_PIXELS
 from cpn_fast.files.json_file import read_json
-from cpn_fast.files.masks import voc_palette
+from cpn_fast.files.palette import voc_palette
 
 logger = logging.getLogger(__name__)
 

@@ -26,9 +26,11 @@ from cpn_fast.data.sources.spread import default_split
 from cpn_fast.files import disk_space
 from cpn_fast.files.contact_sheet import CELL, SheetItem, overlay, write_contact_sheet
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.find_masks import find_masks
 from cpn_fast.files.mask_folder import MaskFolder, foreground_share, without_object
-from cpn_fast.files.masks import read_labelmap, voc_palette
+from cpn_fast.files.masks import read_labelmap
 from cpn_fast.files.max_side import enlarge, reduce_image
+from cpn_fast.files.palette import voc_palette
 from cpn_fast.files.soft_maps import SoftMaps, read_soft_maps, write_soft_maps
 from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.reader import Failure, InferenceOptions
@@ -629,7 +631,7 @@ def test_masks_in_shards_are_those_of_files_and_are_read_as_they_are(run, data, 
     assert (summary.written, summary.failed) == (plain.written, 0) == (5, 0)
     assert summary.sheet is not None and summary.sheet.is_file()
     assert not (tmp_path / "shards" / "SegmentationClass").exists()
-    expected, folder = masks(tmp_path / "files"), MaskFolder.find(tmp_path / "shards")
+    expected, folder = masks(tmp_path / "files"), find_masks(tmp_path / "shards")
     assert len(list((tmp_path / "shards").glob("masks-*"))) == 3 and set(folder.paths()) == set(expected)
     entries, others = folder.manifest().entries(), MaskFolder.at(tmp_path / "files").manifest().entries()
     for name, mask in expected.items():

@@ -20,7 +20,7 @@ from cpn_fast.config.training import AugmentOptions, PatchOptions
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.superpixels import cache as superpixel_cache
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.mask_folder import MaskFolder
+from cpn_fast.files.find_masks import find_masks
 from cpn_fast.files.masks import write_labelmap, write_mask
 from cpn_fast.files.progress import SILENT
 from cpn_fast.inference.class_mapping import ClassMapping
@@ -137,7 +137,7 @@ def test_a_lost_worker_counts_no_image_twice_and_none_not_at_all(
     cluster: Any, scored: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data, masks = scored
-    folder = MaskFolder.find(masks)
+    folder = find_masks(masks)
     assert folder is not None
     source = DeadlySource(data, "06", tmp_path / "once")
     mapping = ClassMapping.between(source.classes, CLASSES)

@@ -20,7 +20,8 @@ from cpn_fast.convert.instances import regions
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.manifest import Manifest
-from cpn_fast.files.masks import read_labelmap, voc_palette, write_labelmap, write_mask
+from cpn_fast.files.masks import read_labelmap, write_labelmap, write_mask
+from cpn_fast.files.palette import voc_palette
 
 CLASSES = ("cat", "süßer hund", "z")
 

@@ -20,7 +20,7 @@ from skimage.draw import polygon2mask
 
 from cpn_fast.convert.command import ConvertConfig, ConvertSummary, run_convert
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.masks import voc_palette
+from cpn_fast.files.palette import voc_palette
 from tests.cpn_fast.convert import example
 from tests.cpn_fast.convert.example import CLASSES, without_void
 

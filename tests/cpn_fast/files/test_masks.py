@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.masks import read_classes, read_labelmap, read_mask, voc_palette, write_labelmap, write_mask
+from cpn_fast.files.masks import read_classes, read_labelmap, read_mask, write_labelmap, write_mask
+from cpn_fast.files.palette import voc_palette
 
 PUBLISHED = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128)}
 """Colours from the VOC 2012 development kit's documentation, and void below."""

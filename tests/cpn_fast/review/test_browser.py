@@ -17,7 +17,7 @@ import pytest
 
 from cpn_fast.convert.folder import MaskItem
 from cpn_fast.files.mask_folder import MaskFolder
-from cpn_fast.files.masks import voc_palette
+from cpn_fast.files.palette import voc_palette
 from cpn_fast.files.review_csv import read_review
 from cpn_fast.review.command import run_review
 from cpn_fast.review.items import ReviewItem, ReviewSet

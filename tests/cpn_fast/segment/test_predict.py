@@ -26,8 +26,9 @@ from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.voc import VOC_CLASSES
 from cpn_fast.files import disk_space
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.masks import read_labelmap, read_mask, voc_palette
+from cpn_fast.files.masks import read_labelmap, read_mask
 from cpn_fast.files.max_side import enlarge, reduce_image
+from cpn_fast.files.palette import voc_palette
 from cpn_fast.models.build import create_deeplab
 from cpn_fast.models.segmenter import Segmenter
 from cpn_fast.report.command import ReportConfig, run_report

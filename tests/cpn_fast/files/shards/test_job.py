@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.find_masks import find_masks
 from cpn_fast.files.jobs import Entry, ImageJobs, JobSummary, error_entry
-from cpn_fast.files.mask_folder import MaskFolder
 from cpn_fast.files.shards.job import run_into_shards
 from cpn_fast.files.shards.masks import ShardWriter, shard_about
 from cpn_fast.files.sink import Sink
@@ -117,7 +117,7 @@ def test_parquet_holds_a_row_for_each_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["wds", "parquet"])
 def test_shards_are_read_as_a_folder_of_masks_is(tmp_path: Path, kind: Sink) -> None:
     job(tmp_path / "m", kind=kind, bad=frozenset({4}))
-    folder = MaskFolder.find(tmp_path / "m")
+    folder = find_masks(tmp_path / "m")
     assert folder is not None and folder.classes() == ("a", "b")
     assert set(folder.paths()) == {f"in/x.{number}" for number in range(8)} - {"in/x.4"}
     for number in (7, 0, 3):
@@ -160,7 +160,7 @@ def test_parts_write_different_shards_and_together_all(tmp_path: Path) -> None:
 
 def test_a_folder_that_lacks_a_shard_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     job(tmp_path / "m", shard="1/2", command="cpn label again")
-    folder = MaskFolder.find(tmp_path / "m")
+    folder = find_masks(tmp_path / "m")
     assert folder is not None
     folder.warn_if_half_done()
     assert "5 of 8 images have a mask; to finish it: `cpn label again`" in caplog.text
@@ -170,7 +170,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     job(tmp_path / "m")
     path = tmp_path / "m" / "masks-000001.tar"
     path.write_bytes(path.read_bytes()[:700])
-    folder = MaskFolder.find(tmp_path / "m")
+    folder = find_masks(tmp_path / "m")
     assert folder is not None
     with pytest.raises(DataError, match=r"masks-000001.tar: "):
         folder.has("in/x.0")
