@@ -77,11 +77,9 @@ def compare(
 
 OPTIONS = [
     {},
-    {"tcp_target": "image"},
+    {"tcp_target": "image", "ohem": 1.0},
     {"tcp_target": "image", "pair_norm": "shared", "map_norm": "max"},
-    {"ohem_pool": "all"},
-    {"ohem": 1.0},
-    {"ohem": 0.001},
+    {"ohem_pool": "all", "ohem": 0.001},
     {"cpcr_target": "dense", "map_norm": "max"},
     {"cpcr_target": "released", "ohem_pool": "all", "refined_pair_gradient": True},
     {"pair_norm": "shared", "refined_pair_gradient": True},
@@ -166,7 +164,7 @@ def tied_maps(seed: int) -> Tensor:
     return maps
 
 
-@pytest.mark.parametrize("ohem", [0.05, 0.2, 0.5])
+@pytest.mark.parametrize("ohem", [0.05, 0.5])
 def test_ties_count_as_in_topk(ohem: float, device: torch.device) -> None:
     cam, rcam = tied_maps(0), tied_maps(1)
     options = dataclasses.replace(DEFAULT, ohem=ohem, map_norm="max")
@@ -193,8 +191,7 @@ def test_ties_share_the_gradient(device: torch.device) -> None:
     assert float(inner.sum()) == pytest.approx((above - below) / 2e-3, rel=1e-4)  # and together they are the slope
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, 2.0])
-@pytest.mark.parametrize("map_norm", ["minmax", "max"])
+@pytest.mark.parametrize(("value", "map_norm"), [(0.0, "minmax"), (-1.0, "max"), (2.0, "minmax"), (2.0, "max")])
 def test_constant_maps(value: float, map_norm: str, device: torch.device) -> None:
     maps = torch.full((6, 3, 3, 3), value, device=device, requires_grad=True)
     options = dataclasses.replace(DEFAULT, map_norm=map_norm)
