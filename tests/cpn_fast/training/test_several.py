@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +17,7 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.runs.checkpoint import load_checkpoint, state_sha256
 from cpn_fast.runs.folder import RunFolder
 from cpn_fast.training.several import OWN_STORE, lost_processes_told, resumed_after_restart
+from tests.torchrun import Torchrun, torchrun_in_forks
 
 BATCH, STEPS, EVERY = 4, 9, 3
 
@@ -67,21 +66,11 @@ def arguments(demo: Path) -> list[str]:
     return text.split()
 
 
-def torchrun(*words: str) -> subprocess.Popen[str]:
-    """Started; with what docs/guide/train.md says of --max-restarts."""
-    root = Path(__file__).resolve().parents[3]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", OWN_STORE: "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", *words]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-
-
-def ended(*processes: subprocess.Popen[str]) -> list[str]:
-    """What each has said on stderr."""
-    try:
-        return [process.communicate(timeout=1200)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.terminate()  # torchrun then ends those that it started
+@pytest.fixture(scope="module")
+def torchrun() -> Iterator[Torchrun]:
+    """With what docs/guide/train.md says of --max-restarts."""
+    with torchrun_in_forks({OWN_STORE: "1"}) as run:
+        yield run
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +81,15 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pair(small_demo: Path, script: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+def pair(
+    torchrun: Torchrun, small_demo: Path, script: Path, tmp_path_factory: pytest.TempPathFactory
+) -> SimpleNamespace:
     """Runs of two processes: one to the end, and one that stops half-way."""
     folder = tmp_path_factory.mktemp("pair")
     runs = f"--output {folder}/whole --max-steps {STEPS};--output {folder}/half --max-steps 4"
-    process = torchrun(
-        "--standalone", "--nproc-per-node", "2", str(script), str(folder), "", runs, *arguments(small_demo)
-    )
-    (errors,) = ended(process)
-    assert process.returncode == 0, errors
+    words = ["--standalone", "--nproc-per-node", "2", str(script), str(folder), "", runs, *arguments(small_demo)]
+    statuses, told = torchrun(words)
+    assert statuses == [0], told
     return SimpleNamespace(whole=RunFolder(folder / "whole"), half=RunFolder(folder / "half"))
 
 
@@ -122,7 +111,7 @@ def test_one_process_ends_with_the_bits_of_two(pair: SimpleNamespace, small_demo
 
 @pytest.mark.slow
 def test_ranks_are_killed_at_three_moments(
-    pair: SimpleNamespace, small_demo: Path, script: Path, tmp_path: Path
+    torchrun: Torchrun, pair: SimpleNamespace, small_demo: Path, script: Path, tmp_path: Path
 ) -> None:
     """Two nodes of one process: before the first checkpoint, between two, and while the second one is written."""
     plan = "a,1,2,step:kill;b,1,5,step:kill;c,0,6,save:kill"
@@ -132,9 +121,9 @@ def test_ranks_are_killed_at_three_moments(
     where = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "test"]
     words = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3", *where]
     run = f"--output {tmp_path}/run --max-steps {STEPS}"
-    nodes = [torchrun(*words, str(script), str(tmp_path), plan, run, *arguments(small_demo)) for _ in range(2)]
-    told = ended(*nodes)
-    assert [node.returncode for node in nodes] == [0, 0], told
+    node = [*words, str(script), str(tmp_path), plan, run, *arguments(small_demo)]
+    statuses, told = torchrun(node, node)
+    assert statuses == [0, 0], told
     assert all((tmp_path / name).exists() for name in "abc")
     assert weights(RunFolder(tmp_path / "run")) == weights(pair.whole)
     steps = [record["step"] for record in RunFolder(tmp_path / "run").records("step")]
@@ -142,12 +131,14 @@ def test_ranks_are_killed_at_three_moments(
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_ends_the_training(small_demo: Path, script: Path, tmp_path: Path) -> None:
+def test_a_rank_that_hangs_ends_the_training(
+    torchrun: Torchrun, small_demo: Path, script: Path, tmp_path: Path
+) -> None:
     words = ["--standalone", "--nproc-per-node", "2", str(script), str(tmp_path), "a,1,2,step:hang"]
-    process = torchrun(*words, f"--output {tmp_path}/run --timeout 20", *arguments(small_demo))
-    (errors,) = ended(process)
-    assert process.returncode != 0
-    assert "error: process 0 of 2: another one has ended, or did not answer for 20 s (--timeout)" in errors
+    words += [f"--output {tmp_path}/run --timeout 20", *arguments(small_demo)]
+    (status,), (told,) = torchrun(words)
+    assert status != 0
+    assert "error: process 0 of 2: another one has ended, or did not answer for 20 s (--timeout)" in told
 
 
 class _Slots(torch.utils.data.Dataset):
