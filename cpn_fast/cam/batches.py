@@ -21,6 +21,7 @@ from cpn_fast.data.superpixels.cache import SuperpixelCache
 from cpn_fast.data.superpixels.device_maps import DeviceMaps, geometry_numbers
 from cpn_fast.data.superpixels.online import online_patches, online_patches_of_batch
 from cpn_fast.data.types import VOID, Batch, Record, Sample, Source
+from cpn_fast.files.chosen import choose
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_kernels.ops.superpixels import backend_version, is_available
@@ -149,7 +150,7 @@ def _check(source: Source, records: Sequence[Record], config: TrainConfig, world
             backend_version(config.patch.backend)
         except ImportError as error:
             raise DataError(f"--patch.backend {config.patch.backend}: {error}") from error
-    bare = [record for record in records if record.labels is None]
+    bare = choose(records, lambda record: record.labels is None)
     if bare:
         raise DataError(
             f"{bare[0].image_path}: no image labels ({len(bare)} of {len(records)} images have none); training needs "

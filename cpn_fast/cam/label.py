@@ -16,10 +16,9 @@ from cpn_fast.cam.map_options import MapOptions, ResolvedMaps
 from cpn_fast.cam.one_image import MaskRules, mask_and_entry
 from cpn_fast.cam.options import LabelConfig
 from cpn_fast.config.display import resuming
-from cpn_fast.data.sources.base import folders_of
+from cpn_fast.data.sources.base import LazyRecords, folders_of
 from cpn_fast.data.sources.open import open_source_for
 from cpn_fast.data.sources.photos import PhotoSource
-from cpn_fast.data.sources.shards import ShardRecords
 from cpn_fast.data.sources.spread import records_of, spread
 from cpn_fast.data.types import Record, Source
 from cpn_fast.device import ready_device
@@ -41,7 +40,7 @@ from cpn_fast.inference.image_size import LOOKED_AT, warn_of_size
 from cpn_fast.inference.options import check_positive
 from cpn_fast.inference.reader import Failure, InferenceOptions
 from cpn_fast.inference.record_work import NetworkWork
-from cpn_fast.inference.sink import mask_sink
+from cpn_fast.inference.sink import Ids, mask_sink
 from cpn_fast.metrics.maps import MULTI, MapName
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.runs.digest import weights_digest
@@ -215,7 +214,7 @@ def _jobs(config: LabelConfig, source: Source, every: Sequence[Record], split: s
     return LabelJobs(
         output=output, items=take_shard(every, config.shard) if in_files else every, folder=folder,
         settings=folder.about if isinstance(folder, ShardWriter) else settings, data=f"{source.spec} ({split})",
-        planned=[record.id for record in every] if in_files else (), command=resuming("label", config),
+        planned=Ids(every) if in_files else (), command=resuming("label", config),
         workers=config.workers, overwrite=config.overwrite, shard=config.shard, reads=folders_of(source),
         source=source, labeller=labeller, how=how, classes=run.classes,
         mapping=ClassMapping.between(source.classes, run.classes),
@@ -242,17 +241,17 @@ def _settings(config: LabelConfig, run: RunFolder, how: ResolvedMaps, beta: floa
 
 def _images(source: Source, every: Sequence[Record]) -> Mapping[str, Callable[[], NDArray[np.uint8]]]:
     """What reads an image, by id."""
-    if isinstance(every, ShardRecords):
-        return _ImagesOfShards(source, every)
+    if isinstance(every, LazyRecords):
+        return _LazyImages(source, every)
     return {record.id: partial(_image, source, record) for record in every}
 
 
 @dataclass(frozen=True)
-class _ImagesOfShards(Mapping[str, Callable[[], NDArray[np.uint8]]]):
+class _LazyImages(Mapping[str, Callable[[], NDArray[np.uint8]]]):
     """Images by id, looked up as they are asked for."""
 
     source: Source
-    records: ShardRecords
+    records: LazyRecords
 
     def __len__(self) -> int:
         return len(self.records)

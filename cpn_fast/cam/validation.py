@@ -15,6 +15,7 @@ from cpn_fast.config.refine import PER_SCALE, PIXELS
 from cpn_fast.config.training import TrainConfig
 from cpn_fast.data.sources.spread import spread_evenly
 from cpn_fast.data.types import Record, Sample, Source
+from cpn_fast.files.chosen import choose
 from cpn_fast.files.palette import voc_palette
 from cpn_fast.metrics.beta_sweep import BetaSweep
 from cpn_fast.metrics.classification import classifier_scores
@@ -115,7 +116,8 @@ def create_validator(source: Source, config: TrainConfig, train_records: Sequenc
     if config.loop.eval_every <= 0 or config.loop.val_images <= 0:
         return None
     split = config.val_split or ("val" if "val" in source.splits() else None)
-    records = [r for r in (source.records(split) if split else train_records) if r.labels is not None]
+    every = source.records(split) if split else train_records
+    records = choose(every, lambda record: record.labels is not None)
     if not records:
         log.warning("no validation metrics: no image of %s has labels; name another split with --val-split", split)
         return None

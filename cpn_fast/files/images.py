@@ -144,27 +144,47 @@ def list_images(root: str | Path) -> list[Path]:
     Raises:
         DataError: if `root` is not a folder that can be listed.
     """
+    return sorted(Path(root, name) for name in images_below(root))
+
+
+def images_below(root: str | Path) -> Iterator[str]:
+    """What `list_images` lists, one after the other, relative to `root`, in the order of the file system.
+
+    Raises:
+        DataError: as `list_images` does.
+    """
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; expected a folder of images")
-
-    def fail(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot list the folder ({error.strerror}); check its permissions")
-
-    found: list[Path] = []
     visited: set[str] = set()  # a link to a folder is followed, since data often lies elsewhere; a loop of links is not
-    for folder, subfolders, names in os.walk(root, onerror=fail, followlinks=True):
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
+        folder = f"{root}/{inside}"
         if (real := os.path.realpath(folder)) in visited:
-            subfolders.clear()
             continue
         visited.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        found += [
-            Path(folder, name)
-            for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-        ]
-    return sorted(found)
+        subfolders = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if _is_folder(entry):
+                        subfolders.append(f"{inside}{entry.name}/")
+                    elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+                        yield f"{inside}{entry.name}"
+        except OSError as error:
+            folder = folder.rstrip("/")
+            raise DataError(f"{folder}: cannot list the folder ({error.strerror}); check its permissions") from None
+        waiting += sorted(subfolders, reverse=True)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from cpn_fast.files.apart import check_apart
+from cpn_fast.files.chosen import choose
 from cpn_fast.files.disk_space import check_disk_space
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.lock import locked
@@ -171,7 +172,7 @@ class ImageJobs(ImageWork[Item, Ready]):
     overwrite: bool = False
     shard: str | None = None
     reads: Sequence[Path] = ()
-    planned: Sequence[str] | None = None
+    planned: Iterable[str] | None = None
     command: str = ""
 
     participle: ClassVar[str]
@@ -273,7 +274,7 @@ def run(jobs: ImageJobs[Any, Any], progress: Progress = SILENT, engine: Engine =
     with locked(jobs.output, shard, jobs.waits), Manifest(jobs.output / MANIFEST_NAME) as manifest:
         with raise_io_errors_as(jobs.output, "settings and labelmap"):
             record_settings(jobs.output, jobs.settings, jobs.overwrite, jobs.participle)
-            planned = [jobs.id_of(item) for item in jobs.items] if jobs.planned is None else jobs.planned
+            planned = map(jobs.id_of, jobs.items) if jobs.planned is None else jobs.planned
             write_plan(jobs.output, planned, jobs.command)
             jobs.prepare()
         todo = _todo(jobs, manifest)
@@ -295,7 +296,7 @@ def error_entry(image_id: str, image: ImageFile, error: str) -> Entry:
     return {"id": image_id, "status": "error", "image": str(image), "error": error}
 
 
-def _todo(jobs: ImageJobs[Any, Any], manifest: Manifest) -> list[Any]:
+def _todo(jobs: ImageJobs[Any, Any], manifest: Manifest) -> Sequence[Any]:
     known = manifest.index()
 
     def is_done(item: Any) -> bool:
@@ -303,7 +304,7 @@ def _todo(jobs: ImageJobs[Any, Any], manifest: Manifest) -> list[Any]:
         return entry is not None and entry.get("status") == "ok" and jobs.is_done(item, entry)
 
     try:
-        return [item for item in jobs.items if not is_done(item)]
+        return choose(jobs.items, lambda item: not is_done(item))
     finally:
         known.close()
 

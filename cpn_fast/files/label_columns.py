@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import re
 import unicodedata
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from cpn_fast.files.errors import DataError
@@ -73,7 +74,7 @@ def find_columns(table: Table, path: Path) -> Columns:
     rest = [place for place in range(len(names)) if place not in places.values()]
     one_hot: dict[int, str] = {}
     if "labels" not in places and "image" in places:
-        one_hot = {place: table.header[place] for place in rest if _is_one_hot(table, place)}
+        one_hot = {place: table.header[place] for place in _one_hot_places(table, rest)}
         for name in one_hot.values():
             if fault := class_fault(name):
                 raise DataError(f"{path}, line 1: the column {quoted(name)} {fault}; give it the name of its class")
@@ -92,14 +93,18 @@ def _shown(table: Table) -> str:
     return quoted(",".join(table.header), 200)
 
 
-def _is_one_hot(table: Table, place: int) -> bool:
-    """Whether most cells of a column are 0 or 1; the others are then errors of their lines."""
-    cells = [row[place].lower() for _, row in table.rows]
-    filled = [cell for cell in cells if cell]
-    return bool(filled) and 2 * sum(cell in _TRUE or cell in _FALSE for cell in filled) > len(filled)
+def _one_hot_places(table: Table, places: Sequence[int]) -> list[int]:
+    """The columns of which most cells are 0 or 1; the others are then errors of their lines."""
+    filled, marks = Counter[int](), Counter[int]()
+    for _, row in table.rows:
+        for place in places:
+            if cell := row[place].lower():
+                filled[place] += 1
+                marks[place] += cell in _TRUE or cell in _FALSE
+    return [place for place in places if filled[place] and 2 * marks[place] > filled[place]]
 
 
-def one_hot_names(cells: Sequence[str], columns: Columns) -> tuple[list[str] | None, str]:
+def one_hot_names(cells: Sequence[str], columns: Columns) -> tuple[tuple[str, ...] | None, str]:
     """The classes whose cell is 1; None where all cells are empty. Then what is wrong with the row, "" for nothing."""
     marks = {name: cells[place].lower() for place, name in columns.one_hot.items()}
     odd = next((name for name, mark in marks.items() if mark not in _TRUE and mark not in _FALSE), None)
@@ -107,40 +112,73 @@ def one_hot_names(cells: Sequence[str], columns: Columns) -> tuple[list[str] | N
         return None, f"column {quoted(odd)} holds {quoted(marks[odd])}; expected 0 or 1"
     if not any(marks.values()):
         return None, ""
-    return [normal(name) for name, mark in marks.items() if mark in _TRUE and name != BACKGROUND] or [BACKGROUND], ""
+    return tuple(normal(name) for name, mark in marks.items() if mark in _TRUE and name != BACKGROUND) or (
+        BACKGROUND,
+    ), ""
 
 
-def split_cells(cells: Sequence[str], classes: Sequence[str] | None) -> tuple[list[list[str]], list[str]]:
-    """The names in cells of labels, and notes on how they were told apart.
+class LabelCells:
+    """The names in cells of labels.
 
     `;` always separates. `["cat", "dog"]` is a list. `cat, dog` and `cat|dog` are several names only where that is
     plain: by the given classes, or since in each such cell a name stands alone elsewhere or in another combination.
 
     Args:
-        cells: the texts.
+        cells: the texts, gone through once.
         classes: the class names that may appear; None = any.
     """
-    parts = [_listed(cell) or [name.strip() for name in cell.split(";") if name.strip()] for cell in cells]
-    names = [[normal(name) for name in row] for row in parts]
-    joined = {name for row in names for name in row if len(_pieces(name)) > 1}
-    alone = {name for row in names for name in row} - joined
-    if classes is not None:
-        known = set(map(normal, classes))
-        cut = {name for name in joined - known if all(piece in known for piece in _pieces(name))}
-    else:
-        cut = joined if joined and _plain(joined, alone) else set()
-    if not cut:
-        return names, []
-    count = sum(any(name in cut for name in row) for row in names)
-    example = min(cut)
-    note = (
-        f"{count} cells such as {example!r} are read as several labels ({', '.join(_pieces(example))}); if that is one "
-        "class, list it in classes.txt"
-    )
-    return [[piece for name in row for piece in (_pieces(name) if name in cut else [name])] for row in names], [note]
+
+    def __init__(self, cells: Iterable[str], classes: Sequence[str] | None) -> None:
+        whole: set[str] = set()
+        joints: Counter[frozenset[str]] = Counter()
+        for cell in cells:
+            names = _separated(cell)
+            whole.update(names)
+            if joined := frozenset(name for name in names if _JOINTS.search(name) and len(_pieces(name)) > 1):
+                joints[joined] += 1
+        joined = frozenset(name for names in joints for name in names)
+        if classes is not None:
+            known = set(map(normal, classes))
+            cut = {name for name in joined - known if all(piece in known for piece in _pieces(name))}
+        else:
+            cut = set(joined) if joined and _plain(joined, whole - joined) else set()
+        self._cut, self._count = cut, sum(count for names, count in joints.items() if names & cut)
+        self.found = frozenset(whole - cut).union(*map(_pieces, cut))
+        """All names."""
+
+    def names(self, cell: str) -> tuple[str, ...]:
+        """Those of a cell, in its order."""
+        names = _separated(cell)
+        if self._cut.isdisjoint(names):
+            return names
+        return tuple(piece for name in names for piece in (_pieces(name) if name in self._cut else [name]))
+
+    @property
+    def notes(self) -> list[str]:
+        """On how they were told apart."""
+        if not self._cut:
+            return []
+        example = min(self._cut)
+        return [
+            f"{self._count} cells such as {example!r} are read as several labels ({', '.join(_pieces(example))}); if "
+            "that is one class, list it in classes.txt"
+        ]
 
 
-def _plain(joined: set[str], alone: set[str]) -> bool:
+def _separated(cell: str) -> tuple[str, ...]:
+    """The names between the `;` of a cell, or of the list in it."""
+    return _of_short(cell) if len(cell) < 200 else _of_any(cell)
+
+
+def _of_any(cell: str) -> tuple[str, ...]:
+    names = _listed(cell) or [name.strip() for name in cell.split(";") if name.strip()]
+    return tuple(map(normal, names))
+
+
+_of_short = lru_cache(maxsize=1 << 14)(_of_any)
+
+
+def _plain(joined: Set[str], alone: Set[str]) -> bool:
     combinations: dict[str, int] = defaultdict(int)
     for name in joined:
         for piece in set(_pieces(name)):

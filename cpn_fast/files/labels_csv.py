@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from array import array
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.label_columns import BACKGROUND, Columns, find_columns, normal, one_hot_names, split_cells
+from cpn_fast.files.hash_index import HashIndex
+from cpn_fast.files.label_columns import BACKGROUND, Columns, LabelCells, find_columns, normal, one_hot_names
+from cpn_fast.files.label_rows import LabelRow, LabelRows
 from cpn_fast.files.masks import check_class_count
 from cpn_fast.files.names import class_fault, path_fault, quoted
 from cpn_fast.files.table import Table, read_table
-
-
-@dataclass(frozen=True)
-class LabelRow:
-    """One image of the file.
-
-    Attributes:
-        image: the file name as written, with forward slashes.
-        labels: sorted class indices; None where the cell is empty (nobody has said what is in the image).
-        line: line number from 1.
-        split: the split cell; None without that column.
-        mask: the mask cell; None without that column or where it is empty.
-    """
-
-    image: str
-    labels: tuple[int, ...] | None
-    line: int
-    split: str | None = None
-    mask: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,25 +36,33 @@ class LabelTable:
 
     path: Path
     classes: tuple[str, ...]
-    rows: tuple[LabelRow, ...]
+    rows: LabelRows
     errors: tuple[tuple[int, str], ...] = ()
     notes: tuple[str, ...] = ()
     form: str = ""
-    _by_name: dict[str, LabelRow] = field(default_factory=dict, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        for row in self.rows:
-            self._by_name.setdefault(normal(row.image), row)
-
-    @cached_property
+    @property
     def has_splits(self) -> bool:
         """Whether the file has a split column."""
-        return any(row.split is not None for row in self.rows)
+        return self.rows.has_splits
 
     def find(self, image: str | Path) -> LabelRow | None:
         """The row of an image, by its relative path, or by that without suffix; None if there is none."""
         name = PurePosixPath(str(image))
-        return self._by_name.get(normal(str(name))) or self._by_name.get(normal(str(name.with_suffix(""))))
+        return self._called(normal(str(name))) or self._called(normal(str(name.with_suffix(""))))
+
+    def _called(self, name: str) -> LabelRow | None:
+        places = (place for place in self._by_name.find(name) if normal(self.rows.image(place)) == name)
+        return next((self.rows[place] for place in places), None)
+
+    @cached_property
+    def _by_name(self) -> HashIndex:
+        return _by_name(self.rows)
+
+
+def _by_name(rows: LabelRows) -> HashIndex:
+    """Places of rows by their images."""
+    return HashIndex(((normal(rows.image(place)), place) for place in range(len(rows))), "I")
 
 
 def read_labels_csv(
@@ -117,40 +111,76 @@ def read_label_table(path: str | Path, classes: Sequence[str] | None = None) -> 
         "separate labels by `;` and put names that hold a comma in double quotes",
     )
     columns = find_columns(table, path)
-    named, faults, notes = _names_of(table, columns, classes)
-    found = {name for names in named for name in names or ()} | set(map(normal, columns.one_hot.values()))
+    cells = None if columns.one_hot else LabelCells(_cells(table, columns.places["labels"]), classes)
+    found = cells.found if cells is not None else frozenset(map(normal, columns.one_hot.values()))
     if classes is None:
         classes = tuple(sorted(name for name in found - {BACKGROUND} if not class_fault(name)))
     check_class_count(classes, str(path))
     index = {normal(name): number for number, name in enumerate(classes)}
     _check_some_known(found - {BACKGROUND}, index, path)
-    rows: dict[str, LabelRow] = {}
-    errors: list[tuple[int, str]] = []
-    joined: list[LabelRow] = []
-    for (line, cells), names, fault in zip(table.rows, named, faults, strict=True):
-        found_cells = {role: cells[place] for role, place in columns.places.items()}
-        message, row = (fault, None) if fault else _row(line, found_cells, names, index, path.parent)
-        if row is not None and (other := rows.get(normal(row.image))) is not None:
-            message, row = _joined(other, row)
-            joined.append(other)
-        if message or row is None:
+    lines, errors = LabelRows(), list[tuple[int, str]]()
+    for line, row in table.rows:
+        message, made = _row(line, row, columns, cells, index, path.parent)
+        if made is None:
             errors.append((line, message))
         else:
-            rows[normal(row.image)] = row
-    notes = [*table.notes, *(f"{path}: {note}" for note in notes), *_notes(path, columns, joined)]
+            lines.append(made)
+    rows, joined, faults = _one_an_image(lines)
+    read = [] if cells is None else [f"{path}: {note}" for note in cells.notes]
+    notes = [*table.notes, *read, *_notes(path, columns, joined)]
     form = f"{table.form}; {columns.describe(table.header)}"
-    return LabelTable(path, tuple(classes), tuple(rows.values()), tuple(errors), tuple(notes), form)
+    return LabelTable(path, tuple(classes), rows, tuple(sorted(errors + faults)), tuple(notes), form)
 
 
-def _names_of(
-    table: Table, columns: Columns, classes: Sequence[str] | None
-) -> tuple[list[list[str] | None], list[str], list[str]]:
-    """Of every row its label names (None: nobody has said) and what is wrong with it; notes."""
-    if columns.one_hot:
-        read = [one_hot_names(cells, columns) for _, cells in table.rows]
-        return [names for names, _ in read], [fault for _, fault in read], []
-    split, notes = split_cells([cells[columns.places["labels"]] for _, cells in table.rows], classes)
-    return [names or None for names in split], [""] * len(split), notes
+def _cells(table: Table, place: int) -> Iterator[str]:
+    return (cells[place] for _, cells in table.rows)
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Images with several lines: how many, and the first of them whose second line comes."""
+
+    count: int = 0
+    example: str = ""
+
+
+def _one_an_image(lines: LabelRows) -> tuple[LabelRows, _Joined, list[tuple[int, str]]]:
+    """The rows with those of one image joined; what was joined; what speaks against it, by line."""
+    following = _following(lines)
+    if following is None:
+        return lines, _Joined(), []
+    rows, faults = LabelRows(), list[tuple[int, str]]()
+    later = np.zeros(len(lines), bool)
+    later[np.frombuffer(following, np.dtype(following.typecode))] = True
+    later[0] = False  # 0 stands for none
+    count, second, example = 0, len(lines), ""
+    for place in np.flatnonzero(~later).tolist():
+        row, other = lines[place], following[place]
+        if other:
+            count += 1
+            if other < second:
+                second, example = other, f"{row.image!r} (line {row.line})"
+        while other:
+            message, both = _joined(row, lines[other])
+            if both is None:
+                faults.append((lines[other].line, message))
+            row, other = both or row, following[other]
+        rows.append(row)
+    return rows, _Joined(count, example), faults
+
+
+def _following(lines: LabelRows) -> array[int] | None:
+    """Of every row the place of the next one on its image, 0 for none; None where no image has two."""
+    found: array[int] | None = None
+    for places in _by_name(lines).shared():
+        last: dict[str, int] = {}
+        for place in places:
+            name = normal(lines.image(place))
+            if name in last:
+                found = array("I", bytes(4 * len(lines))) if found is None else found
+                found[last[name]] = place
+            last[name] = place
+    return found
 
 
 def _joined(first: LabelRow, second: LabelRow) -> tuple[str, LabelRow | None]:
@@ -172,12 +202,12 @@ def _joined(first: LabelRow, second: LabelRow) -> tuple[str, LabelRow | None]:
     return "", replace(first, labels=labels, mask=first.mask or second.mask)
 
 
-def _notes(path: Path, columns: Columns, joined: Sequence[LabelRow]) -> list[str]:
+def _notes(path: Path, columns: Columns, joined: _Joined) -> list[str]:
     notes = []
-    if joined:
-        count = len({row.line for row in joined})
-        example = f"{joined[0].image!r} (line {joined[0].line})"
-        notes.append(f"{path}: images with several lines, whose labels are joined: {count}, e.g. {example}")
+    if joined.count:
+        notes.append(
+            f"{path}: images with several lines, whose labels are joined: {joined.count}, e.g. {joined.example}"
+        )
     if columns.unread:
         shown = ", ".join(map(repr, columns.unread[:8])) + (", ..." if len(columns.unread) > 8 else "")
         notes.append(f"{path}: columns that are not read: {shown}")
@@ -185,9 +215,16 @@ def _notes(path: Path, columns: Columns, joined: Sequence[LabelRow]) -> list[str
 
 
 def _row(
-    line: int, cells: dict[str, str], names: list[str] | None, index: dict[str, int], root: Path
+    line: int, row: Sequence[str], columns: Columns, labels: LabelCells | None, index: dict[str, int], root: Path
 ) -> tuple[str, LabelRow | None]:
-    """The row, or what is wrong with it."""
+    """The row of a line's cells, or what is wrong with it."""
+    cells = {role: row[place] for role, place in columns.places.items()}
+    if labels is None:
+        names, fault = one_hot_names(row, columns)
+        if fault:
+            return fault, None
+    else:
+        names = labels.names(cells["labels"]) or None
     image, mask = (_relative(cells.get(name, ""), root) for name in ("image", "mask"))
     if not image:
         return "no image name in its cell; write the file's path relative to the folder", None
@@ -207,8 +244,8 @@ def _row(
         return "the split cell is empty; write train, val, ... or leave the column out of the file", None
     if "split" in cells and (fault := class_fault(cells["split"])):
         return f"split {quoted(cells['split'])} {fault}; write train, val, ...", None
-    labels = None if names is None else tuple(sorted({index[name] for name in names if name != BACKGROUND}))
-    return "", LabelRow(image, labels, line, cells.get("split"), mask or None)
+    numbers = None if names is None else tuple(sorted({index[name] for name in names if name != BACKGROUND}))
+    return "", LabelRow(image, numbers, line, cells.get("split"), mask or None)
 
 
 def _check_some_known(found: Collection[str], known: Collection[str], path: Path) -> None:

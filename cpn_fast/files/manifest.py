@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cpn_fast.files.errors import DataError
+from cpn_fast.files.hash_index import HashIndex
 from cpn_fast.files.names import path_fault, quoted
 from cpn_fast.files.regular import open_regular
 
@@ -108,7 +108,7 @@ class Manifest:
         return {entry["id"]: entry for _, entry in self._lines()}
 
     def index(self) -> ManifestIndex:
-        """Where the last entry of every id stands, in 16 bytes a line. Warns and raises as `entries`."""
+        """Where the last entry of every id stands, in 17 bytes a line. Warns and raises as `entries`."""
         return ManifestIndex(self.path, ((offset, entry["id"]) for offset, entry in self._lines()))
 
     def _lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -138,8 +138,12 @@ class Manifest:
             raise DataError(f"{self.path}: cannot read it ({error.strerror}); expected a manifest") from None
 
     def stream(self) -> Iterator[dict[str, Any]]:
-        """The last entry of every id, one after the other. Raises as `entries`."""
-        return iter(self.entries().values())
+        """The last entry of every id, in the order of these lines. Warns and raises as `entries`."""
+        index = self.index()
+        try:
+            yield from index.entries()
+        finally:
+            index.close()
 
     def done(self) -> set[str]:
         """Ids whose last status is "ok"."""
@@ -180,33 +184,45 @@ class ManifestIndex:
 
     def __init__(self, path: Path, lines: Iterable[tuple[int, str]]) -> None:
         self._path = path
-        hashes, offsets = array("Q"), array("Q")
-        for offset, name in lines:
-            hashes.append(_hash(name))
-            offsets.append(offset)
-        found = np.frombuffer(hashes, np.uint64) if hashes else np.zeros(0, np.uint64)
-        order = np.argsort(found, kind="stable")
-        self._hashes, self._offsets = found[order], np.array(offsets, np.uint64)[order]
+        self._offsets = HashIndex((name, offset) for offset, name in lines)
         self._file: BinaryIO | None = None
 
     def find(self, name: str) -> dict[str, Any] | None:
         """The entry of an id; None where there is none."""
-        place = int(np.searchsorted(self._hashes, np.uint64(_hash(name)), side="right")) - 1
-        if place < 0 or self._hashes[place] != _hash(name):
-            return None
-        self._file = self._file or open_regular(self._path)
-        self._file.seek(int(self._offsets[place]))
-        entry: dict[str, Any] = json.loads(self._file.readline())
-        return entry if entry["id"] == name else None  # of two names with one hash the image is done again
+        for offset in reversed(self._offsets.find(name)):
+            entry = self._at(offset)
+            if entry["id"] == name:
+                return entry
+        return None
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """All of them, in the order of their lines."""
+        for offset in np.setdiff1d(self._offsets.numbers(), self._outdated(), assume_unique=True).tolist():
+            yield self._at(offset)
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+            self._file = None
 
+    def _outdated(self) -> np.ndarray[Any, Any]:
+        """Where lines begin that another one of the same id follows."""
+        found = array("Q")
+        for offsets in self._offsets.shared():
+            names = set()
+            for offset in reversed(offsets):
+                name = self._at(offset)["id"]
+                if name in names:
+                    found.append(offset)
+                names.add(name)
+        return np.array(found, np.uint64)
 
-def _hash(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    def _at(self, offset: int) -> dict[str, Any]:
+        self._file = self._file or open_regular(self._path)
+        self._file.seek(offset)
+        entry: dict[str, Any] = json.loads(self._file.readline())
+        return entry
 
 
 def entry_fault(entry: Any) -> str:

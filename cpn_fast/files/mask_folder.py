@@ -86,10 +86,16 @@ class MaskFolder:
         Without a plan or manifest, as of masks of other tools, nothing is known: 0 images. Raises DataError for a plan
         that cannot be read.
         """
-        entries, plan = self.manifest().entries(), read_plan(self.root)
-        ids = tuple(entries) if plan is None else plan.ids
-        lacking = [name for name in ids if entries.get(name, {}).get("status") != "ok"]
-        return len(ids), lacking, "" if plan is None else plan.command
+        plan = read_plan(self.root)
+        if plan is None:
+            statuses = {entry["id"]: entry["status"] for entry in self.manifest().stream()}
+            return len(statuses), [name for name, status in statuses.items() if status != "ok"], ""
+        known = self.manifest().index()
+        try:
+            lacking = [name for name in plan.ids if (known.find(name) or {}).get("status") != "ok"]
+        finally:
+            known.close()
+        return len(plan.ids), lacking, plan.command
 
     def warn_if_half_done(self) -> None:
         """Warn where images that were to get a mask have none: who reads the folder goes on with the others."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import PureWindowsPath
 from typing import Any
 
 MAX_PATH_BYTES = 4000
@@ -28,16 +28,22 @@ def path_fault(name: Any) -> str:
     """
     if not isinstance(name, str):
         return f"is no text but {type(name).__name__}"
-    if not PurePosixPath(name).parts:
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if not parts and not name.startswith("/"):
         return "is empty"
     if fault := _text_fault(name, "\0"):
         return fault
-    parts = [part.encode("utf-8") for part in PurePosixPath(name).parts]
-    if len(name.encode("utf-8")) > MAX_PATH_BYTES or max(map(len, parts)) > MAX_PART_BYTES:
+    longest = max((len(part.encode("utf-8")) for part in parts), default=0)
+    if len(name.encode("utf-8")) > MAX_PATH_BYTES or longest > MAX_PART_BYTES:
         return f"is of {len(name)} characters, longer than a file's name can be"
-    if name.startswith("/") or ".." in PurePosixPath(name).parts or PureWindowsPath(name).drive:
+    if name.startswith("/") or ".." in parts or _has_drive(name):
         return "is outside the folder"
     return ""
+
+
+def _has_drive(name: str) -> bool:
+    """Whether Windows would look on a drive or a server of its own."""
+    return (":" in name or name[:1] in "\\/") and bool(PureWindowsPath(name).drive)
 
 
 def class_fault(name: Any) -> str:

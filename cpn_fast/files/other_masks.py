@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from pathlib import Path
+from collections.abc import Container
+from pathlib import Path, PurePosixPath
 
-from cpn_fast.files.images import list_images
+from cpn_fast.files.images import images_below
 
 _LOSSY = (".jpg", ".jpeg")
 
 
-def other_masks(folder: Path, ids: Collection[str] | None = None) -> str:
+def other_masks(folder: Path, ids: Container[str] | None = None) -> str:
     """What lies in a folder of masks that is no PNG, and what to do about it; "" where there is nothing.
 
     Args:
         folder: of masks; it may be missing.
         ids: of the images without a mask, paths below the folder without suffix; None = any file counts.
     """
-    if not folder.is_dir() or (ids is not None and not ids):
+    if not folder.is_dir():
         return ""
-    wanted = None if ids is None else set(ids)
-    found = [
-        path
-        for path in list_images(folder)
-        if path.suffix.lower() != ".png"
-        and (wanted is None or path.relative_to(folder).with_suffix("").as_posix() in wanted)
-    ]
+    others = (PurePosixPath(name) for name in images_below(folder) if not name.lower().endswith(".png"))
+    found = sorted(path for path in others if ids is None or str(path.with_suffix("")) in ids)
     if not found:
         return ""
     lossy = [path for path in found if path.suffix.lower() in _LOSSY]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.images import list_images
-from cpn_fast.files.labels_csv import LabelRow, LabelTable, read_label_table
+from cpn_fast.files.label_rows import LabelRow
+from cpn_fast.files.labels_csv import LabelTable, read_label_table
 from cpn_fast.files.member import ImageFile
 
 log = logging.getLogger(__name__)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpn_fast.files.atomic import atomic_write_text
+from cpn_fast.files.atomic import atomic_write
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.json_file import read_json
 
@@ -27,9 +27,17 @@ class Plan:
     command: str
 
 
-def write_plan(output: Path, ids: Sequence[str], command: str) -> None:
-    """Write the plan of a folder. Raises OSError where it cannot."""
-    atomic_write_text(output / PLAN_NAME, json.dumps({"command": command, "ids": list(ids)}, ensure_ascii=False) + "\n")
+def write_plan(output: Path, ids: Iterable[str], command: str) -> None:
+    """Write the plan of a folder, an id a line, never all of them in memory. Raises OSError where it cannot."""
+    with atomic_write(output / PLAN_NAME) as file:
+        file.write(f'{{"command": {_json(command)}, "ids": ['.encode())
+        for number, name in enumerate(ids):
+            file.write(f"{',' if number else ''}\n{_json(name)}".encode())
+        file.write(b"]}\n")
+
+
+def _json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def read_plan(output: Path) -> Plan | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,20 @@ def mask_sink(
         return MaskFolder.at(output)
     about = {**settings, "sink": sink, "shard_size": shard_size, "images_blake2b": _digest(records)}
     return ShardWriter(output, output, sink, shard_size, about)
+
+
+@dataclass(frozen=True)
+class Ids(Iterable[str]):
+    """The ids of records, made as they are asked for.
+
+    Attributes:
+        records: the images.
+    """
+
+    records: Sequence[Record]
+
+    def __iter__(self) -> Iterator[str]:
+        return (record.id for record in self.records)
 
 
 def _digest(records: Iterable[Record]) -> str:

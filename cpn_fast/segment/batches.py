@@ -62,7 +62,7 @@ class SegmentStream:
         fill: tuple[int, int, int] = IMAGENET_MEAN_PIXEL,
         device: torch.device | None = None,
     ) -> None:
-        self._crops = _Crops(masks, list(records), config, fill)
+        self._crops = _Crops(masks, records, config, fill)
         self._config, self._span, self._fill, self._device = config, span, fill, device or torch.device("cpu")
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class _Crops(Dataset[Crop]):
     """Augmented crops by (step, slot)."""
 
     def __init__(
-        self, masks: TrainingMasks, records: list[Record], config: SegmentConfig, fill: tuple[int, int, int]
+        self, masks: TrainingMasks, records: Sequence[Record], config: SegmentConfig, fill: tuple[int, int, int]
     ) -> None:
         self._masks, self._records, self._config, self._fill = masks, records, config, fill
 

@@ -31,7 +31,7 @@ from cpn_fast.inference.image_size import LOOKED_AT, warn_of_size
 from cpn_fast.inference.options import check_positive
 from cpn_fast.inference.reader import Failure
 from cpn_fast.inference.record_work import NetworkWork
-from cpn_fast.inference.sink import mask_sink
+from cpn_fast.inference.sink import Ids, mask_sink
 from cpn_fast.models.segmenter import Segmenter
 from cpn_fast.runs.digest import weights_digest
 from cpn_fast.runs.folder import RunFolder
@@ -174,7 +174,7 @@ def _jobs(config: PredictConfig) -> tuple[PredictJobs, Sequence[Record]]:
         output=config.output, items=records, folder=folder,
         settings=folder.about if isinstance(folder, ShardWriter) else settings, data=f"{source.spec} ({split})",
         workers=config.workers, overwrite=config.overwrite, shard=config.shard, reads=folders_of(source),
-        planned=[record.id for record in every] if in_files else (), command=resuming("segment predict", config),
+        planned=Ids(every) if in_files else (), command=resuming("segment predict", config),
         source=source, segmenter=segmenters[_MULTI], classes=classes, mapping=mapping, options=options, crf=crf,
         device=config.device,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from cpn_fast.config.training import SegmentConfig
 from cpn_fast.data.loading.steps import Span, steps_per_epoch
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.types import Record
+from cpn_fast.files.chosen import Chosen
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.models.build import create_deeplab
@@ -57,7 +58,7 @@ class SegmentTask(TrainingTask[SegmentConfig]):
         self.records = self._usable(self.source.records(config.split))
         self.classes, self.num_records = tuple(self.source.classes), len(self.records)
 
-    def _usable(self, records: Sequence[Record]) -> list[Record]:
+    def _usable(self, records: Sequence[Record]) -> Sequence[Record]:
         """The records whose masks are to be used; the first process looks, and where it finds a fault all end."""
         found: list[bool] | str = ""
         if self.fabric.is_global_zero:
@@ -68,7 +69,7 @@ class SegmentTask(TrainingTask[SegmentConfig]):
         found = self.fabric.broadcast(found)
         if isinstance(found, str):
             raise DataError(found)
-        return [record for record, usable in zip(records, found, strict=True) if usable]
+        return records if all(found) else Chosen(records, (place for place, usable in enumerate(found) if usable))
 
     def _looked_at(self, records: Sequence[Record]) -> list[bool]:
         """Per record, whether it can be trained on. Raises DataError for masks, or a review, that do not fit."""

@@ -102,8 +102,7 @@ def create_segment_validator(
     split = config.val_split or ("val" if "val" in source.splits() else None)
     if not split:
         log.warning("no validation split: the validation metrics are of training images")
-    records = list(source.records(split) if split else train_records)
-    records = [record for record in records if record.mask_path is not None] or records
+    records = source.records(split) if split else train_records
     samples = [source.read(record, with_mask=True) for record in spread_evenly(records, config.loop.val_images)]
     samples = [sample for sample in samples if sample.mask is not None]
     if not samples:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from typing import Any
@@ -23,6 +23,7 @@ from cpn_fast.data.loading.steps import Span, steps_per_epoch
 from cpn_fast.data.sources.unlabelled import none_labelled
 from cpn_fast.data.types import Record, Source
 from cpn_fast.device import set_tf32, tune_allocator
+from cpn_fast.files.chosen import choose
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.lock import check_unlocked, locked
 from cpn_fast.files.progress import SILENT, Progress
@@ -195,7 +196,7 @@ def _check_devices(fabric: Fabric, config: TrainingConfig) -> None:
         )
 
 
-def labelled_records(source: Source, split: str) -> list[Record]:
+def labelled_records(source: Source, split: str) -> Sequence[Record]:
     """The split's records with labels; the others are counted in a warning.
 
     Raises:
@@ -206,7 +207,7 @@ def labelled_records(source: Source, split: str) -> list[Record]:
         if all(record.labels is None for record in everything):  # why there is no such split
             raise DataError(none_labelled(source, everything))
     every = source.records(split)
-    records = [record for record in every if record.labels is not None]
+    records = choose(every, lambda record: record.labels is not None)
     if not records:
         raise DataError(f"split {split!r}: {none_labelled(source, every)}")
     if len(records) < len(every):

@@ -23,8 +23,11 @@ def label_warnings(classes: Sequence[str], records: Sequence[Record], split: str
         one line each: names that look like several labels, names that differ by their writing alone, classes without
         an image or in every one, a single image.
     """
-    labelled = [set(record.labels) for record in records if record.labels is not None]
-    counts = Counter(number for labels in labelled for number in labels)
+    counts, labelled = Counter[int](), 0
+    for record in records:
+        if record.labels is not None:
+            labelled += 1
+            counts.update(set(record.labels))
     return [
         *_joined_names(classes, counts),
         *_alike_names(classes, counts),
@@ -86,18 +89,16 @@ def _alike_names(classes: Sequence[str], counts: Counter[int]) -> list[str]:
     ]
 
 
-def _nothing_to_learn(
-    classes: Sequence[str], labelled: Sequence[set[int]], counts: Counter[int], split: str
-) -> list[str]:
+def _nothing_to_learn(classes: Sequence[str], labelled: int, counts: Counter[int], split: str) -> list[str]:
     if not labelled:
         return []
-    if len(labelled) == 1:
+    if labelled == 1:
         return [f"split {split!r} has one image with labels: nothing can be learned from it"]
     found = []
-    everywhere = [classes[number] for number, count in counts.items() if count == len(labelled)]
+    everywhere = [classes[number] for number, count in counts.items() if count == labelled]
     if everywhere:
         found.append(
-            f"{_some(everywhere)} in every one of the {len(labelled)} images of split {split!r}: what it looks like "
+            f"{_some(everywhere)} in every one of the {labelled} images of split {split!r}: what it looks like "
             "cannot be learned without images that lack it, and its scores say nothing"
         )
     absent = [name for number, name in enumerate(classes) if not counts[number]]

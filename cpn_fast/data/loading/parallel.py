@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +17,9 @@ from cpn_fast.files.descriptors import check_descriptors
 from cpn_fast.files.lock import leave_to_parent
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
+
+_TOGETHER = 1 << 14
+"""Items that are given to the helpers at once: the pool holds all that it is given."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -82,7 +85,7 @@ def parallel_map(
     Raises:
         DataError: where this process may not open as many files as the helpers need.
     """
-    todo = list(items)
+    todo = items if isinstance(items, Sequence) else list(items)
     processes = min(processes or available_cores(), -(-len(todo) // chunk))
     if processes <= 1:
         yield from map(function, todo)
@@ -92,9 +95,10 @@ def parallel_map(
     # is there at once. With one thread per helper no OpenMP pool is needed, which would not survive the fork.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), initializer=_start_helper)
     try:
-        with stops_held_back():
-            results = pool.map(function, todo, chunksize=chunk)  # starts the helpers
-        yield from results
+        for begin in range(0, len(todo), _TOGETHER):
+            with stops_held_back():
+                results = pool.map(function, todo[begin : begin + _TOGETHER], chunksize=chunk)  # starts the helpers
+            yield from results
     finally:
         pool.shutdown(cancel_futures=True)
 

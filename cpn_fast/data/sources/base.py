@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -174,9 +174,37 @@ def check_same_size(record: Record, image: np.ndarray, mask: np.ndarray) -> None
         )
 
 
+class LazyRecords(Sequence[Record]):
+    """Records that are made as they are asked for, so that millions of them are never all in memory."""
+
+    @abstractmethod
+    def any_mask(self) -> bool:
+        """Whether any image of all splits has a mask."""
+
+    @abstractmethod
+    def find(self, image_id: str) -> Record | None:
+        """The record of an id, of whatever split; None where there is none."""
+
+
+class _WithoutMask(Container[str]):
+    """The ids of those images that have no mask."""
+
+    def __init__(self, records: LazyRecords) -> None:
+        self._records = records
+
+    def __contains__(self, image_id: object) -> bool:
+        record = self._records.find(str(image_id))
+        return record is not None and record.mask_path is None
+
+
 def unread_masks(folder: Path, records: Iterable[Record]) -> tuple[str, ...]:
     """A warning where images without a mask have one in `folder` that is no PNG."""
-    text = other_masks(folder, [record.id for record in records if record.mask_path is None])
+    if not folder.is_dir():
+        return ()
+    if isinstance(records, LazyRecords):
+        text = other_masks(folder, _WithoutMask(records))
+    else:
+        text = other_masks(folder, {record.id for record in records if record.mask_path is None})
     return (text,) if text else ()
 
 

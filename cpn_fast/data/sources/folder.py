@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from cpn_fast.data.sources.base import FileSource, Problem, Scan, canonical, unread_masks
+from cpn_fast.data.sources.folder_images import FolderImages, FolderRecords, without_suffix
 from cpn_fast.data.sources.split_names import unusual_splits
 from cpn_fast.data.types import Record
+from cpn_fast.files.chosen import in_order
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.images import DEFAULT_MAX_PIXELS, list_images
-from cpn_fast.files.labels_csv import LabelRow, read_label_table
+from cpn_fast.files.hash_index import HashIndex
+from cpn_fast.files.images import DEFAULT_MAX_PIXELS, images_below
+from cpn_fast.files.label_rows import LabelRows
+from cpn_fast.files.labels_csv import LabelTable, read_label_table
 from cpn_fast.files.masks import read_classes
+from cpn_fast.files.packed import PackedTexts
 from cpn_fast.files.regular import is_regular
 from cpn_fast.files.table import CSV_SUFFIXES, TABLE_SUFFIXES
 
@@ -47,31 +54,39 @@ class FolderSource(FileSource):
     def __init__(self, path: str | Path, spec: str | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
         path = Path(path)
         super().__init__(spec or f"folder:{path}", path.parent if path.is_file() else path, max_pixels)
+        self._path = path
+        self._look_through()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what lies in the folder, for whoever reads single records; it is looked through again if needed."""
+        return {**self.__dict__, "_images": None, "_table": None, "_by_split": None, "_problems": [], "_scans": {}}
+
+    def _look_through(self) -> FolderImages:
+        """Read the table and list the images."""
+        path = self._path
         table_path = path if path.is_file() else find_table(path)
         named = self.root / "classes.txt"
         classes = read_classes(named) if named.exists() else None
-        self._table = read_label_table(table_path, classes) if table_path else None
-        self._classes = self._table.classes if self._table else classes or ()
-        mask_root = self.root / "masks"
-        masks = {self.root / row.mask for row in self._table.rows if row.mask} if self._table else set()
-        self._images = [
-            image for image in list_images(self.root) if not _is_below(image, mask_root) and image not in masks
-        ]
-        if not self._images and not self._table:
+        table = self._table = read_label_table(table_path, classes) if table_path else None
+        self._classes = table.classes if table else classes or ()
+        self._description = "a folder of images without labels"
+        if table is not None:
+            self._description = f"a folder of images with {table.path.name} ({table.form})"
+        names, inside = _listed(self.root, table)
+        if not names and not table:
             raise DataError(f"{path}: no images (by suffix) in it or in its folders")
-        images = self.root / "images"
-        inside = bool(self._images) and all(_is_below(image, images) for image in self._images)
-        self._image_root = images if inside else self.root
-        self._by_split: dict[str, list[Record]] | None = None
+        image_root = self.root / "images" if inside else self.root
+        self._images: FolderImages | None = FolderImages(
+            self.root, names, image_root, table.rows if table else LabelRows()
+        )
+        self._by_split: dict[str, FolderRecords] | None = None
         self._problems: list[Problem] = []
-        self._rows: dict[str, LabelRow] = {}
+        return self._images
 
     @property
     def description(self) -> str:
         """The kind of source, and what was understood of its table."""
-        if self._table is None:
-            return "a folder of images without labels"
-        return f"a folder of images with {self._table.path.name} ({self._table.form})"
+        return self._description
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -85,114 +100,132 @@ class FolderSource(FileSource):
     def _scan(self, split: str) -> Scan:
         # A row that matches no image may belong to any split, so every split has the whole folder's problems.
         by_split = self._sorted_out()
-        unlabelled = [record.id for record in by_split[ALL] if record.labels is None]
-        notes = self._table.notes if self._table else ()
-        if self._table is not None and unlabelled:
-            notes += (f"images without labels in {self._table.path}: {len(unlabelled)}, e.g. {unlabelled[0]}",)
-        if self._table is not None and self._table.has_splits:
+        everything, table = by_split[ALL], self._table
+        notes = table.notes if table else ()
+        images = everything.images
+        unlabelled = array("I", (number for number in everything.numbers if images.labels(number) is None))
+        if table is not None and unlabelled:
+            example = images.id(unlabelled[0])
+            notes += (f"images without labels in {table.path}: {len(unlabelled)}, e.g. {example}",)
+        if table is not None and table.has_splits:
             named = {name: len(records) for name, records in by_split.items() if name != ALL}
-            notes += unusual_splits(named, self._table.path)
-        warnings = unread_masks(self.root / "masks", by_split[ALL])
-        return Scan(tuple(by_split[split]), tuple(self._problems), notes, warnings)
+            notes += unusual_splits(named, table.path)
+        warnings = unread_masks(self.root / "masks", everything)
+        return Scan(by_split[split], tuple(self._problems), notes, warnings)
 
     def first(self, count: int, splits: Mapping[str, Sequence[Record]]) -> list[tuple[str, Record]]:
         """The images of the table's first lines; without a table the first images."""
+        images = self._sorted_out()[ALL].images
         if self._table is None:
             return super().first(count, splits)
-        records = {canonical(record.id): record for split in splits.values() for record in split}
-        lines = [(self._table.path.name, row.line, records[key]) for key, row in self._rows.items() if key in records]
-        return [(f"{name}, line {line}", record) for name, line, record in lines[:count]]
+        given = {
+            number for records in splits.values() if isinstance(records, FolderRecords) for number in records.numbers
+        }
+        found = []
+        for place in range(len(images.rows)):
+            number = self._find(place, images)
+            if number in given and images.row(number) == place:
+                where = f"{self._table.path.name}, line {images.rows.line(place)}"
+                found.append((where, images.record(number)))
+                if len(found) == count:
+                    break
+        return found
 
-    def _sorted_out(self) -> dict[str, list[Record]]:
+    def _sorted_out(self) -> dict[str, FolderRecords]:
         """Records by split, worked out once; fills `_problems`."""
         if self._by_split is None:
-            images = self._images_by_id()
-            rows = self._rows = self._rows_by_id(images)
-            splits: dict[str, list[Record]] = {}
-            for name, image in sorted(images.items()):
-                row = rows.get(name)
-                record = self._record(image, row)
-                splits.setdefault(ALL, []).append(record)
-                split = row.split if row else None
-                if self._table is not None and not self._table.has_splits and record.labels is not None:
-                    split = hash_split(record.id)
+            images = self._images or self._look_through()
+            left_out = self._check_twins(images)
+            self._match_rows(images)
+            has_masks, table = (self.root / "masks").is_dir(), self._table
+            splits: dict[str, array[int]] = {ALL: array("I")}
+            for number in in_order(len(images), images.key):
+                if number in left_out:
+                    continue
+                images.find_mask(number, has_masks)
+                splits[ALL].append(number)
+                place = images.row(number)
+                split = None if place is None else images.rows.split(place)
+                if table is not None and not table.has_splits and images.labels(number) is not None:
+                    split = hash_split(images.id(number))
                 if split and split != ALL:
-                    splits.setdefault(split, []).append(record)
-            everything = splits.pop(ALL, [])
-            self._by_split = {**dict(sorted(splits.items())), ALL: everything}
+                    splits.setdefault(split, array("I")).append(number)
+            names = [*sorted(splits.keys() - {ALL}), ALL]
+            self._by_split = {name: FolderRecords(images, splits[name]) for name in names}
         return self._by_split
 
-    def _images_by_id(self) -> dict[str, Path]:
-        """Canonical id -> image. A second image of one id is a problem."""
-        images: dict[str, Path] = {}
-        for image in self._images:
-            key = canonical(self._id(image))
-            if key in images:
-                self._problems.append(Problem(image, f"the same id {key!r} as {images[key]}; rename or remove one"))
-            else:
-                images[key] = image
-        return images
+    def _check_twins(self, images: FolderImages) -> set[int]:
+        """The images whose id another one has; each is a problem."""
+        twins = dict(images.twins())
+        for number, other in sorted(twins.items(), key=lambda pair: images.path(pair[0])):
+            message = f"the same id {images.key(number)!r} as {images.path(other)}; rename or remove one"
+            self._problems.append(Problem(images.path(number), message))
+        return set(twins)
 
-    def _rows_by_id(self, images: dict[str, Path]) -> dict[str, LabelRow]:
-        """Canonical id -> row of the CSV. Adds images that only the CSV names; lines that fit no image are problems."""
+    def _match_rows(self, images: FolderImages) -> None:
+        """Give images their rows. Adds images that only the CSV names; lines that fit no image are problems."""
         if self._table is None:
-            return {}
+            return
         self._problems += [Problem(self._table.path, message, line) for line, message in self._table.errors]
-        rows: dict[str, LabelRow] = {}
-        for row in self._table.rows:
-            key = self._find(row, images)
-            message = self._row_problem(row)
-            if key is None:
-                other = images.get(canonical(_without_suffix(self._inside(row))))
-                hint = f"there is {other.name}: " if other else ""
-                message = f"image {row.image!r} is not in {self._image_root}; {hint}correct the name or remove the line"
-            elif key in rows:
-                message = f"image {row.image!r} is already on line {rows[key].line}; join or remove one of them"
+        rows = images.rows
+        for place in range(len(rows)):
+            number = self._find(place, images)
+            message = self._row_problem(rows, place)
+            if number is None:
+                other = images.find(canonical(without_suffix(self._inside(rows.image(place), images))))
+                hint = f"there is {images.name(other)}: " if other is not None else ""
+                message = (
+                    f"image {rows.image(place)!r} is not in {images.image_root}; {hint}correct the name or remove the "
+                    "line"
+                )
+            elif (before := images.row(number)) is not None:
+                message = (
+                    f"image {rows.image(place)!r} is already on line {rows.line(before)}; join or remove one of them"
+                )
             else:
-                rows[key] = row
+                images.give_row(number, place)
             if message:
-                self._problems.append(Problem(self._table.path, message, row.line))
-        return rows
+                self._problems.append(Problem(self._table.path, message, rows.line(place)))
 
-    def _find(self, row: LabelRow, images: dict[str, Path]) -> str | None:
-        """The id of the row's image, whose name is written with or without suffix."""
-        inside = self._inside(row)
-        key = canonical(_without_suffix(inside))
-        if key in images and canonical(images[key].name) == canonical(PurePosixPath(inside).name):
-            return key
-        if canonical(inside) in images:
-            return canonical(inside)
-        path = self._image_root / inside
-        if key not in images and is_regular(path) and not path.is_relative_to(self.root / "masks"):
-            images[key] = path  # its suffix is no image's; its content decides
-            return key
+    def _find(self, place: int, images: FolderImages) -> int | None:
+        """The number of a row's image, whose name is written with or without suffix."""
+        inside = self._inside(images.rows.image(place), images)
+        number = images.find(canonical(without_suffix(inside)))
+        if number is not None and canonical(images.name(number)) == canonical(inside.rpartition("/")[2]):
+            return number
+        if (whole := images.find(canonical(inside))) is not None:
+            return whole
+        path = images.image_root / inside
+        if number is None and is_regular(path) and not path.is_relative_to(self.root / "masks"):
+            return images.add(inside)  # its suffix is no image's; its content decides
         return None
 
-    def _row_problem(self, row: LabelRow) -> str:
-        if row.mask and not is_regular(self.root / row.mask):
-            return f"mask {row.mask!r} is not in {self.root}; correct its name or empty the cell"
-        if row.split == ALL:
+    def _row_problem(self, rows: LabelRows, place: int) -> str:
+        mask = rows.mask(place)
+        if mask and not is_regular(f"{self.root}/{mask}"):
+            return f"mask {mask!r} is not in {self.root}; correct its name or empty the cell"
+        if rows.split(place) == ALL:
             return f"split {ALL!r} is the name for all images; call this one train, val, test, ..."
         return ""
 
-    def _inside(self, row: LabelRow) -> str:
-        """The row's image relative to the image root."""
-        return row.image if self._image_root == self.root else row.image.removeprefix("images/")
-
-    def _record(self, image: Path, row: LabelRow | None) -> Record:
-        name = self._id(image)
-        mask = self.root / (row.mask if row and row.mask else f"masks/{name}.png")
-        return Record(name, image, row.labels if row else None, mask if is_regular(mask) else None)
-
-    def _id(self, image: Path) -> str:
-        inside = str(image)[len(str(self._image_root)) + 1 :] if str(self._image_root) != "." else str(image)
-        folder, slash, name = inside.rpartition("/")
-        stem, _, ending = name.rpartition(".")
-        return f"{folder}{slash}{stem}" if stem and ending else inside
+    def _inside(self, image: str, images: FolderImages) -> str:
+        """A row's image relative to the image root."""
+        if "//" in image or "./" in image or image.endswith(("/", "/.")):
+            image = str(PurePosixPath(image))
+        return image if images.image_root == self.root else image.removeprefix("images/")
 
 
-def _is_below(path: Path, folder: Path) -> bool:
-    return str(path).startswith(f"{folder}/")
+def _listed(root: Path, table: LabelTable | None) -> tuple[PackedTexts, bool]:
+    """The images below a root that are no masks, and whether all of them lie in its `images`."""
+    names, inside = PackedTexts(), 0
+    rows = LabelRows() if table is None else table.rows
+    masks = HashIndex(((str(PurePosixPath(mask)), place) for mask, place in rows.masks()), "I")
+    for name in images_below(root):
+        is_mask = any(str(PurePosixPath(rows.mask(place) or "")) == name for place in masks.find(name))
+        if not is_mask and not name.startswith("masks/"):
+            names.append(name)
+            inside += name.startswith("images/")
+    return names, bool(inside) and inside == len(names)
 
 
 def hash_split(name: str) -> str:
@@ -224,7 +257,3 @@ def find_table(root: Path) -> Path | None:
         if few:
             return few[0]
     return None
-
-
-def _without_suffix(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix("")) if PurePosixPath(name).name else name

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cpn_fast.data.sources.base import FileSource, Problem, Scan, canonical, unknown_class
+from cpn_fast.data.sources.base import FileSource, LazyRecords, Problem, Scan, canonical, unknown_class
 from cpn_fast.data.sources.folder import hash_split
 from cpn_fast.data.sources.split_names import SPLIT_NAMES
 from cpn_fast.data.types import Record
@@ -114,7 +114,7 @@ class ShardSource(FileSource):
         return classes, problems
 
 
-class ShardRecords(Sequence[Record]):
+class ShardRecords(LazyRecords):
     """The records of a split, made as they are asked for; a slice of them is one too.
 
     Args:

@@ -7,8 +7,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from cpn_fast.data.sources.shards import ShardRecords
+from cpn_fast.data.sources.base import LazyRecords
 from cpn_fast.data.types import Record, Source
+from cpn_fast.files.chosen import choose
 from cpn_fast.files.errors import DataError
 
 T = TypeVar("T")
@@ -48,12 +49,12 @@ def default_split(source: Source) -> str:
 
 
 def _any_mask(records: Sequence[Record]) -> bool:
-    return records.any_mask() if isinstance(records, ShardRecords) else any(record.mask_path for record in records)
+    return records.any_mask() if isinstance(records, LazyRecords) else any(record.mask_path for record in records)
 
 
 def spread_evenly(records: Sequence[Record], count: int | None) -> Sequence[Record]:
     """At most `count` records at even distances, of those with masks if any; None = all records."""
     if count is None:
         return records
-    records = [record for record in records if record.mask_path is not None] or records
+    records = choose(records, lambda record: record.mask_path is not None) or records
     return spread(records, count)

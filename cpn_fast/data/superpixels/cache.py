@@ -95,7 +95,7 @@ class SuperpixelCache:
 
     def __init__(self, source: Source, records: Sequence[Record], patch: PatchOptions, augment: AugmentOptions) -> None:
         self.source = source
-        self.records = list(records)
+        self.records = records
         self.patch = patch
         self.augment = augment
         self.folder = Path(patch.cache_dir) if patch.cache_dir is not None else default_cache_dir()

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cpn_fast.files import hash_index
 from cpn_fast.files.atomic import atomic_path, atomic_write, atomic_write_bytes, atomic_write_text
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.manifest import Manifest
@@ -188,6 +189,21 @@ def test_the_index_finds_the_last_entry_of_every_id(tmp_path: Path, caplog: pyte
     assert entries["ü7"]["foreground"] == 207 and index.find("ü5") == entries["ü5"] and index.find("x") is None
     index.close()
     assert Manifest(tmp_path / "none").index().find("x") is None
+    streamed = list(Manifest(path).stream())
+    assert {entry["id"]: entry for entry in streamed} == entries and len(streamed) == 100
+    assert [entry["foreground"] for entry in streamed] == list(range(200, 300))  # as the lines are
+
+
+def test_two_ids_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hash_index, "_hash", lambda name: 7)
+    path = tmp_path / "m.jsonl"
+    with Manifest(path) as manifest:
+        for number, name in enumerate("abcab"):
+            manifest.append({"id": name, "status": "ok", "foreground": number})
+    index = Manifest(path).index()
+    found = {name: (index.find(name) or {}).get("foreground") for name in "abcd"}
+    assert found == {"a": 3, "b": 4, "c": 2, "d": None}
+    assert [entry["foreground"] for entry in Manifest(path).stream()] == [2, 3, 4]
 
 
 def test_a_mask_costs_one_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import pytest
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.jobs import Entry, ImageJobs, bounded_map, error_entry, run
 from cpn_fast.files.lock import locked
+from cpn_fast.files.plan import read_plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,3 +265,54 @@ def test_real_processes_on_one_folder_leave_one_line_an_image(tmp_path: Path) ->
     parts = [start(tmp_path / "parts", f"{part}/2") for part in (1, 2)]
     assert [process.wait(timeout=120) for process in parts] == [0, 0]
     assert ids(tmp_path / "parts") == list(range(12))
+
+
+class Heavy(Sequence[Any]):
+    """Numbers of which each is made with ten kilobytes when it is asked for."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, place: Any) -> Any:
+        if not 0 <= place < self._count:
+            raise IndexError(place)
+        return place, bytes(10_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeavyJobs(ImageJobs[Any, Any]):
+    """Only says that it has done an item."""
+
+    verb: ClassVar[str] = "square"
+    participle: ClassVar[str] = "squared"
+
+    def id_of(self, item: Any) -> str:
+        return f"ü{item[0]}"
+
+    def is_done(self, item: Any, entry: Mapping[str, Any]) -> bool:
+        return item[0] % 2 == 0
+
+    def bytes_needed(self, todo: Sequence[Any]) -> float:
+        return 10 * len(todo)
+
+    def work(self, item: Any) -> Entry:
+        return {"id": self.id_of(item), "status": "ok"}
+
+
+def test_no_more_items_are_held_than_are_being_done(tmp_path: Path) -> None:
+    count = 2000
+    jobs = HeavyJobs(output=tmp_path, items=Heavy(count), settings={}, data="numbers", workers=2)
+    for expected in (count, count // 2):  # the second time odd ones are done again, by their places
+        tracemalloc.start()
+        try:
+            assert run(jobs).written == expected
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 2_000_000  # all of them would be 20 MB
+    plan = read_plan(tmp_path)
+    assert plan is not None and plan.ids == tuple(f"ü{number}" for number in range(count)) and plan.command == ""
+    assert json.loads((tmp_path / "plan.json").read_text()) == {"command": "", "ids": list(plan.ids)}

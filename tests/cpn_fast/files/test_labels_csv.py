@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import os
+import tracemalloc
 import unicodedata
 from pathlib import Path
 
 import pytest
 
+from cpn_fast.files import hash_index
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.labels_csv import read_label_table, read_labels_csv
+from cpn_fast.files.table import read_table
 
 
 def write(tmp_path: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -203,3 +207,62 @@ def test_table_keeps_good_rows_beside_bad_lines(tmp_path: Path) -> None:
     table = read_label_table(write(tmp_path, "image,labels,mask\na,cat,m/a.png\nb,dgo,\nc,dog,\n"), ["cat", "dog"])
     assert [(row.image, row.line, row.mask) for row in table.rows] == [("a", 2, "m/a.png"), ("c", 4, None)]
     assert [line for line, _ in table.errors] == [3]
+
+
+def test_images_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hash_index, "_hash", lambda name: 5)
+    text = "image,labels,split\na,x,train\nb,y,train\na,y,train\nc,x,val\nb,y,val\na,z,train\n"
+    table = read_label_table(write(tmp_path, text))
+    assert [(row.image, row.labels, row.line, row.split) for row in table.rows] == [
+        ("a", (0, 1, 2), 2, "train"), ("b", (1,), 3, "train"), ("c", (0,), 5, "val"),
+    ]  # fmt: skip
+    ((line, message),) = table.errors
+    assert line == 6 and message.startswith("image 'b' is already on line 3, there with the split 'train' and here")
+    assert {name: getattr(table.find(name), "line", None) for name in "abcd"} == {"a": 2, "b": 3, "c": 5, "d": None}
+    assert table.notes[0].endswith("labels are joined: 2, e.g. 'a' (line 2)")
+
+
+def test_a_mask_that_only_a_later_line_has(tmp_path: Path) -> None:
+    table = read_label_table(write(tmp_path, "image,labels,mask\na,x,\nb,,m.png\nc,background,\n"))
+    assert [(row.image, row.labels, row.mask) for row in table.rows] == [
+        ("a", (0,), None), ("b", None, "m.png"), ("c", (), None),
+    ]  # fmt: skip
+
+
+def test_a_file_that_changes_while_it_is_read_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, "image,labels\na,x\nb,y\n")
+    table = read_table(path, "a table", "check it")
+    assert [line for line, _ in table.rows] == [line for line, _ in table.rows] == [2, 3]
+    path.write_text("image,labels\na,x\nb,z\n")
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(DataError, match=r"labels\.csv: changed while it was read; run the command again"):
+        list(table.rows)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"image,labels\n" + b"a,x\n" * 2000 + "ō,x\n".encode() + b"\xe9,x\n", "line 2003: not UTF-8 .byte 0xe9., nor"),
+        (b"\xef\xbb\xbfimage,labels\n" + b"a,x\n" * 2000 + b"\xe9,x\n", "not utf-8 from byte 8013 on"),
+        (b"\xff\xfei\x00,\x00\n\x00\x00\xdc", "not utf-16-le from byte 6 on"),
+    ],
+)
+def test_a_fault_of_the_encoding_far_down_is_told_with_its_place(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "labels.csv").write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        read_label_table(tmp_path / "labels.csv")
+
+
+def test_a_row_takes_some_tens_of_bytes(tmp_path: Path) -> None:
+    """`images/000000.png`: 17 bytes of a name; a tuple of cells and an object for each would be above 500."""
+    count = 20_000
+    path = write(tmp_path, "image,labels\n" + "".join(f"images/{number:06d}.png,x;y\n" for number in range(count)))
+    read_label_table(path)  # what is loaded once
+    tracemalloc.start()
+    try:
+        table = read_label_table(path)
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(table.rows) == count and table.rows[-1].labels == (0, 1)
+    assert held < 40 * count and peak < 70 * count

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import pickle
 import re
+import tracemalloc
 import unicodedata
 from pathlib import Path
 
@@ -11,9 +13,13 @@ from PIL import Image
 from cpn_fast.data.check.command import check_source
 from cpn_fast.data.sources.classes import ClassFolderSource
 from cpn_fast.data.sources.folder import FolderSource, hash_split
+from cpn_fast.data.sources.folder_images import FolderImages, FolderRecords
+from cpn_fast.files import hash_index
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.labels_csv import LabelRow
+from cpn_fast.files.label_rows import LabelRow
+from cpn_fast.files.labels_csv import read_label_table
 from cpn_fast.files.masks import write_mask
+from cpn_fast.files.packed import PackedTexts
 
 
 def folder(root: Path, images: list[str], csv: str | None = None) -> Path:
@@ -222,3 +228,54 @@ def test_a_mask_named_by_the_csv_as_jpeg_is_refused(tmp_path: Path) -> None:
     source = FolderSource(tmp_path)
     with pytest.raises(DataError, match=r"m\.jpg: a mask as JPEG, which changes the class numbers; export it again"):
         source.read(source.records("all")[0], with_mask=True)
+
+
+def test_names_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    csv = "image,labels\nc.png,z\na,x\nsub/b.png,y\n"
+    root = folder(tmp_path, ["a.png", "sub/b.png", "c.png", "twin.png", "twin.jpg"], csv)
+    monkeypatch.setattr(hash_index, "_hash", lambda name: 5)
+    source = FolderSource(root)
+    (problem,) = source.scan("all").problems
+    assert str(problem).startswith(f"{root / 'twin.png'}: the same id 'twin' as {root / 'twin.jpg'}")
+    (root / "twin.png").unlink()
+    records = FolderSource(root).records("all")
+    assert [(record.id, record.labels) for record in records] == [
+        ("a", (0,)), ("c", (2,)), ("sub/b", (1,)), ("twin", None),
+    ]  # fmt: skip
+    assert isinstance(records, FolderRecords)
+    assert records.find("sub/b") == records[2] and records.find("b") is None
+    assert records[-1] == records[3] and list(records[1:3]) == [records[1], records[2]]
+
+
+def test_a_source_is_sent_without_its_records_and_looks_again_where_it_is_asked(tmp_path: Path) -> None:
+    """Workers of a cluster, and helpers for every few images, get it to read single records."""
+    csv = "image,labels\n" + "".join(f"{number}.png,x\n" for number in range(100))
+    source = FolderSource(folder(tmp_path, [f"{number}.png" for number in range(100)], csv))
+    records = source.records("all")
+    sent = pickle.dumps(source)
+    assert len(sent) < 2000
+    there = pickle.loads(sent)
+    assert there.classes == ("x",) and there.read(records[0]).image.shape == (4, 6, 3)
+    assert list(there.records("all")) == list(records) == list(pickle.loads(pickle.dumps(records)))
+
+
+def test_an_image_takes_some_tens_of_bytes(tmp_path: Path) -> None:
+    """With its row, its place in the index and in two splits; a path and a record for each would be above 1000."""
+    count = 20_000
+    path = tmp_path / "labels.csv"
+    path.write_text("image,labels\n" + "".join(f"{number:06d}.png,x;y\n" for number in range(count)))
+    rows = read_label_table(path).rows
+    tracemalloc.start()
+    try:
+        names = PackedTexts()
+        for number in range(count):
+            names.append(f"{number:06d}.png")
+        images = FolderImages(tmp_path, names, tmp_path, rows)
+        for number in range(count):
+            images.give_row(number, number)
+        assert images.find("000007") == 7
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert images.record(5).labels == (0, 1) and images.record(5).image_path == tmp_path / "000005.png"
+    assert held < 45 * count and peak < 60 * count
