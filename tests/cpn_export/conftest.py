@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,6 +67,18 @@ def toy_info(**changes: object) -> ModelInfo:
         "cpn_fast_version": "0",
     }
     return ModelInfo(**(values | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parts_traced_once() -> Iterator[None]:
+    """Most of an export is tracing, which knows nothing of the precision that follows."""
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "onnxscript")):
+        yield
+        return
+    from tests.cpn_export.traced_once import equal_parts_traced_once
+
+    with equal_parts_traced_once():
+        yield
 
 
 @pytest.fixture(scope="session")
