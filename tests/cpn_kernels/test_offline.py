@@ -38,6 +38,18 @@ def test_kernels_of_a_training_step_compile(target: int) -> None:
     assert rows["pixel_correlation.gradient[both, bf16, 192, 32]"]["tensor_core"] > 0
 
 
+@pytest.mark.parametrize("name", ["kernel_resources.json"])
+def test_the_tables_kept_are_of_the_kernels_as_they_are_launched(name: str, repository: Path) -> None:
+    """Where this fails: `make check-kernels`, and again with the other Triton (benchmarks/README.md)."""
+    table = json.loads((repository / "benchmarks" / "results" / name).read_text())
+    assert table["faults"] == [] and table["unchecked"] == []
+    for target in offline.TARGETS:
+        found = [row["name"] for row in table["kernels"] if row["target"] == target]
+        launched = [case.name for case in offline.cases(target)]
+        assert found[: len(launched)] == launched
+        assert {name.partition(".")[0] for name in found[len(launched) :]} == {"superpixels_cuda"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [80, 86, 89, 90])
 def test_cuda_sources_compile(target: int) -> None:
