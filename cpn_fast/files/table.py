@@ -7,10 +7,10 @@ import csv
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.regular import open_regular
@@ -22,6 +22,8 @@ TABLE_SUFFIXES = CSV_SUFFIXES | SPREADSHEET_SUFFIXES
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _SAMPLE_BYTES = 4096
+_HELD_BYTES = 1 << 22
+"""Of a file that is read once and held, so that another may take its place meanwhile; larger ones are read again."""
 
 _Rows = Iterator[tuple[int, Sequence[str]]]
 
@@ -32,9 +34,9 @@ class Table:
 
     Attributes:
         header: the first row's cells, stripped; empty ones at its end are dropped.
-        rows: (line number from 1, one stripped cell per column of the header), blank rows left out. A CSV is read again
-            each time they are gone through, so that they are never all in memory; this raises DataError for a row that
-            does not fit the header, or where the file has changed since.
+        rows: (line number from 1, one stripped cell per column of the header), blank rows left out. A large CSV is read
+            again each time they are gone through, so that they are never all in memory; this raises DataError for a row
+            that does not fit the header, or where such a file has changed since.
         form: what the file is, e.g. "separated by semicolons, UTF-16".
         notes: what was guessed.
     """
@@ -56,6 +58,7 @@ class Text:
         notes: what was guessed.
         mark: bytes before the text.
         stamp: size and time of the file as its encoding was found.
+        content: all of it, where it is held.
     """
 
     path: Path
@@ -64,9 +67,12 @@ class Text:
     notes: tuple[str, ...]
     mark: int
     stamp: tuple[int, int]
+    content: bytes | None = None
 
     def open(self) -> TextIO:
         """The text from its beginning, with the line ends that it has. Raises DataError where the file has changed."""
+        if self.content is not None:
+            return io.TextIOWrapper(io.BytesIO(self.content[self.mark :]), self.encoding, newline="")
         try:
             file = open_regular(self.path)
             if _stamp(file) == self.stamp:
@@ -110,27 +116,35 @@ def find_encoding(path: Path, what: str) -> Text:
     """
     try:
         with open_regular(path) as file:
-            stamp = _stamp(file)
-            sample = file.read(_SAMPLE_BYTES)
-            for mark, encoding in _MARKS:
-                if sample.startswith(mark):
-                    _check_decodes(file, path, encoding, len(mark))
-                    return Text(path, encoding, encoding.upper()[:6].rstrip("-"), (), len(mark), stamp)
-            half = len(sample) // 2
-            for encoding, zeros in (("utf-16-le", sample[1::2]), ("utf-16-be", sample[::2])):
-                if half and zeros.count(0) > 0.4 * half:
-                    _check_decodes(file, path, encoding, 0)
-                    note = f"{path}: no byte order mark; read as {encoding}"
-                    return Text(path, encoding, "UTF-16", (note,), 0, stamp)
-            file.seek(0)
-            note = _not_utf8(file, path)
+            text = Text(path, "utf-8", "UTF-8", (), 0, _stamp(file))
+            content = file.read(_HELD_BYTES + 1)
+            if len(content) <= _HELD_BYTES:
+                return _with_encoding(io.BytesIO(content), replace(text, content=content))
+            return _with_encoding(file, text)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected {what}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot read it ({error.strerror}); expected {what}") from None
-    if note:
-        return Text(path, "cp1252", "Windows-1252 (guessed)", (note,), 0, stamp)
-    return Text(path, "utf-8", "UTF-8", (), 0, stamp)
+
+
+def _with_encoding(file: BinaryIO, text: Text) -> Text:
+    """A text that was taken for UTF-8 with the encoding that its file has."""
+    file.seek(0)
+    sample = file.read(_SAMPLE_BYTES)
+    for mark, encoding in _MARKS:
+        if sample.startswith(mark):
+            _check_decodes(file, text.path, encoding, len(mark))
+            return replace(text, encoding=encoding, form=encoding.upper()[:6].rstrip("-"), mark=len(mark))
+    half = len(sample) // 2
+    for encoding, zeros in (("utf-16-le", sample[1::2]), ("utf-16-be", sample[::2])):
+        if half and zeros.count(0) > 0.4 * half:
+            _check_decodes(file, text.path, encoding, 0)
+            note = f"{text.path}: no byte order mark; read as {encoding}"
+            return replace(text, encoding=encoding, form="UTF-16", notes=(note,))
+    file.seek(0)
+    if note := _not_utf8(file, text.path):
+        return replace(text, encoding="cp1252", form="Windows-1252 (guessed)", notes=(note,))
+    return text
 
 
 def _stamp(file: io.BufferedReader) -> tuple[int, int]:
@@ -138,7 +152,7 @@ def _stamp(file: io.BufferedReader) -> tuple[int, int]:
     return about.st_size, about.st_mtime_ns
 
 
-def _check_decodes(file: io.BufferedReader, path: Path, encoding: str, begin: int) -> None:
+def _check_decodes(file: BinaryIO, path: Path, encoding: str, begin: int) -> None:
     """Raise DataError unless a file is text in an encoding from a byte on."""
     file.seek(begin)
     decoder, place = codecs.getincrementaldecoder(encoding)(), 0
@@ -155,7 +169,7 @@ def _check_decodes(file: io.BufferedReader, path: Path, encoding: str, begin: in
         place += len(chunk)
 
 
-def _not_utf8(file: io.BufferedReader, path: Path) -> str:
+def _not_utf8(file: BinaryIO, path: Path) -> str:
     """A note where a file is no UTF-8 but Windows-1252, else "". Raises DataError where it is neither."""
     number = 0
     for line in file:  # no character of UTF-8 has the byte of a line's end in it

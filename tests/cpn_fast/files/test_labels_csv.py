@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cpn_fast.files import hash_index
+from cpn_fast.files import table as table_file
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.labels_csv import read_label_table, read_labels_csv
 from cpn_fast.files.table import read_table
@@ -229,7 +230,22 @@ def test_a_mask_that_only_a_later_line_has(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_file_that_changes_while_it_is_read_is_told(tmp_path: Path) -> None:
+@pytest.fixture(params=["held", "read again"])
+def small_and_large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is held, and one that is too large for that."""
+    if request.param == "read again":
+        monkeypatch.setattr(table_file, "_HELD_BYTES", 7)
+
+
+def test_a_held_table_stays_as_it_was_read(tmp_path: Path) -> None:
+    path = write(tmp_path, "image,labels\na,x\n")
+    table = read_table(path, "a table", "check it")
+    path.unlink()
+    assert list(table.rows) == list(table.rows) == [(2, ("a", "x"))]
+
+
+def test_a_large_file_that_changes_while_it_is_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_file, "_HELD_BYTES", 7)
     path = write(tmp_path, "image,labels\na,x\nb,y\n")
     table = read_table(path, "a table", "check it")
     assert [line for line, _ in table.rows] == [line for line, _ in table.rows] == [2, 3]
@@ -239,6 +255,7 @@ def test_a_file_that_changes_while_it_is_read_is_told(tmp_path: Path) -> None:
         list(table.rows)
 
 
+@pytest.mark.usefixtures("small_and_large")
 @pytest.mark.parametrize(
     ("data", "message"),
     [
