@@ -72,7 +72,9 @@ class Text:
     def open(self) -> TextIO:
         """The text from its beginning, with the line ends that it has. Raises DataError where the file has changed."""
         if self.content is not None:
-            return io.TextIOWrapper(io.BytesIO(self.content[self.mark :]), self.encoding, newline="")
+            held = io.BytesIO(self.content)
+            held.seek(self.mark)
+            return io.TextIOWrapper(held, self.encoding, newline="")
         try:
             file = open_regular(self.path)
             if _stamp(file) == self.stamp:
@@ -117,7 +119,7 @@ def find_encoding(path: Path, what: str) -> Text:
     try:
         with open_regular(path) as file:
             text = Text(path, "utf-8", "UTF-8", (), 0, _stamp(file))
-            content = file.read(_HELD_BYTES + 1)
+            content = file.read(min(text.stamp[0], _HELD_BYTES) + 1)
             if len(content) <= _HELD_BYTES:
                 return _with_encoding(io.BytesIO(content), replace(text, content=content))
             return _with_encoding(file, text)
