@@ -43,16 +43,15 @@ inline __attribute__((always_inline)) void turn_hue(int32_t* __restrict red, int
     // The last hue is rounded up to 6: the first one again.
     const int32_t whole = static_cast<int32_t>(place), sector = either(whole < 6, whole, 0);
     const float rest = std::min(place, 6.0f) - static_cast<float>(whole);
-    // OpenCV's multiply-add rounds once: the product of two floats fits into a double.
-    const auto level = [&](float part) {
-      const double faded = 1.0 - static_cast<double>(saturation) * static_cast<double>(part);
-      return static_cast<int32_t>(value * static_cast<float>(faded) + 0.5f);
-    };
-    const int32_t low = level(1.0f), falling = level(rest), rising = level(1.0f - rest);
-    const int32_t odd = either((sector & 1) != 0, falling, rising);
-    red[x] = either((sector == 0) | (sector == 5), most, either((sector == 1) | (sector == 4), odd, low));
-    green[x] = either((sector == 1) | (sector == 2), most, either((sector == 0) | (sector == 3), odd, low));
-    blue[x] = either((sector == 3) | (sector == 4), most, either((sector == 2) | (sector == 5), odd, low));
+    // Colours fall in odd sectors and rise in even ones. OpenCV's multiply-add rounds once: the product of two floats
+    // fits into a double.
+    const float falls = static_cast<float>(sector & 1), part = falls * rest + (1.0f - falls) * (1.0f - rest);
+    const double left = 1.0 - static_cast<double>(saturation) * static_cast<double>(part);
+    const int32_t moving = static_cast<int32_t>(value * static_cast<float>(left) + 0.5f);
+    const int32_t low = static_cast<int32_t>(value * (1.0f - saturation) + 0.5f);
+    red[x] = either((sector == 0) | (sector == 5), most, either((sector == 1) | (sector == 4), moving, low));
+    green[x] = either((sector == 1) | (sector == 2), most, either((sector == 0) | (sector == 3), moving, low));
+    blue[x] = either((sector == 3) | (sector == 4), most, either((sector == 2) | (sector == 5), moving, low));
   }
 }
 
