@@ -38,11 +38,13 @@ def test_kernels_of_a_training_step_compile(target: int) -> None:
     assert rows["pixel_correlation.gradient[both, bf16, 192, 32]"]["tensor_core"] > 0
 
 
-@pytest.mark.parametrize("name", ["kernel_resources.json"])
+@pytest.mark.parametrize("name", ["kernel_resources.json", "kernel_resources_triton36.json"])
 def test_the_tables_kept_are_of_the_kernels_as_they_are_launched(name: str, repository: Path) -> None:
     """Where this fails: `make check-kernels`, and again with the other Triton (benchmarks/README.md)."""
     table = json.loads((repository / "benchmarks" / "results" / name).read_text())
-    assert table["faults"] == [] and table["unchecked"] == []
+    # Triton 3.6 spills a little where a pixel's maps have 128 channels, and once in float32.
+    spilled = [fault for fault in table["faults"] if "pixel_correlation." in fault and "spills registers" in fault]
+    assert table["faults"] == (spilled if "triton36" in name else []) and table["unchecked"] == []
     for target in offline.TARGETS:
         found = [row["name"] for row in table["kernels"] if row["target"] == target]
         launched = [case.name for case in offline.cases(target)]
