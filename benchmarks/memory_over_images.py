@@ -12,6 +12,7 @@ benchmarks/results/memory_over_images.json, and the picture and table of docs/gu
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -210,27 +211,42 @@ def write(name: str, folder: Path, count: int) -> None:
         {"shards": write_shards, "parquet": write_parquet, "files": write_files}[kind](folder / kind, count)
 
 
+def commit() -> str:
+    asked = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main(counts: Sequence[int], steps: Sequence[str]) -> None:
-    found = json.loads(RESULT.read_text())["images"] if RESULT.is_file() else {}
+    record = json.loads(RESULT.read_text()) if RESULT.is_file() else {"images": {}}
+    found = record["images"]
     for count in counts:
         with tempfile.TemporaryDirectory(dir=os.environ.get("BENCHMARK_FOLDER")) as temporary:
             folder = Path(temporary)
             for name in steps:
                 write(name, folder, count)
-                found.setdefault(str(count), {})[name] = measured(name, folder)
+                found.setdefault(str(count), {})[name] = measured(name, folder) | {"commit": commit()}
                 print(count, name, json.dumps(found[str(count)][name]), flush=True)
-        asked = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-        about = {"python": platform.python_version(), "cores": os.cpu_count(), "commit": commit}
-        RESULT.write_text(json.dumps({"machine": about, "images": found}, indent=2) + "\n")
+        record["machine"] = record.get("machine", {}) | {"python": platform.python_version(), "cores": os.cpu_count()}
+        RESULT.write_text(json.dumps(record, indent=2) + "\n")
     draw(found)
 
 
+def count_or_step(text: str) -> int | str:
+    if text.isdecimal():
+        return int(text)
+    if text in STEPS:
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is neither a number of images nor one of {', '.join(STEPS)}")
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "--step":
+    if sys.argv[1:2] == ["--step"]:
         begin = time.process_time()
         step(sys.argv[2], Path(sys.argv[3]))
         print(time.process_time() - begin, peak_mib())
     else:
-        given = [text for text in sys.argv[1:] if not text.isdecimal()]
-        main([int(text) for text in sys.argv[1:] if text.isdecimal()], given or list(STEPS))
+        parser = argparse.ArgumentParser(description="Time and peak memory of a labelling over N images.")
+        parser.add_argument("given", nargs="+", type=count_or_step, metavar="N|STEP", help="numbers, then steps")
+        given = parser.parse_args().given
+        names = [each for each in given if isinstance(each, str)]
+        main([each for each in given if isinstance(each, int)], names or list(STEPS))
