@@ -103,6 +103,7 @@ class BatchStream:
         if self._device is not None and config.patch.superpixels == "online" and hides_superpixels(config):
             self._online = slic_device or torch.device("cpu")  # the loading processes have no crop to look at
         self._side, self._fill, self._patch = config.augment.crop, fill, config.patch
+        self._pairs = config.method == "cpn"
         geometries = self._maps is not None or self._online is not None
         self._crops = _Crops(source, records, config, cache, fill, geometries, masks)
         self._span = Span(start_step, total_steps, rank, world_size, passes)
@@ -121,6 +122,8 @@ class BatchStream:
                 tensors["patches"] = self._maps.crops(tensors.pop("geometry"), self._side)
             elif self._online is not None:
                 tensors["patches"] = self._online_patches(tensors, self._online)
+            elif not self._pairs:
+                tensors["patches"] = no_patches(len(ids))
             yield Batch(tuple(ids), **tensors)
 
     def _online_patches(self, tensors: dict[str, torch.Tensor], device: torch.device) -> torch.Tensor:
@@ -130,6 +133,11 @@ class BatchStream:
         # Pinned by the loader where there is a GPU, so that the copy is queued like everything after it.
         tensors["images"] = images.to(device, non_blocking=True)
         return online_patches_of_batch(tensors["images"], geometry, self._patch)
+
+
+def no_patches(count: int) -> torch.Tensor:
+    """What a batch of `count` crops has for patches where nothing is hidden: int32 zeros [count, 1, 1]."""
+    return torch.zeros(count, 1, 1, dtype=torch.int32)
 
 
 def needs_superpixels(config: TrainConfig) -> bool:
@@ -199,7 +207,7 @@ class _Crops(Dataset[Crop]):
         if self._geometries:
             level = 0 if self._cache is None else self._cache.level(record, geometry.share_seen)
             tensors["geometry"] = torch.from_numpy(geometry_numbers(geometry, number, level))
-        else:
+        elif config.method == "cpn":
             crop = None if packed else tensors["images"].numpy()
             patches = self._patches(record, crop, geometry, epoch, f"grid{suffix}")
             tensors["patches"] = torch.from_numpy(patches)
@@ -214,10 +222,8 @@ class _Crops(Dataset[Crop]):
         if hides_superpixels(config):
             assert crop is not None
             return online_patches(crop, geometry, config.patch)
-        if config.method == "cpn":
-            rng = generator(config.loop.seed, epoch, record.id, purpose)
-            return grid_patches(geometry, config.patch.grid_sides, rng)
-        return geometry.apply_map(np.zeros((1, 1), np.int32))
+        rng = generator(config.loop.seed, epoch, record.id, purpose)
+        return grid_patches(geometry, config.patch.grid_sides, rng)
 
 
 def _labels(record: Record, sample: Sample) -> np.ndarray:

@@ -10,7 +10,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from cpn_fast.cam.area_watch import AreaWatch
-from cpn_fast.cam.batches import BatchStream, mean_colour
+from cpn_fast.cam.batches import BatchStream, mean_colour, no_patches
 from cpn_fast.cam.pixel_masks import open_pixel_masks
 from cpn_fast.cam.validation import CamValidator, create_validator
 from cpn_fast.config.ranges import check_ranges, out_of_range
@@ -140,8 +140,10 @@ class CamTask(TrainingTask[TrainConfig]):
         """A step of the method itself, also where the first ones are a warm-up's; patches are cells of a grid."""
         images = self.noise()
         share, crop = images.shape[:2]
-        cell = torch.arange(crop) // TRIAL_CELL
-        patches = (cell[:, None] * (int(cell[-1]) + 1) + cell).int().expand(share, crop, crop).contiguous()
+        patches = no_patches(share)
+        if self.config.method == "cpn":
+            cell = torch.arange(crop) // TRIAL_CELL
+            patches = (cell[:, None] * (int(cell[-1]) + 1) + cell).int().expand(share, crop, crop).contiguous()
         labels = torch.zeros(share, len(self.classes))
         labels[:, :TRIAL_CLASSES] = 1
         targets = None if self.masks is None else torch.zeros(share, crop, crop, dtype=torch.uint8)

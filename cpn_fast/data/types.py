@@ -58,7 +58,7 @@ class Batch:
     Attributes:
         ids: the B sample ids.
         images: uint8 [B, H, W, 3] RGB, augmented crops.
-        patches: int32 [B, H, W] patch of every pixel, -1 = crop padding.
+        patches: int32 [B, H, W] patch of every pixel, -1 = crop padding; zeros [B, 1, 1] of methods that hide none.
         keys: int64 [B], the random key of (seed, epoch, sample id) from which hidden patches are drawn.
         labels: float32 [B, K].
         targets: uint8 [B, H, W] pixel labels, 0 background, 1..K classes, 255 void; None without.

@@ -63,7 +63,7 @@ class Geometry:
         """
         (top, left), (row, column), (rows, columns) = self.source, self.target, self.extent
         out = np.full((self.crop, self.crop), fill, np.int32)
-        if labels.shape == (1, 1):  # as all are where an image does not fall into patches
+        if labels.shape == (1, 1):  # as a grid asks where the image stands
             out[row : row + rows, column : column + columns] = labels
             return out
         down = _nearest(np.arange(top, top + rows), self.scaled[0], labels.shape[0])

@@ -210,11 +210,12 @@ def test_a_step_leaves_its_device_nowhere(kernels: None, monkeypatch: pytest.Mon
     assert {f"cpn.{name}.default" for name in OPERATORS} <= {*watched.operators} and len(watched.operators) > 200
 
 
-def test_every_batch_of_a_run_has_the_same_shapes(small_demo: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["cam", "cpn"])
+def test_every_batch_of_a_run_has_the_same_shapes(small_demo: Path, tmp_path: Path, method: str) -> None:
     """Also where the images do not fill the last one: a CUDA graph is made once."""
     config = replace(
         CONFIG, data=f"demo:{small_demo}", output=tmp_path, loop=LoopOptions(batch_size=5), patch=PatchOptions("grid"),
-        augment=AugmentOptions(crop=32), device=DeviceOptions(workers=0), options=MethodOptions(),
+        augment=AugmentOptions(crop=32), device=DeviceOptions(workers=0), options=MethodOptions(), method=method,
     )  # fmt: skip
     source = open_source(config.data)
     records = source.records("train")

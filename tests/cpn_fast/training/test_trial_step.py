@@ -120,8 +120,9 @@ def test_a_teacher_that_follows_in_the_step_is_put_back(small_demo: Path, tmp_pa
     assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
 
 
-def test_its_inputs_are_like_a_real_step(small_demo: Path, tmp_path: Path) -> None:
-    settings = with_recipe(config(small_demo, tmp_path / "run"))
+@pytest.mark.parametrize("method", ["cam", "seam", "cpn"])
+def test_its_inputs_are_like_a_real_step(small_demo: Path, tmp_path: Path, method: str) -> None:
+    settings = with_recipe(replace(config(small_demo, tmp_path / "run"), method=method))
     task = CamTask(settings, create_fabric(settings))
     net = task.create_net()
     batch = next(iter(task.stream(net, Span(0, 1, 0, 1))))
