@@ -5,8 +5,9 @@ Names of steps behind the numbers have these measured alone; the others of the r
 Tars of images of 8 x 8 pixels with labels are written, looked through, labelled into shards by a network that does
 nothing (so that planning, reading, encoding and writing are all that is measured), and labelled again, when all is up
 to date; Parquet files of the same are looked through and read; a folder of files with a CSV is looked through, labelled
-by a work that only says it is done, so that no million files of masks are written, and its manifest read. Each step
-is a process of its own, whose largest resident memory the system tells. Results go to
+by a work that only says it is done, so that no million files of masks are written, its manifest read, and its labelled
+images taken for another job, as `cpn refine` takes them. The masks in shards are scored with `cpn evaluate`, which
+imports torch. Each step is a process of its own, whose largest resident memory the system tells. Results go to
 benchmarks/results/memory_over_images.json, and the picture and table of docs/guide/shards.md.
 """
 
@@ -24,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,6 +39,7 @@ from cpn_fast.files.manifest import Manifest
 from cpn_fast.files.shards.job import run_into_shards
 from cpn_fast.files.shards.masks import ShardWriter
 from cpn_fast.inference.sink import mask_sink
+from cpn_fast.refine.labelled_folder import LabelledFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "memory_over_images.json"
@@ -47,10 +50,13 @@ STEPS = {
     "index": "shards: looked through, once",
     "label": "shards: read, and masks written into shards",
     "again": "shards: the same again, all up to date",
+    "torch": "imports of `cpn evaluate` alone",
+    "score": "shards: masks scored",
     "parquet": "Parquet: looked through, and every image read",
     "folder": "files: CSV read, images listed, records made",
     "work": "files: the same, and labelled without writing masks",
     "manifest": "files: manifest looked up",
+    "refine": "files: labelled images of a folder taken for another job, without writing masks",
 }
 
 
@@ -75,6 +81,26 @@ class Said(ImageJobs[Record, Record]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SaidAgain(ImageJobs[Entry, Entry]):
+    """The same of the lines of a labelling."""
+
+    verb: ClassVar[str] = "refine"
+    participle: ClassVar[str] = "refined"
+
+    def id_of(self, item: Entry) -> str:
+        return item["id"]
+
+    def is_done(self, item: Entry, entry: Mapping[str, Any]) -> bool:
+        return True
+
+    def bytes_needed(self, todo: Sequence[Entry]) -> float:
+        return 100.0 * len(todo)
+
+    def work(self, item: Entry) -> Entry:
+        return {"id": item["id"], "status": "ok", "image": item["image"], "labels": ["a"], "confidence": 0.5}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Nothing(Said):
     """Reads every image and gives it an empty mask."""
 
@@ -93,14 +119,21 @@ def tiny(number: int) -> bytes:
     return data.getvalue()
 
 
-def write_shards(folder: Path, count: int) -> None:
+def empty_mask() -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(data, "PNG")
+    return data.getvalue()
+
+
+def write_shards(folder: Path, count: int, truth: bool = False) -> None:
     folder.mkdir()
     pictures = [tiny(number) for number in range(256)]
+    more = [("mask.png", empty_mask())] if truth else []
     for shard in range(-(-count // IN_SHARD)):
         with tarfile.open(folder / f"train-{shard:06d}.tar", "w") as tar:
             for number in range(shard * IN_SHARD, min(count, (shard + 1) * IN_SHARD)):
-                for name, data in ((f"{number:08d}.png", pictures[number % 256]), (f"{number:08d}.cls", b"a")):
-                    info = tarfile.TarInfo(name)
+                for kind, data in [("png", pictures[number % 256]), ("cls", b"a"), *more]:
+                    info = tarfile.TarInfo(f"{number:08d}.{kind}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
 
@@ -133,6 +166,7 @@ def write_files(folder: Path, count: int) -> None:
             path.write_bytes(tiny(number))
         else:
             path.hardlink_to(folder / names[number % 256])
+    (folder / "labelmap.txt").write_text("background:0,0,0::\na:128,0,0::\n")
     (folder / "labels.csv").write_text("image,labels\n" + "".join(f"{name},a\n" for name in names))
     with (folder / "manifest.jsonl").open("w") as file:
         for name in names:
@@ -165,6 +199,18 @@ def step(name: str, folder: Path) -> None:
         records = open_source(f"folder:{folder}/files").records("all")
         jobs = Said(output=folder / "said", items=records, settings={}, data="", workers=2)
         assert run(jobs).written == len(records)
+    elif name in ("torch", "score"):
+        from cpn_fast.scoring.command import run_evaluate
+        from cpn_fast.scoring.options import EvaluateConfig
+
+        if name == "score":
+            run_evaluate(EvaluateConfig(folder / "masks", f"wds:{folder}/truth", split="train"))
+    elif name == "refine":
+        labelled = LabelledFolder.open(folder / "files")
+        again = SaidAgain(
+            output=folder / "again", items=labelled.entries, settings={}, data="", workers=2, planned=labelled.planned
+        )
+        assert run(again).written == len(labelled.entries)
     elif name == "manifest":
         assert Manifest(folder / "files" / "manifest.jsonl").index().find("0000/00000001")
 
@@ -205,10 +251,12 @@ def draw(counts: dict[str, dict[str, dict[str, float]]]) -> None:
 
 def write(name: str, folder: Path, count: int) -> None:
     """What a step reads, unless it is there."""
-    kinds = {"index": "shards", "label": "shards", "again": "shards", "parquet": "parquet", "nothing": ""}
+    kinds = {"index": "shards", "label": "shards", "again": "shards", "parquet": "parquet", "score": "truth"}
+    kinds |= {"nothing": "", "torch": ""}
     kind = kinds.get(name, "files")
     if kind and not (folder / kind).exists():
-        {"shards": write_shards, "parquet": write_parquet, "files": write_files}[kind](folder / kind, count)
+        writers = {"shards": write_shards, "parquet": write_parquet, "files": write_files}
+        writers.get(kind, partial(write_shards, truth=True))(folder / kind, count)
 
 
 def commit() -> str:

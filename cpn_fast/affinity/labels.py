@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -214,11 +214,12 @@ def make_affinity_labels(config: AffinityConfig, path: Path, progress: Progress 
         overwrite=_made_otherwise(path, settings), folder=folder, exponents=exponents,
     )  # fmt: skip
     run_jobs(jobs, progress)
-    known = Manifest(path / MANIFEST_NAME).entries()
-    entries = [known[entry["id"]] for entry in folder.entries]
-    ok = [entry for entry in entries if entry["status"] == "ok"]
-    if len(ok) < len(entries):
-        log.warning("%d of %d images are excluded from the training", len(entries) - len(ok), len(entries))
+    with closing(Manifest(path / MANIFEST_NAME).index()) as known:
+        found = (known.find(entry["id"]) for entry in folder.entries)
+        ok = [entry for entry in found if entry is not None and entry["status"] == "ok"]
+    if len(ok) < len(folder.entries):
+        excluded = len(folder.entries) - len(ok)
+        log.warning("%d of %d images are excluded from the training", excluded, len(folder.entries))
     return AffinityLabels(folder.classes, ok)
 
 

@@ -23,7 +23,7 @@ from cpn_fast.files.chosen import choose
 from cpn_fast.files.disk_space import check_disk_space
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.lock import locked
-from cpn_fast.files.manifest import Manifest
+from cpn_fast.files.manifest import Manifest, ManifestLines
 from cpn_fast.files.member import ImageFile
 from cpn_fast.files.output_folder import MANIFEST_NAME, raise_io_errors_as, record_settings
 from cpn_fast.files.plan import write_plan
@@ -65,22 +65,6 @@ def bounded_map(
     finally:
         for future in pending:
             future.cancel()
-
-
-@dataclass(frozen=True)
-class Made(Iterable[Entry]):
-    """The lines that a job has added to a manifest, read when they are asked for: 8 bytes an image, not a dict.
-
-    Attributes:
-        manifest: where they are.
-        places: the byte at which each begins.
-    """
-
-    manifest: Manifest
-    places: Sequence[int]
-
-    def __iter__(self) -> Iterator[Entry]:
-        return self.manifest.lines_at(self.places)
 
 
 @dataclass(frozen=True)
@@ -286,7 +270,7 @@ def run(jobs: ImageJobs[Any, Any], progress: Progress = SILENT, engine: Engine =
             if entry["status"] != "ok":
                 count += 1
                 failed += [entry] if count == 1 else []
-    summary = JobSummary(len(places) - count, skipped, count, jobs.output, Made(manifest, places))
+    summary = JobSummary(len(places) - count, skipped, count, jobs.output, ManifestLines(manifest, places))
     say_failures(jobs, failed, summary)
     return summary
 

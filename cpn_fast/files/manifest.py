@@ -8,8 +8,9 @@ import os
 import threading
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any, BinaryIO
@@ -94,7 +95,7 @@ class Manifest:
                     file.seek(place)
                     yield json.loads(file.readline())
         except (OSError, ValueError) as error:
-            raise DataError(f"{self.path}: changed while it was written ({error}); run the command again") from None
+            raise DataError(f"{self.path}: changed in the meantime ({error}); run the command again") from None
 
     def entries(self) -> dict[str, dict[str, Any]]:
         """The last entry of every id, in the order of first appearance.
@@ -139,6 +140,13 @@ class Manifest:
 
     def stream(self) -> Iterator[dict[str, Any]]:
         """The last entry of every id, in the order of these lines. Warns and raises as `entries`."""
+        return (entry for _, entry in self._placed())
+
+    def last_lines(self, keep: Callable[[dict[str, Any]], bool]) -> ManifestLines:
+        """Those of the last entries of every id that `keep` is true of. Warns and raises as `entries`."""
+        return ManifestLines(self, array("Q", (place for place, entry in self._placed() if keep(entry))))
+
+    def _placed(self) -> Iterator[tuple[int, dict[str, Any]]]:
         index = self.index()
         try:
             yield from index.entries()
@@ -174,6 +182,30 @@ class Manifest:
         return self._descriptor
 
 
+@dataclass(frozen=True)
+class ManifestLines(Sequence[dict[str, Any]]):
+    """Some lines of a manifest, read when they are asked for: 8 bytes an image, not a dict.
+
+    Attributes:
+        manifest: where they are.
+        places: the byte at which each begins.
+    """
+
+    manifest: Manifest
+    places: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.manifest.lines_at(self.places)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return ManifestLines(self.manifest, self.places[number])
+        return next(self.manifest.lines_at([self.places[number]]))
+
+
 class ManifestIndex:
     """The last entry of every id, read when it is asked for.
 
@@ -195,10 +227,10 @@ class ManifestIndex:
                 return entry
         return None
 
-    def entries(self) -> Iterator[dict[str, Any]]:
-        """All of them, in the order of their lines."""
-        for offset in np.setdiff1d(self._offsets.numbers(), self._outdated(), assume_unique=True).tolist():
-            yield self._at(offset)
+    def entries(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """All of them with the byte at which each begins, in the order of their lines."""
+        for offset in map(int, np.setdiff1d(self._offsets.numbers(), self._outdated(), assume_unique=True)):
+            yield offset, self._at(offset)
 
     def close(self) -> None:
         """Close the file."""

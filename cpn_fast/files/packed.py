@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -39,10 +39,16 @@ class Packed(Sequence[bytes]):
 
 
 class PackedTexts(Sequence[str]):
-    """Texts, also names of files that are no UTF-8, packed."""
+    """Texts, also names of files that are no UTF-8, packed.
 
-    def __init__(self) -> None:
+    Args:
+        texts: to begin with.
+    """
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
         self._packed = Packed()
+        for text in texts:
+            self.append(text)
 
     def append(self, text: str) -> None:
         """Add one."""

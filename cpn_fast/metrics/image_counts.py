@@ -75,7 +75,7 @@ class ImageCounts:
             np.array(counts, np.int32),
         )
 
-    def take(self, order: Sequence[int]) -> ImageCounts:
+    def take(self, order: Sequence[int] | NDArray[np.integer]) -> ImageCounts:
         """Those of some images, in this order."""
         chosen = np.asarray(order, np.int64)
         lengths = np.diff(self.offsets)[chosen]
@@ -122,7 +122,7 @@ class ScoredImages:
         path: the file.
     """
 
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     classes: tuple[str, ...]
     maps: Mapping[str, ImageCounts]
     path: Path = Path(COUNTS_NAME)
@@ -132,13 +132,21 @@ def write_counts(path: Path, scored: ScoredImages) -> None:
     """Write counts.npz in one step."""
     arrays: dict[str, NDArray[np.generic]] = {
         "format": np.array(FORMAT),
-        "ids": np.array(scored.ids, dtype=np.str_),
+        "ids": _text_array(scored.ids),
         "classes": np.array(scored.classes, dtype=np.str_),
     }
     for name, counts in scored.maps.items():
         arrays |= {f"{name}/{part}": getattr(counts, part) for part in PARTS}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def _text_array(texts: Sequence[str]) -> NDArray[np.str_]:
+    """As `np.array` makes it, without all of them as Python's strings."""
+    found = np.empty(len(texts), f"U{max(map(len, texts), default=1) or 1}")
+    for place, text in enumerate(texts):
+        found[place] = text
+    return found
 
 
 def read_counts(path: Path) -> ScoredImages:

@@ -224,12 +224,15 @@ def _check(stage: Stage, outcome: Outcome) -> None:
 def _complete(stage: Stage) -> str:
     """The digest of a stage's outputs. Raises DataError where something is missing."""
     if stage.manifest is not None:
-        entries = Manifest(stage.manifest / MANIFEST_NAME).entries()
-        failed = [entry for entry in entries.values() if entry["status"] != "ok"]
+        total, failed, first = 0, 0, ""
+        for entry in Manifest(stage.manifest / MANIFEST_NAME).stream():
+            total += 1
+            if entry["status"] != "ok":
+                failed, first = failed + 1, first or str(entry.get("error"))
         if failed:
             raise DataError(
-                f"stage {stage.name!r}: {len(failed)} of {len(entries)} images failed, the first: "
-                f"{failed[0].get('error')}; fix them, or take them off the split, and rerun the same command to resume"
+                f"stage {stage.name!r}: {failed} of {total} images failed, the first: {first}; fix them, or "
+                "take them off the split, and rerun the same command to resume"
             )
     digest = content_digest(stage.outputs)
     if digest is None:

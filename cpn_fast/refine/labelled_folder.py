@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,7 +30,7 @@ class LabelledFolder:
 
     Attributes:
         masks: the folder.
-        entries: the manifest's entries of the labelled images, each with `id` and `image`, in their order.
+        entries: the manifest's entries of the labelled images, each with `id` and `image`, in the order of their lines.
         classes: the K foreground class names.
         settings: of the labelling, such as `beta`; empty where it left none.
         images: image path by id, where they are known better than the manifest says.
@@ -38,7 +38,7 @@ class LabelledFolder:
     """
 
     masks: MaskFolder
-    entries: tuple[Mapping[str, Any], ...]
+    entries: Sequence[Mapping[str, Any]]
     classes: tuple[str, ...]
     settings: Mapping[str, Any]
     images: Mapping[str, ImageFile]
@@ -58,26 +58,21 @@ class LabelledFolder:
         masks, manifest = MaskFolder.at(path), path / MANIFEST_NAME
         if not manifest.is_file():
             raise DataError(f"{manifest}: not found; expected a folder that `cpn label` wrote: give that")
-        entries = list(masks.manifest().entries().values())
-        ok = [entry for entry in entries if entry.get("status") == "ok"]
-        if not ok:
-            raise DataError(
-                f"{manifest}: none of its {len(entries)} images is labelled; run `cpn label` to the end first"
-            )
-        for entry in ok:
-            if not isinstance(entry.get("image"), str):
-                raise DataError(f"{manifest}: {entry['id']!r} has no `image`, the path of its image; label it again")
+        labelled = masks.manifest().last_lines(lambda entry: _is_labelled(entry, manifest))
+        if not labelled:
+            found = sum(1 for _ in masks.manifest().stream())
+            raise DataError(f"{manifest}: none of its {found} images is labelled; run `cpn label` to the end first")
         masks.warn_if_half_done()
         classes, settings = read_labelmap(path / "labelmap.txt"), masks.settings()
         source = open_source(data) if data else None
         sources = () if source is None else folders_of(source)
-        return cls(masks, tuple(ok), classes, settings, images_of(source), sources)
+        return cls(masks, labelled, classes, settings, images_of(source), sources)
 
     @property
-    def planned(self) -> list[str]:
+    def planned(self) -> Iterable[str]:
         """The ids of all images that were to be labelled, also of those that are not yet."""
         plan = read_plan(self.path)
-        return [entry["id"] for entry in self.entries] if plan is None else list(plan.ids)
+        return (entry["id"] for entry in self.entries) if plan is None else plan.ids
 
     @property
     def path(self) -> Path:
@@ -126,6 +121,15 @@ class LabelledFolder:
                 "from the folder where it was labelled, or give --data SOURCE, where it is found by its id"
             )
         return read_image(path)
+
+
+def _is_labelled(entry: Mapping[str, Any], manifest: Path) -> bool:
+    """Whether a line is that of a labelled image. Raises DataError where it does not say which."""
+    if entry["status"] != "ok":
+        return False
+    if not isinstance(entry.get("image"), str):
+        raise DataError(f"{manifest}: {entry['id']!r} has no `image`, the path of its image; label it again")
+    return True
 
 
 def images_of(source: Source | None) -> dict[str, ImageFile]:

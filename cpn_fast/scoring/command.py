@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -26,9 +27,10 @@ from cpn_fast.files.jobs import Entry
 from cpn_fast.files.mask_folder import MASK_FOLDER, MaskFolder, seen_instead
 from cpn_fast.files.member import ImageFile
 from cpn_fast.files.output_folder import check_is_folder
+from cpn_fast.files.packed import PackedTexts
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.inference.class_mapping import ClassMapping
-from cpn_fast.inference.counting import counted, places
+from cpn_fast.inference.counting import Places, counted
 from cpn_fast.inference.image_size import warn_of_size
 from cpn_fast.inference.options import check_positive
 from cpn_fast.inference.reader import InferenceOptions
@@ -205,13 +207,12 @@ def _evaluate_masks(
     folder.warn_if_half_done()
     classes = folder.classes() or tuple(source.classes)
     mapping = ClassMapping.between(source.classes, classes)
-    found = _Found(np.zeros((len(classes) + 1, len(classes) + 2), dtype=np.int64))
+    found = _Found(Places(records), np.zeros((len(classes) + 1, len(classes) + 2), dtype=np.int64))
     work = MaskCounts(workers=config.workers, source=source, folder=folder, mapping=mapping)
     _say_begin(config, source, records)
     with closing(counted(work, records, config.open_engine(), progress)) as entries:
         each = ImageCounts.of_confusions(found.matrices(entries))
-    place = places(records)
-    missing = [path for _, path in sorted(found.missing, key=lambda item: place[item[0]])]
+    missing = [path for _, path in sorted(found.missing)]
     without_truth, confusion = found.without_truth, found.confusion
     _check_found(config, folder, len(records), without_truth, missing)
     about = {
@@ -223,9 +224,10 @@ def _evaluate_masks(
     metrics = {**point_values(iou_point(confusion), classes), "sweep": None, **about}
     warn_without_foreground(source.spec, confusion)
     output = config.output or config.target
-    order = sorted(range(len(found.ids)), key=lambda index: place[found.ids[index]])
-    ids = tuple(found.ids[index] for index in order)
-    write_counts(output / COUNTS_NAME, ScoredImages(ids, tuple(classes), {"masks": each.take(order)}))
+    scored = np.frombuffer(found.scored, np.uint32) if found.scored else np.zeros(0, np.uint32)
+    ids = PackedTexts(records[place].id for place in np.sort(scored).tolist())
+    each = each.take(np.argsort(scored))
+    write_counts(output / COUNTS_NAME, ScoredImages(ids, tuple(classes), {"masks": each}))
     write_metrics(output / METRICS_NAME, metrics)
     progress.say(class_table(metrics, f"IoU in %, mean {percent(metrics['miou'])}"))
     if missing:
@@ -242,15 +244,17 @@ class _Found:
     """What was counted of masks, all together.
 
     Attributes:
+        places: of the images in their split.
         confusion: int64 [C, C + 1].
-        ids: of the scored images, as they came.
-        missing: id and path of each mask that is not there.
+        scored: places of the scored images, as they came.
+        missing: place of the image and path of each mask that is not there.
         without_truth: images without ground truth.
     """
 
+    places: Places
     confusion: NDArray[np.int64]
-    ids: list[str] = field(default_factory=list)
-    missing: list[tuple[str, str]] = field(default_factory=list)
+    scored: array[int] = field(default_factory=lambda: array("I"))
+    missing: list[tuple[int, str]] = field(default_factory=list)
     without_truth: int = 0
 
     def matrices(self, entries: Iterable[Entry]) -> Iterator[NDArray[np.int64]]:
@@ -259,12 +263,12 @@ class _Found:
             counts = entry["counts"]
             if counts is not None:
                 self.confusion += counts
-                self.ids.append(entry["id"])
+                self.scored.append(self.places.of(entry["id"]))
                 yield counts
             elif entry["missing"] is None:
                 self.without_truth += 1
             else:
-                self.missing.append((entry["id"], entry["missing"]))
+                self.missing.append((self.places.of(entry["id"]), entry["missing"]))
 
 
 def _mask_folder(target: Path) -> MaskFolder:

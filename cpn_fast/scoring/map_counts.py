@@ -14,7 +14,7 @@ from cpn_fast.cam.inference import Prediction, predictions
 from cpn_fast.data.types import Record
 from cpn_fast.device import ready_device
 from cpn_fast.files.jobs import Entry, error_entry
-from cpn_fast.inference.counting import places
+from cpn_fast.inference.counting import Places
 from cpn_fast.inference.reader import Failure
 from cpn_fast.inference.record_work import NetworkWork
 from cpn_fast.metrics.beta_sweep import BetaSweep, Bins, image_bins
@@ -115,8 +115,8 @@ class Tally:
 
     def scored_images(self, records: Sequence[Record], classes: Sequence[str]) -> ScoredImages:
         """What was counted of each image, all scales together, in the order of the split."""
-        place = places(records)
-        order = sorted(range(len(self.ids)), key=lambda index: place[self.ids[index]])
+        places = Places(records)
+        order = sorted(range(len(self.ids)), key=lambda index: places.of(self.ids[index]))
         maps: dict[str, ImageCounts] = {
             name: ImageCounts.of([sweep.per_image[index] for index in order], len(classes))
             for (name, scale), sweep in self.sweeps.items()

@@ -192,6 +192,12 @@ def test_the_index_finds_the_last_entry_of_every_id(tmp_path: Path, caplog: pyte
     streamed = list(Manifest(path).stream())
     assert {entry["id"]: entry for entry in streamed} == entries and len(streamed) == 100
     assert [entry["foreground"] for entry in streamed] == list(range(200, 300))  # as the lines are
+    even = Manifest(path).last_lines(lambda entry: entry["foreground"] % 2 == 0)
+    assert list(even) == streamed[::2] and len(even) == 50
+    assert even[7] == streamed[14] and even[-1] == streamed[98] and list(even[3:6]) == streamed[6:12:2]
+    with Manifest(path) as manifest:  # what comes later changes nothing of what was read
+        manifest.append({"id": "ü0", "status": "ok", "foreground": 300})
+    assert list(even) == streamed[::2] and not Manifest(tmp_path / "none").last_lines(bool)
 
 
 def test_two_ids_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,5 +234,5 @@ def test_lines_are_read_where_they_were_written_also_beside_another_writer(tmp_p
         assert [entry["n"] for entry in one.lines_at(places)] == [0, 1, 2, 3]
         assert [entry["n"] for entry in one.lines_at(places[::-2])] == [3, 1]
     path.write_text("")
-    with pytest.raises(DataError, match=r"m\.jsonl: changed while it was written"):
+    with pytest.raises(DataError, match=r"m\.jsonl: changed in the meantime"):
         list(Manifest(path).lines_at(places))

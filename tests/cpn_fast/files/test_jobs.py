@@ -314,5 +314,5 @@ def test_no_more_items_are_held_than_are_being_done(tmp_path: Path) -> None:
             tracemalloc.stop()
         assert peak < 2_000_000  # all of them would be 20 MB
     plan = read_plan(tmp_path)
-    assert plan is not None and plan.ids == tuple(f"ü{number}" for number in range(count)) and plan.command == ""
+    assert plan is not None and tuple(plan.ids) == tuple(f"ü{number}" for number in range(count)) and plan.command == ""
     assert json.loads((tmp_path / "plan.json").read_text()) == {"command": "", "ids": list(plan.ids)}
