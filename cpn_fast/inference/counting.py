@@ -7,7 +7,6 @@ from typing import Any
 
 from cpn_fast.data.types import Record
 from cpn_fast.files.errors import DataError
-from cpn_fast.files.hash_index import HashIndex
 from cpn_fast.files.jobs import Engine, Entry
 from cpn_fast.files.progress import Progress
 from cpn_fast.files.sent_work import SentWork
@@ -36,22 +35,3 @@ def counted(
                 raise DataError(f"{entry['error']}; a score needs every image of the split")
             advance(1, crew.state())
             yield entry
-
-
-class Places:
-    """Where each image stands in its split: entries come in any order, and what is written does not depend on it.
-
-    Args:
-        records: the split; 12 bytes of each are kept.
-    """
-
-    def __init__(self, records: Sequence[Record]) -> None:
-        self._records = records
-        self._found = HashIndex(((record.id, place) for place, record in enumerate(records)), "I")
-
-    def of(self, image_id: str) -> int:
-        """The place of an image of the split."""
-        places = self._found.find(image_id)
-        if len(places) == 1:
-            return places[0]
-        return next(place for place in places if self._records[place].id == image_id)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cpn_fast.cam.inference import default_map, open_labeller
 from cpn_fast.cam.map_options import MapOptions
+from cpn_fast.data.places import Places
 from cpn_fast.data.sources.base import folders_of
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import records_of, spread_evenly
@@ -30,7 +31,7 @@ from cpn_fast.files.output_folder import check_is_folder
 from cpn_fast.files.packed import PackedTexts
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.inference.class_mapping import ClassMapping
-from cpn_fast.inference.counting import Places, counted
+from cpn_fast.inference.counting import counted
 from cpn_fast.inference.image_size import warn_of_size
 from cpn_fast.inference.options import check_positive
 from cpn_fast.inference.reader import InferenceOptions

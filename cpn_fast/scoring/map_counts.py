@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpn_fast.cam.inference import Prediction, predictions
+from cpn_fast.data.places import Places
 from cpn_fast.data.types import Record
 from cpn_fast.device import ready_device
 from cpn_fast.files.jobs import Entry, error_entry
-from cpn_fast.inference.counting import Places
 from cpn_fast.inference.reader import Failure
 from cpn_fast.inference.record_work import NetworkWork
 from cpn_fast.metrics.beta_sweep import BetaSweep, Bins, image_bins

@@ -18,6 +18,7 @@ from rich.progress import MofNCompleteColumn, Progress
 
 from cpn_fast.config.training import AugmentOptions, PatchOptions
 from cpn_fast.data.loading.parallel import folder_lock, parallel_map
+from cpn_fast.data.superpixels.entries import Entries, maps_path
 from cpn_fast.data.superpixels.maps import (
     LEVELS,
     Entry,
@@ -99,7 +100,7 @@ class SuperpixelCache:
         self.patch = patch
         self.augment = augment
         self.folder = Path(patch.cache_dir) if patch.cache_dir is not None else default_cache_dir()
-        self._entries: dict[str, Entry] = {}
+        self._entries = Entries(records, self.folder)
 
     def prepare(
         self,
@@ -138,8 +139,8 @@ class SuperpixelCache:
             else:
                 results = self._computed(processes) if device is None else self._computed_on(device, processes)
             for name, entry in bar.track(results, len(self.records), description="superpixels"):
-                self._entries[name] = entry
-        summary = _summarise(list(self._entries.values()), time.perf_counter() - start)
+                self._entries.put(name, entry)
+        summary = _summarise(self._entries, time.perf_counter() - start)
         logger.info(
             "superpixels: %d computed, %d on disk, segments asked %s, made %s",
             summary.computed,
@@ -224,7 +225,7 @@ class SuperpixelCache:
         return height, width
 
     def _entry(self, record: Record) -> Entry:
-        entry = self._entries.get(record.id)
+        entry = self._entries.find(record.id)
         if entry is None:
             raise DataError(
                 f"{record.image_path}: no superpixels for {record.id!r}; call prepare() on its records first"
@@ -233,7 +234,7 @@ class SuperpixelCache:
 
     def segment_counts(self, record: Record) -> tuple[int, ...]:
         """Segments that SLIC made of a prepared record, per level, coarse to fine."""
-        return self._entries[record.id].actual
+        return self._entry(record).actual
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
@@ -256,7 +257,7 @@ def _look(folder: Path, patch: PatchOptions, augment: AugmentOptions, record: Re
         raise DataError(f"{record.image_path}: cannot be read ({error.strerror})") from error
     salt = _parameter_digest(patch, augment)
     key = hashlib.blake2b(content, digest_size=16, person=b"superpixels", salt=salt).hexdigest()
-    path = folder / key[:2] / f"{key}.npz"
+    path = maps_path(folder, key)
     return path, _read_entry(path)
 
 
@@ -299,16 +300,14 @@ def _read_entry(path: Path) -> Entry | None:
     return Entry(path, tuple(shares), tuple(asked), tuple(actual), computed=False)
 
 
-def _summarise(entries: list[Entry], seconds: float) -> CacheSummary:
-    asked = np.array([entry.asked for entry in entries]).reshape(-1, LEVELS)
-    actual = np.array([entry.actual for entry in entries]).reshape(-1, LEVELS)
-    computed = sum(entry.computed for entry in entries)
-    columns = actual.T if len(entries) else np.zeros((LEVELS, 1), int)
+def _summarise(entries: Entries, seconds: float) -> CacheSummary:
+    asked, actual = entries.segments()
+    columns = actual.T if len(actual) else np.zeros((LEVELS, 1), int)
     return CacheSummary(
-        computed=computed,
-        reused=len(entries) - computed,
-        asked=tuple(asked.mean(0).tolist()) if len(entries) else (0.0,) * LEVELS,
-        actual=tuple(actual.mean(0).tolist()) if len(entries) else (0.0,) * LEVELS,
+        computed=entries.computed,
+        reused=len(actual) - entries.computed,
+        asked=tuple(asked.mean(0).tolist()) if len(asked) else (0.0,) * LEVELS,
+        actual=tuple(actual.mean(0).tolist()) if len(actual) else (0.0,) * LEVELS,
         actual_range=tuple((int(column.min()), int(column.max())) for column in columns),
         seconds=seconds,
     )
