@@ -36,6 +36,7 @@ from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.types import Record, Source
 from cpn_fast.files.jobs import Entry, ImageJobs, run
 from cpn_fast.files.manifest import Manifest
+from cpn_fast.files.plan import write_plan
 from cpn_fast.files.shards.job import run_into_shards
 from cpn_fast.files.shards.masks import ShardWriter
 from cpn_fast.inference.sink import mask_sink
@@ -166,6 +167,7 @@ def write_files(folder: Path, count: int) -> None:
             path.write_bytes(tiny(number))
         else:
             path.hardlink_to(folder / names[number % 256])
+    write_plan(folder, (name[7:-4] for name in names), "")
     (folder / "labelmap.txt").write_text("background:0,0,0::\na:128,0,0::\n")
     (folder / "labels.csv").write_text("image,labels\n" + "".join(f"{name},a\n" for name in names))
     with (folder / "manifest.jsonl").open("w") as file:

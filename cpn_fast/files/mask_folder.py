@@ -88,8 +88,12 @@ class MaskFolder:
         """
         plan = read_plan(self.root)
         if plan is None:
-            statuses = {entry["id"]: entry["status"] for entry in self.manifest().stream()}
-            return len(statuses), [name for name, status in statuses.items() if status != "ok"], ""
+            total, lacking = 0, []
+            for entry in self.manifest().stream():
+                total += 1
+                if entry["status"] != "ok":
+                    lacking.append(entry["id"])
+            return total, lacking, ""
         known = self.manifest().index()
         try:
             lacking = [name for name in plan.ids if (known.find(name) or {}).get("status") != "ok"]
