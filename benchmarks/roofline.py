@@ -8,7 +8,6 @@ labelled); nothing here was measured, but for the last column where benchmarks/r
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import RESULTS, line
+from benchmarks.tables import RESULTS, line, show
 
 SHARES = {"memory": 0.8, "cache": 0.8, "tensor": 0.5, "vector": 0.5, "integer": 0.5}
 """Of a resource's peak, what an estimate counts on."""
@@ -357,29 +356,9 @@ def table(folder: Path = RESULTS) -> list[str]:
     return lines
 
 
-def with_table(page: str, rows: Sequence[str], name: str = "roofline") -> str:
-    """A page's text with the table between its two marks, `<!-- NAME: begin -->` and `<!-- NAME: end -->`.
-
-    Raises:
-        ValueError: if it does not hold both, once and in order.
-    """
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, found, rest = page.partition(begin)
-    _, ended, after = rest.partition(end)
-    if not found or not ended:
-        raise ValueError(f"the page lacks the lines {begin} and {end}")
-    return "\n".join([before + begin, "", *rows, "", end + after])
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, or write it into a page."""
-    parser = argparse.ArgumentParser(description="Bytes, operations and floors of the operators on a GPU.")
-    parser.add_argument("--page", type=Path, help="write the table into this page instead of printing it")
-    page = parser.parse_args(arguments).page
-    if page is None:
-        print("\n".join(table()))
-    else:
-        page.write_text(with_table(page.read_text(encoding="utf-8"), table()), encoding="utf-8")
+    show("Bytes, operations and floors of the operators on a GPU.", "roofline", table(), arguments)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,11 @@ prints the table, or writes it into the page. Nothing of a cluster of this size 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 
-from benchmarks.roofline import with_table
-from benchmarks.tables import line
+from benchmarks.tables import line, show
 
 
 @dataclass(frozen=True)
@@ -113,13 +110,7 @@ def table() -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, or write it into a page."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--page", type=Path, help="write the table into this page instead of printing it")
-    page = parser.parse_args(arguments).page
-    if page is None:
-        print("\n".join(table()))
-    else:
-        page.write_text(with_table(page.read_text(encoding="utf-8"), table(), "plan"), encoding="utf-8")
+    show(__doc__.partition("\n")[0], "plan", table(), arguments)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,38 @@ RESULTS = Path(__file__).parent / "results"
 
 def line(*cells: object) -> str:
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def with_table(page: str, rows: Sequence[str], name: str) -> str:
+    """A page's text with the table between its two marks, `<!-- NAME: begin -->` and `<!-- NAME: end -->`.
+
+    Raises:
+        ValueError: if it does not hold both, once and in order.
+    """
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, found, rest = page.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        raise ValueError(f"the page lacks the lines {begin} and {end}")
+    return "\n".join([before + begin, "", *rows, "", end + after])
+
+
+def show(description: str, name: str, rows: Sequence[str], arguments: Sequence[str] | None) -> None:
+    """The command of a table that a page holds: print it, or write it there.
+
+    Args:
+        description: for --help.
+        name: of its marks in the page.
+        rows: the table.
+        arguments: words of the command line; None = those of this program.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--page", type=Path, help="write the table into this page instead of printing it")
+    page = parser.parse_args(arguments).page
+    if page is None:
+        print("\n".join(rows))
+    else:
+        page.write_text(with_table(page.read_text(encoding="utf-8"), rows, name), encoding="utf-8")
 
 
 def waterfall(benchmarks: dict[str, Any]) -> list[str]:

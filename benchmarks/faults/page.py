@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.roofline import with_table
-from benchmarks.tables import RESULTS, line
+from benchmarks.tables import RESULTS, line, show
 
 RECORD = RESULTS / "faults.json"
 
@@ -54,13 +52,7 @@ def table(path: Path = RECORD) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables, or write them into a page."""
-    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
-    parser.add_argument("--page", type=Path, help="write the tables into this page instead of printing them")
-    page = parser.parse_args(arguments).page
-    if page is None:
-        print("\n".join(table()))
-    else:
-        page.write_text(with_table(page.read_text(encoding="utf-8"), table(), "faults"), encoding="utf-8")
+    show(__doc__.partition(":")[0], "faults", table(), arguments)
 
 
 if __name__ == "__main__":

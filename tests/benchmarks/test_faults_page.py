@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from benchmarks.faults.page import damaged, kills, shortages, table
-from benchmarks.roofline import with_table
+from benchmarks.tables import with_table
 
 
 def test_rows_and_sums_by_hand() -> None:

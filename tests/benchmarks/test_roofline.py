@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import roofline
 from benchmarks.roofline import H100, H200, Work
+from benchmarks.tables import with_table
 from cpn_kernels import cp_triplet, dense_crf, patch_crop, pixel_correlation, random_walk
 from cpn_kernels.ops.augmented_crop import augmented_crop, pack
 from cpn_kernels.ops.jittered_crop import Place
@@ -118,7 +119,7 @@ def test_every_measured_figure_is_one_that_a_benchmark_keeps(repository: Path) -
 
 def test_the_page_shows_the_table_as_it_is_made(repository: Path, tmp_path: Path) -> None:
     text = (repository / "docs" / "develop" / "roofline.md").read_text(encoding="utf-8")
-    assert text == roofline.with_table(text, roofline.table())
+    assert text == with_table(text, roofline.table(), "roofline")
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- roofline: begin -->\nold\n<!-- roofline: end -->\nb\n")
     roofline.main(["--page", str(page)])
@@ -126,4 +127,4 @@ def test_the_page_shows_the_table_as_it_is_made(repository: Path, tmp_path: Path
         page.read_text().splitlines()[0] == "a" and "old" not in page.read_text() and "`cp_triplet`" in page.read_text()
     )
     with pytest.raises(ValueError, match="lacks the lines"):
-        roofline.with_table("nothing", [])
+        with_table("nothing", [], "roofline")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.roofline import with_table
 from benchmarks.scale_plan import Plan, Rates, table
+from benchmarks.tables import with_table
 
 
 def test_hours_rates_and_prices_by_hand() -> None:
