@@ -93,11 +93,12 @@ def test_numbers_that_decide_over_results_are_these() -> None:
     assert SegmentConfig(data="", output=Path(), masks="").loop.batch_size == 10
     found = {kind.__name__: RECIPES[kind]["mobilenet_v2"] for kind in (TrainConfig, SegmentConfig, AffinityConfig)}
     assert found == {
-        "TrainConfig": Recipe(lr=0.003, momentum=0.9, epochs=16),
+        "TrainConfig": Recipe(lr=0.01, momentum=0.0, epochs=16),
         "SegmentConfig": Recipe(lr=0.001, momentum=0.9, epochs=20),
         "AffinityConfig": Recipe(lr=0.01, momentum=0.9, epochs=8),
     }
-    assert RECIPES[TrainConfig]["mobilenet_v2_stride8"].lr == 0.003
+    assert RECIPES[TrainConfig]["mobilenet_v2_stride8"] == RECIPES[TrainConfig]["mobilenet_v2"]
+    assert RECIPES[TrainConfig]["efficientnet_lite2"] == Recipe(0.003, 0.9, 16)
     assert RECIPES[TrainConfig]["resnet38"] == RECIPES[TrainConfig]["resnet50"] == Recipe(0.01, 0.9, 8)
 
 
