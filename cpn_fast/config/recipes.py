@@ -47,8 +47,8 @@ CAM_RECIPES: Mapping[str, Recipe] = {
     "resnet38_tiny": Recipe(0.01, 0.9, 20),
     OTHERS: Recipe(0.003, 0.9, 16),
 }
-"""Of a CAM network. MobileNetV2's is from `docs/results/study.md`: without momentum 0.03 diverges, and with it 0.0003 to
-0.003 give worse maps. Untried are its stride 8, EfficientNet-Lite2's and the transformers'."""
+"""Of a CAM network. MobileNetV2's is from `docs/results/study.md`: without momentum 0.03 diverges, and with it 0.0003
+to 0.003 give worse maps. Untried are its stride 8, EfficientNet-Lite2's and the transformers'."""
 
 SEGMENT_RECIPES: Mapping[str, Recipe] = {
     "resnet38": Recipe(0.001, 0.9, 19),
