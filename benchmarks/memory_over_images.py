@@ -46,6 +46,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "memory_over_images.json"
 PICTURE = ROOT / "docs" / "images" / "memory_over_images.svg"
 IN_SHARD = 10_000
+YTICKS = (40, 60, 100, 150, 250)
 STEPS = {
     "nothing": "imports alone",
     "index": "shards: looked through, once",
@@ -239,15 +240,17 @@ def draw(counts: dict[str, dict[str, dict[str, float]]]) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4))
-    for name, text in STEPS.items():
+    figure, axes = pyplot.subplots(figsize=(7, 6.5), layout="constrained")
+    for number, (name, text) in enumerate(STEPS.items()):
         points = [(int(count), steps[name]["peak_mib"]) for count, steps in counts.items() if name in steps]
         if points:
-            axes.plot(*zip(*sorted(points), strict=True), marker="o", label=text)
+            style = "--" if text.startswith("files") else "-"
+            axes.plot(*zip(*sorted(points), strict=True), marker="os^v"[number % 4], linestyle=style, label=text)
     axes.set(xscale="log", yscale="log", xlabel="images", ylabel="peak memory, MiB")
-    axes.legend(fontsize=8)
+    axes.set_yticks(YTICKS, [str(mib) for mib in YTICKS], minor=False)
+    axes.set_yticks([], minor=True)
+    figure.legend(loc="outside lower center", fontsize=8)
     axes.grid(alpha=0.3)
-    figure.tight_layout()
     figure.savefig(PICTURE, metadata={"Date": None})
 
 
