@@ -16,7 +16,7 @@ from cpn_fast.data.loading.crops import crop_tensors, made_crops
 from cpn_fast.data.loading.parallel import parallel_map
 from cpn_fast.data.loading.random import generator, key64
 from cpn_fast.data.loading.steps import Crop, Span, place_of, step_loader
-from cpn_fast.data.superpixels.backend import hides_superpixels
+from cpn_fast.data.superpixels.backend import hides_patches, hides_superpixels
 from cpn_fast.data.superpixels.cache import SuperpixelCache
 from cpn_fast.data.superpixels.device_maps import DeviceMaps, geometry_numbers
 from cpn_fast.data.superpixels.online import online_patches, online_patches_of_batch
@@ -103,7 +103,7 @@ class BatchStream:
         if self._device is not None and config.patch.superpixels == "online" and hides_superpixels(config):
             self._online = slic_device or torch.device("cpu")  # the loading processes have no crop to look at
         self._side, self._fill, self._patch = config.augment.crop, fill, config.patch
-        self._pairs = config.method == "cpn"
+        self._pairs = hides_patches(config)
         geometries = self._maps is not None or self._online is not None
         self._crops = _Crops(source, records, config, cache, fill, geometries, masks)
         self._span = Span(start_step, total_steps, rank, world_size, passes)
@@ -207,7 +207,7 @@ class _Crops(Dataset[Crop]):
         if self._geometries:
             level = 0 if self._cache is None else self._cache.level(record, geometry.share_seen)
             tensors["geometry"] = torch.from_numpy(geometry_numbers(geometry, number, level))
-        elif config.method == "cpn":
+        elif hides_patches(config):
             crop = None if packed else tensors["images"].numpy()
             patches = self._patches(record, crop, geometry, epoch, f"grid{suffix}")
             tensors["patches"] = torch.from_numpy(patches)

@@ -18,7 +18,7 @@ from cpn_fast.config.recipes import with_recipe
 from cpn_fast.config.training import TrainConfig
 from cpn_fast.data.loading.steps import Span, steps_per_epoch
 from cpn_fast.data.sources.open import open_source
-from cpn_fast.data.superpixels.backend import broadcast_backend, resolve_run_backend
+from cpn_fast.data.superpixels.backend import broadcast_backend, hides_patches, resolve_run_backend
 from cpn_fast.data.types import Batch
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.progress import SILENT, Progress
@@ -141,7 +141,7 @@ class CamTask(TrainingTask[TrainConfig]):
         images = self.noise()
         share, crop = images.shape[:2]
         patches = no_patches(share)
-        if self.config.method == "cpn":
+        if hides_patches(self.config):
             cell = torch.arange(crop) // TRIAL_CELL
             patches = (cell[:, None] * (int(cell[-1]) + 1) + cell).int().expand(share, crop, crop).contiguous()
         labels = torch.zeros(share, len(self.classes))

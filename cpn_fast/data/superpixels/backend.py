@@ -84,6 +84,11 @@ def broadcast_backend(fabric: Fabric, config: TrainConfig) -> str | None:
     return first
 
 
+def hides_patches(config: TrainConfig) -> bool:
+    """Whether this run hides patches of its crops."""
+    return config.method == "cpn"
+
+
 def hides_superpixels(config: TrainConfig) -> bool:
     """Whether the patches of this run are superpixels."""
-    return config.method == "cpn" and config.patch.kind == "superpixel"
+    return hides_patches(config) and config.patch.kind == "superpixel"

@@ -196,7 +196,7 @@ class SuperpixelCache:
             DataError: for a record that was not prepared or a file that went missing.
         """
         entry = self._entry(record)
-        level = self.level(record, share_seen)
+        level = _level(entry, share_seen)
         try:
             return read_npz(entry.path, {f"level{level}": _MAP})[f"level{level}"]
         except DAMAGE as error:
@@ -204,8 +204,7 @@ class SuperpixelCache:
 
     def level(self, record: Record, share_seen: float) -> int:
         """The level that `get` takes: the one whose share of the image is nearest, by ratio. Raises as `get` does."""
-        shares = self._entry(record).shares
-        return int(np.argmin([abs(math.log(share / share_seen)) for share in shares]))
+        return _level(self._entry(record), share_seen)
 
     def levels(self, record: Record) -> list[np.ndarray]:
         """All maps of a prepared record, coarse to fine, all of one size. Raises as `get` does."""
@@ -235,6 +234,10 @@ class SuperpixelCache:
     def segment_counts(self, record: Record) -> tuple[int, ...]:
         """Segments that SLIC made of a prepared record, per level, coarse to fine."""
         return self._entry(record).actual
+
+
+def _level(entry: Entry, share_seen: float) -> int:
+    return int(np.argmin([abs(math.log(share / share_seen)) for share in entry.shares]))
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

@@ -38,13 +38,14 @@ def test_every_entry_is_as_it_was_kept() -> None:
 
 
 def test_an_image_takes_less_than_its_path_alone() -> None:
-    count, folder = 5000, Path("/somewhere/cache/superpixels")
+    count, folder = 20_000, Path("/somewhere/cache/superpixels")
     records = [Record(f"images/{number:08d}", Path("x.png"), None) for number in range(count)]
+    entry = Entry(maps_path(folder, "0" * 32), (0.1,) * 3, (9,) * 3, (8,) * 3, False)  # every Path interns its parts
     tracemalloc.start()
     try:
         entries = Entries(records, folder)
         for record in records:
-            entries.put(record.id, Entry(maps_path(folder, "0" * 32), (0.1,) * 3, (9,) * 3, (8,) * 3, False))
+            entries.put(record.id, entry)
         held = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
