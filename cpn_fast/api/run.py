@@ -97,7 +97,7 @@ class Run:
             scales: the image is run at each of these factors of its size; None = as `cpn label`, of a segmentation
                 network 0.5 to 1.75.
             flip: also run the mirrored image; None = True.
-            beta: background score of a CAM network's masks, 0..1; None = the best that `evaluate` found, else 0.25.
+            beta: background score of a CAM network's masks, 0..1; None = as `cpn label`.
             threshold: class probability above which a class is active where no labels are given; None = 0.5. The best
                 class always is.
             max_side: longer images are reduced to this long side in pixels, and the mask enlarged back; None = 1024.

@@ -39,8 +39,8 @@ class CamLabeller(ImageLabeller):
     ) -> None:
         check_positive(max_side=max_side)
         self.classes = run.classes
-        self._beta = run.background_score(beta)
-        how = MapOptions(scales, flip=flip, refine=refine)
+        how = MapOptions(scales, flip=flip, refine=refine).resolved(run)
+        self._beta = run.background_score(beta, how.refine.refine)
         self._labeller = open_labeller(run, how, device, self._beta, 0.5 if threshold is None else threshold)
         self._map = default_map(self._labeller)
         self._mapping = ClassMapping.between(self.classes, self.classes)

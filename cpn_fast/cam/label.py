@@ -15,6 +15,7 @@ from cpn_fast.cam.inference import Prediction, compile_net, default_map, open_la
 from cpn_fast.cam.map_options import MapOptions, ResolvedMaps
 from cpn_fast.cam.one_image import MaskRules, mask_and_entry
 from cpn_fast.cam.options import LabelConfig
+from cpn_fast.cam.score_by_share import score_without_masks
 from cpn_fast.config.display import resuming
 from cpn_fast.data.sources.base import LazyRecords, folders_of
 from cpn_fast.data.sources.open import open_source_for
@@ -174,6 +175,12 @@ def run_label(config: LabelConfig, progress: Progress = SILENT) -> LabelSummary:
 def _check_options(config: LabelConfig) -> None:
     if config.void_band is not None and not 0 <= config.void_band[0] <= config.void_band[1] <= 1:
         raise DataError(f"--void-band {config.void_band[0]} {config.void_band[1]}: expected lo <= hi, both in 0..1")
+    if config.void_margin is not None:
+        margin = f"--void-margin {config.void_margin[0]} {config.void_margin[1]}"
+        if not all(0 <= distance <= 1 for distance in config.void_margin):
+            raise DataError(f"{margin}: expected two distances in 0..1")
+        if config.void_band is not None:
+            raise DataError(f"{margin}: --void-band says where scores are void too; give one of the two")
     check_positive(
         max_side=config.max_side, batch_size=config.batch_size, workers=config.workers, shard_size=config.shard_size
     )
@@ -202,13 +209,18 @@ def _output(config: LabelConfig) -> Path:
 
 def _jobs(config: LabelConfig, source: Source, every: Sequence[Record], split: str) -> LabelJobs:
     run = RunFolder(config.run)
-    beta = run.background_score(config.beta)
-    options = MapOptions.of(config)
-    how = options.resolved(run)
+    how = MapOptions.of(config).resolved(run)
+    guess = run.background_score(config.beta, how.refine.refine)
     device = "cpu" if config.on_cluster else config.device
-    labeller = open_labeller(run, how, device, beta, config.threshold, config.compile and not config.on_cluster)
+    labeller = open_labeller(run, how, device, guess, config.threshold, config.compile and not config.on_cluster)
     name = default_map(labeller, config.maps)
-    output, settings = _output(config), _settings(config, run, how, beta, name)
+    mapping = ClassMapping.between(source.classes, run.classes)
+    options = InferenceOptions(config.max_side, config.batch_size, config.workers, use_labels=config.use_labels)
+    beta = guess
+    if config.beta is None and name == "rcam":
+        beta = score_without_masks(run, how, labeller, source, every, mapping, options)
+    band = _void_band(config, beta)
+    output, settings = _output(config), _settings(config, run, how, beta, band, name)
     folder = mask_sink(output, config.sink, config.shard_size, settings, every)
     in_files = config.sink == "files"
     return LabelJobs(
@@ -216,15 +228,28 @@ def _jobs(config: LabelConfig, source: Source, every: Sequence[Record], split: s
         settings=folder.about if isinstance(folder, ShardWriter) else settings, data=f"{source.spec} ({split})",
         planned=Ids(every) if in_files else (), command=resuming("label", config),
         workers=config.workers, overwrite=config.overwrite, shard=config.shard, reads=folders_of(source),
-        source=source, labeller=labeller, how=how, classes=run.classes,
-        mapping=ClassMapping.between(source.classes, run.classes),
-        options=InferenceOptions(config.max_side, config.batch_size, config.workers, use_labels=config.use_labels),
-        name=name, beta=beta, void_band=config.void_band, soft_maps=config.soft_maps, device=config.device,
+        source=source, labeller=labeller, how=how, classes=run.classes, mapping=mapping, options=options,
+        name=name, beta=beta, void_band=band, soft_maps=config.soft_maps, device=config.device,
         compiled=config.compile,
     )  # fmt: skip
 
 
-def _settings(config: LabelConfig, run: RunFolder, how: ResolvedMaps, beta: float, name: MapName) -> dict[str, Any]:
+def _void_band(config: LabelConfig, beta: float) -> tuple[float, float] | None:
+    """Between which scores pixels become void."""
+    if config.void_margin is None:
+        return config.void_band
+    below, above = config.void_margin
+    return round(max(0.0, beta - below), 4), round(min(1.0, beta + above), 4)
+
+
+def _settings(
+    config: LabelConfig,
+    run: RunFolder,
+    how: ResolvedMaps,
+    beta: float,
+    band: tuple[float, float] | None,
+    name: MapName,
+) -> dict[str, Any]:
     """Everything that decides what a mask looks like."""
     return {
         "weights_sha256": weights_digest(run),
@@ -232,7 +257,7 @@ def _settings(config: LabelConfig, run: RunFolder, how: ResolvedMaps, beta: floa
         "maps": name,
         "beta": beta,
         **how.settings(),
-        "void_band": None if config.void_band is None else list(config.void_band),
+        "void_band": None if band is None else list(band),
         "max_side": config.max_side,
         "threshold": config.threshold,
         "use_labels": config.use_labels,

@@ -8,12 +8,14 @@ from typing import Any
 
 from cpn_fast.config.refine import (
     OF_PIXEL_HEAD,
+    PAPER_PRESETS,
     POWERS,
     Refine,
     RefineAt,
     RefineOptions,
     ScalesOf,
     has_refinement_heads,
+    usual_refinement,
 )
 from cpn_fast.config.scales import CAM_SCALES, TRAINING_SCALES
 from cpn_fast.files.errors import DataError
@@ -21,8 +23,6 @@ from cpn_fast.inference.options import check_scales
 from cpn_fast.runs.folder import RunFolder
 
 MOST_PAIRS = 16
-PAPER_PRESETS = ("paper", "released")
-"""Presets that label as the paper does: its four scales of the image, each refined by the trained heads."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,14 @@ class MapOptions:
     def resolved(self, run: RunFolder) -> ResolvedMaps:
         """The options with what follows from a CAM network's run. Raises DataError for one that does not fit it."""
         config = run.config
-        of_paper, heads = config.preset in PAPER_PRESETS, has_refinement_heads(config)
-        pixels = config.learns_pixels
-        usual: Refine = "pixels-raw" if pixels else "raw"
-        papers: Refine = "learnt" if heads else "none"
-        refine: Refine = self.refine or (papers if of_paper and not pixels else usual)
-        if refine in OF_PIXEL_HEAD and not pixels:
+        of_paper = config.preset in PAPER_PRESETS
+        refine = self.refine or usual_refinement(config)
+        if refine in OF_PIXEL_HEAD and not config.learns_pixels:
             raise DataError(
                 f"--refine {refine}: {run.path} learned no pixel labels (of --pixel-masks or --options.teacher); "
                 "use --refine raw"
             )
-        if refine == "learnt" and not heads:
+        if refine == "learnt" and not has_refinement_heads(config):
             raise DataError(
                 f"--refine learnt: {run.path} (method {config.method}) has no refinement heads; use --refine raw"
             )

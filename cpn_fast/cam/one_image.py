@@ -79,7 +79,7 @@ def label_settings(
         run: run folder of a CAM network.
         scales: factors of the image's size; None = those of `cpn label`.
         flip: also run the mirrored image.
-        beta: background score, 0..1; None = the run's best, else 0.25.
+        beta: background score, 0..1; None = as `cpn label`.
         void_band: scores within become void.
         threshold: class probability above which a class counts as present where no labels are given.
         max_side: longer images are reduced to this long side in pixels first.
@@ -92,8 +92,9 @@ def label_settings(
     """
     check_positive(max_side=max_side)
     folder = RunFolder(run)
-    score = folder.background_score(beta)
-    how = MapOptions(None if scales is None else tuple(scales), flip=flip, refine=refine, refine_at=refine_at)
+    options = MapOptions(None if scales is None else tuple(scales), flip=flip, refine=refine, refine_at=refine_at)
+    how = options.resolved(folder)
+    score = folder.background_score(beta, how.refine.refine)
     labeller = open_labeller(folder, how, device, score, threshold)
     return LabelSettings(labeller, MaskRules(folder.classes, default_map(labeller), score, void_band), max_side)
 
@@ -112,7 +113,8 @@ def label_image(
 
     Returns:
         The mask, uint8 [H, W], 0 background, 1..K classes, 255 void; and what the manifest says of it: `labels`,
-        `labels_from` ("image" or "scores"), `foreground` and `confidence` in 0..1, `width` and `height` in pixels.
+        `labels_from` ("image" or "scores"), `foreground` and `confidence` in 0..1, `width` and `height` in pixels,
+        with a void band also `above_beta`, the share of pixels whose score is above the background score.
 
     Raises:
         DataError: for another array, a name that is no class, or where the network gives NaN or infinity.
@@ -139,7 +141,7 @@ def mask_and_entry(prediction: Prediction, rules: MaskRules) -> tuple[NDArray[np
     if rules.void_band is not None:
         low, high = np.float32(rules.void_band[0]), np.float32(rules.void_band[1])
         mask[(score >= low) & (score <= high)] = VOID
-    return mask, {
+    said = {
         "width": mask.shape[1],
         "height": mask.shape[0],
         "labels": [rules.classes[number] for number in prediction.classes],
@@ -147,6 +149,9 @@ def mask_and_entry(prediction: Prediction, rules: MaskRules) -> tuple[NDArray[np
         "foreground": foreground_share(mask),
         "confidence": round(map_confidence(prediction.maps[rules.name, MULTI], rules.beta), 4),
     }
+    if rules.void_band is not None:
+        said["above_beta"] = round(float(np.mean(score > np.float32(rules.beta))), 4)
+    return mask, said
 
 
 class OneImage:

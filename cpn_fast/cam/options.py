@@ -61,9 +61,11 @@ class LabelConfig(EngineOptions):
         scales_of: whether scales are factors of the "image", or of the mean long side of the run's "training"; None =
             of the image where they are given.
         flip: also run the mirrored image.
-        beta: background score of the mask, 0..1; None = the best that `cpn evaluate` found for the run, else 0.25, or
-            0.5 of one that learned pixel labels.
+        beta: background score of the mask, 0..1; None = the best that `cpn evaluate` found for the run. Without that
+            0.45 of refined maps, 0.25 of plain ones, and of a pixel head's maps the score above which lies as much of
+            the images as did of the maps that labelled its pixels (0.5 for fewer than 16 images, or other masks).
         void_band: pixels whose best foreground score lies within become void (255).
+        void_margin: the same as a distance below and above the background score, e.g. 0.15 0.1.
         refine: how RCAM is made of CAM: "raw" spreads it over pixels that look alike by the backbone's own features,
             "learnt" by the refinement heads that the run trained, "none" leaves it; "pixels" takes the maps of the head
             that learned pixel labels instead, "pixels-raw" spreads them; None = raw (presets paper, released: learnt;
@@ -104,6 +106,7 @@ class LabelConfig(EngineOptions):
     pairs: int = 0
     beta: float | None = None
     void_band: tuple[float, float] | None = None
+    void_margin: tuple[float, float] | None = None
     maps: Literal["auto", "rcam", "cam"] = "auto"
     max_side: int = 1024
     threshold: float = 0.5

@@ -48,6 +48,22 @@ PIXELS = RefineOptions("pixels-raw", "fused", POWERS["pixels-raw"])
 """The maps of a head that learned pixel labels, as a run's own labelling makes them."""
 
 
+PAPER_PRESETS = ("paper", "released")
+"""Presets that label as the paper does: its four scales of the image, each refined by the trained heads."""
+
+
+def usual_refinement(config: TrainConfig) -> Refine:
+    """How a run's labelling refines where nobody says: after pixel labels by their head, else by raw features.
+
+    The presets of the paper take the heads that they trained, if any.
+    """
+    if config.learns_pixels:
+        return PIXELS.refine
+    if config.preset in PAPER_PRESETS:
+        return "learnt" if has_refinement_heads(config) else "none"
+    return "raw"
+
+
 def has_refinement_heads(config: TrainConfig) -> bool:
     """Whether a run's network has heads of its own for "learnt" refinement."""
     return config.method != "cam" and config.options.pcm

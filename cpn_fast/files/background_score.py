@@ -8,10 +8,13 @@ from cpn_fast.files.errors import DataError
 from cpn_fast.files.names import quoted
 
 DEFAULT_BETA = 0.25
-"""Of a run that was never scored against masks."""
+"""Of class activation maps as they are, of a run that was never scored against masks."""
+
+REFINED_BETA = 0.45
+"""Of refined maps of such a run: the best of six CAM networks after PCM is 0.42 to 0.46 (docs/results/study.md)."""
 
 EVEN_BETA = 0.5
-"""Of such a run that learned pixel labels: its mask is then the most probable of background and the image's classes."""
+"""Of a pixel head's maps of such a run: the mask is then the most probable of background and the image's classes."""
 
 
 def check_score(value: Any, where: str) -> float:

@@ -12,7 +12,7 @@ from cpn_fast.config.display import command_text
 from cpn_fast.config.export import ExportConfig
 from cpn_fast.config.refine import OF_PIXEL_HEAD
 from cpn_fast.config.serialise import config_to_dict, flat
-from cpn_fast.config.training import CERTAIN, AffinityConfig, SegmentConfig, TrainConfig, replace_dotted
+from cpn_fast.config.training import CERTAIN_MARGIN, AffinityConfig, SegmentConfig, TrainConfig, replace_dotted
 from cpn_fast.refine.options import RefineConfig
 from cpn_fast.runs.folder import FREE_ON_RESUME
 from cpn_fast.scoring.options import EvaluateConfig
@@ -178,7 +178,10 @@ def _cam_stages(config: PipelineConfig, truth: bool) -> list[Stage]:
         reads=(split,),
         manifest=masks,
     )
-    export = Stage("export labeller", "export", ExportConfig(run, onnx, **maps), (onnx,), needs=chosen)
+    # Without ground truth it is the labelling that finds the background score of a pixel head.
+    export = Stage(
+        "export labeller", "export", ExportConfig(run, onnx, **maps), (onnx,), needs=chosen if truth else ("label",)
+    )
     if not truth:
         return [*earlier, train, label, export]
     return [*earlier, train, score, label, _score_masks("score masks", "label", config), export]
@@ -212,7 +215,7 @@ def _round(config: PipelineConfig, name: str, pixels: Path | None, needs: tuple[
     refine = None if pixels is None and config.label.refine in OF_PIXEL_HEAD else config.label.refine
     labelling = replace(
         config.label, run=run, data=data, split=split, output=masks, refine=refine, soft_maps=False,
-        beta=CERTAIN[0], void_band=CERTAIN,
+        beta=None, void_band=None, void_margin=CERTAIN_MARGIN,
     )  # fmt: skip
     train = Stage(
         f"{name} train",

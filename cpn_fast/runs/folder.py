@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from cpn_fast.config.backbones import check_trusted
 from cpn_fast.config.earlier import from_earlier_versions
 from cpn_fast.config.recipes import with_recipe
+from cpn_fast.config.refine import Refine
 from cpn_fast.config.serialise import config_from_dict, config_to_dict, flat
 from cpn_fast.config.training import TRAINING_CONFIGS, AffinityConfig, C, SegmentConfig, TrainConfig, TrainingConfig
 from cpn_fast.files.atomic import atomic_write_text
-from cpn_fast.files.background_score import DEFAULT_BETA, EVEN_BETA, background_score
+from cpn_fast.files.background_score import DEFAULT_BETA, background_score
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.json_file import read_json
 from cpn_fast.files.names import class_fault
 from cpn_fast.files.regular import read_regular
+from cpn_fast.runs.unscored import unscored_beta
 
 if TYPE_CHECKING:
     from torch import nn
@@ -192,26 +194,28 @@ class RunFolder:
 
     @property
     def beta(self) -> float:
-        """The best background score that `cpn evaluate` found (metrics.json), else `DEFAULT_BETA`, or
-        `EVEN_BETA` of one that learned pixel labels.
-
-        It finds none (null) where the ground truth holds no class.
-        """
+        """The background score of the run's own masks, see `background_score`."""
         return self.background_score()
 
-    def background_score(self, given: float | None = None) -> float:
-        """The background score of masks: the given one, else `beta`. Raises DataError for one that is not in 0..1."""
-        if given is not None or not self.scores_path.is_file():
-            return background_score(given, self._unscored_beta(), "")
+    def background_score(self, given: float | None = None, refine: Refine | None = None) -> float:
+        """The background score of masks: the given one, else the scored one, else `unscored_beta`.
+
+        Raises DataError for one that is not in 0..1.
+        """
+        found = self.scored_beta() if given is None else None
+        return background_score(given, self._unscored_beta(refine) if found is None else found, "")
+
+    def scored_beta(self) -> float | None:
+        """The best one that `cpn evaluate` found (metrics.json); None where it did not run, or found no class."""
+        if not self.scores_path.is_file():
+            return None
         scores = read_json(self.scores_path, "what `cpn evaluate` wrote", "run it again")
         found = scores.get("beta", "") if isinstance(scores, dict) else scores
-        return (
-            self._unscored_beta() if found is None else background_score(None, found, f"{self.scores_path}: key beta")
-        )
+        return None if found is None else background_score(None, found, f"{self.scores_path}: key beta")
 
-    def _unscored_beta(self) -> float:
+    def _unscored_beta(self, refine: Refine | None) -> float:
         cam = self.config_path.is_file() and self.task == "train"
-        return EVEN_BETA if cam and self.config.learns_pixels else DEFAULT_BETA
+        return unscored_beta(self.path, self.config, refine) if cam else DEFAULT_BETA
 
     def save_model(self, net: nn.Module, step: int) -> None:
         """Write the weights to model.safetensors, with classes, step and version as metadata."""

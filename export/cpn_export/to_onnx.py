@@ -74,7 +74,7 @@ def _export_cam(config: ExportConfig, run: RunFolder, progress: Progress) -> Mod
     info = ModelInfo(
         classes=run.classes,
         palette=PALETTE,
-        beta=run.background_score(config.beta),
+        beta=run.background_score(config.beta, how.refine.refine),
         threshold=DEFAULT_THRESHOLD if config.threshold is None else config.threshold,
         max_side=config.max_side,
         scales=how.scales,
