@@ -24,9 +24,9 @@ from cpn_fast.inference.class_mapping import ClassMapping
 from cpn_fast.inference.reader import InferenceOptions
 from cpn_fast.metrics.beta_sweep import BETAS
 from cpn_fast.models.labeller import Labeller
+from cpn_fast.runs.background import read_found, scored_beta, write_found
 from cpn_fast.runs.digest import weights_digest
 from cpn_fast.runs.folder import RunFolder
-from cpn_fast.runs.unscored import read_found, write_found
 
 SAMPLE = 100
 """Images that are looked at, spread evenly over the split."""
@@ -64,7 +64,7 @@ def score_without_masks(
         0..1.
     """
     usual = run.background_score(None, how.refine.refine)
-    if how.refine.refine not in OF_PIXEL_HEAD or run.scored_beta() is not None:
+    if how.refine.refine not in OF_PIXEL_HEAD or scored_beta(run.path, how.refine.refine) is not None:
         return usual
     about = {
         **how.settings(),

@@ -106,9 +106,11 @@ def _pictures(run: RunFolder, config: ReportConfig) -> Markup:
         return page.note(f"No pictures: they need {error.name}, which comes with pip install 'cpn-fast[train]'.")
     if not rows:
         return page.note("No pictures: no image of the split could be read.")
+    how = _maps(run, config)
+    beta = run.background_score(None, how.refine.refine)
     explanation = (
         "CAM and RCAM: each pixel's best class in its colour, as strong as its score. "
-        f"Mask: background score {run.beta:.2f}. Maps: {_maps(run, config)}."
+        f"Mask: background score {beta:.2f}. Maps: {how}."
     )
     if not any("ground truth" in row.pictures for row in rows):
         explanation += " The data has no ground truth."

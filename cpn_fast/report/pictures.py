@@ -81,14 +81,15 @@ def make_rows(run: RunFolder, source: Source, records: Sequence[Record], options
     """
     from cpn_fast.cam.inference import open_labeller, predictions
 
-    labeller = open_labeller(run, options.maps, options.device, run.beta)
+    how = options.maps
+    labeller = open_labeller(run, how, options.device, run.background_score(None, how.refine.refine))
     mapping = ClassMapping.between(source.classes, run.classes)
     inference = InferenceOptions(max_side=options.max_side, with_mask=True)
     found = predictions(labeller, source, records, mapping, inference)
-    return [_row(item, run, options.masks) for item in found if not isinstance(item, Failure)]
+    return [_row(item, run, labeller.beta, options.masks) for item in found if not isinstance(item, Failure)]
 
 
-def _row(item: Prediction, run: RunFolder, masks: Path | None) -> Row:
+def _row(item: Prediction, run: RunFolder, beta: float, masks: Path | None) -> Row:
     pictures = {"image": photo_uri(item.image)}
     if item.mask is not None:
         pictures["ground truth"] = mask_uri(item.mask)
@@ -101,7 +102,7 @@ def _row(item: Prediction, run: RunFolder, masks: Path | None) -> Row:
         pictures["mask"] = mask_uri(read_mask(stored, len(run.classes)))
     else:
         winner, score = item.best("rcam" if refined else "cam")
-        pictures["mask"] = mask_uri(mask_at(winner, score, run.beta))
+        pictures["mask"] = mask_uri(mask_at(winner, score, beta))
     return Row(item.record.id, tuple(map(int, item.classes)), item.given is not None, pictures)
 
 

@@ -18,12 +18,11 @@ from cpn_fast.config.refine import Refine
 from cpn_fast.config.serialise import config_from_dict, config_to_dict, flat
 from cpn_fast.config.training import TRAINING_CONFIGS, AffinityConfig, C, SegmentConfig, TrainConfig, TrainingConfig
 from cpn_fast.files.atomic import atomic_write_text
-from cpn_fast.files.background_score import DEFAULT_BETA, background_score
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.json_file import read_json
 from cpn_fast.files.names import class_fault
 from cpn_fast.files.regular import read_regular
-from cpn_fast.runs.unscored import unscored_beta
+from cpn_fast.runs.background import SCORES_NAME, score_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -126,7 +125,7 @@ class RunFolder:
         self.checkpoint_path = self.path / "checkpoints" / "last.ckpt"
         self.model_path = self.path / "model.safetensors"
         self.tensorboard_path = self.path / "tensorboard"
-        self.scores_path = self.path / "metrics.json"
+        self.scores_path = self.path / SCORES_NAME
 
     def exists(self) -> bool:
         """Whether a run was started here."""
@@ -198,24 +197,9 @@ class RunFolder:
         return self.background_score()
 
     def background_score(self, given: float | None = None, refine: Refine | None = None) -> float:
-        """The background score of masks: the given one, else the scored one, else `unscored_beta`.
-
-        Raises DataError for one that is not in 0..1.
-        """
-        found = self.scored_beta() if given is None else None
-        return background_score(given, self._unscored_beta(refine) if found is None else found, "")
-
-    def scored_beta(self) -> float | None:
-        """The best one that `cpn evaluate` found (metrics.json); None where it did not run, or found no class."""
-        if not self.scores_path.is_file():
-            return None
-        scores = read_json(self.scores_path, "what `cpn evaluate` wrote", "run it again")
-        found = scores.get("beta", "") if isinstance(scores, dict) else scores
-        return None if found is None else background_score(None, found, f"{self.scores_path}: key beta")
-
-    def _unscored_beta(self, refine: Refine | None) -> float:
+        """The background score of masks, see `score_of`. Raises DataError for one that is not in 0..1."""
         cam = self.config_path.is_file() and self.task == "train"
-        return unscored_beta(self.path, self.config, refine) if cam else DEFAULT_BETA
+        return score_of(self.path, self.config if cam else None, given, refine)
 
     def save_model(self, net: nn.Module, step: int) -> None:
         """Write the weights to model.safetensors, with classes, step and version as metadata."""

@@ -51,8 +51,9 @@ from cpn_fast.metrics.report import (
     run_table,
     write_metrics,
 )
+from cpn_fast.runs.background import BY_MAPS
 from cpn_fast.runs.digest import weights_digest
-from cpn_fast.runs.folder import DEFAULT_BETA, RunFolder
+from cpn_fast.runs.folder import RunFolder
 from cpn_fast.scoring.map_counts import MapCounts, Tally
 from cpn_fast.scoring.mask_counts import MaskCounts
 from cpn_fast.scoring.options import EvaluateConfig
@@ -146,7 +147,7 @@ def _evaluate_run(
             "%s: no pixel of any class in the ground truth of %d images: all background would be perfect, so that no "
             "mIoU and no background score are taken from it (labelling keeps beta %g). Is 255, which means void, meant "
             "as foreground? Write 1..%d there",
-            source.spec, about["images"], DEFAULT_BETA, len(source.classes),
+            source.spec, about["images"], BY_MAPS[how.refine.refine], len(source.classes),
         )  # fmt: skip
     output = config.output or config.target
     write_counts(output / COUNTS_NAME, tally.scored_images(records, classes))

@@ -40,7 +40,7 @@ def test_it_gives_what_the_job_writes(tmp_path: Path, make_run: Callable[..., Ru
         before = image.copy()
         mask, entry = cpn_fast.label_image(image, labels[name], settings)
         np.testing.assert_array_equal(mask, np.asarray(Image.open(folder.mask_file(name))))
-        assert entry == {key: entries[name][key] for key in entry} and len(entry) == 6
+        assert entry == {key: entries[name][key] for key in entry} and len(entry) == 7
         np.testing.assert_array_equal(image, before)
     with pytest.raises(DataError, match="'dragon' is no class"):
         cpn_fast.label_image(images["p0"], ["dragon"], settings)

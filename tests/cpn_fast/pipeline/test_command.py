@@ -139,12 +139,15 @@ def test_a_second_round_learns_the_sure_pixels_of_the_first(
     config = pipeline(small_demo, tmp_path, rounds=2, label="--max-side 512 --beta 0.4", train="--epochs 3")
     first, labels, second, *others = plan(config, "val", True)
     assert (first.config.method, first.config.pixel_masks, first.config.loop.epochs) == ("cam", None, 3)
-    assert (labels.config.run, labels.config.void_band, labels.config.max_side) == (
+    assert (labels.config.run, labels.config.void_margin, labels.config.max_side) == (
         first.config.output,
-        (0.3, 0.55),
+        (0.15, 0.1),
         512,
     )
-    assert 0.3 <= labels.config.beta <= 0.55 and not labels.config.soft_maps  # whatever it is, what it decides is void
+    assert labels.config.beta is labels.config.void_band is None and not labels.config.soft_maps
+    assert next(stage for stage in others if stage.name == "export labeller").needs == ("train", "score")
+    unscored = {stage.name: stage for stage in plan(config, None, False)}  # there the labelling finds the score
+    assert unscored["export labeller"].needs == ("label",) and "score" not in unscored
     assert (second.config.method, second.config.pixel_masks) == ("cpn", labels.config.output)
     assert next(stage for stage in others if stage.name == "label").config.beta == 0.4
     run_all(config, commands)

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cpn_fast.files.background_score import REFINED_BETA
 from cpn_fast.files.errors import DataError
-from cpn_fast.runs.folder import DEFAULT_BETA, RunFolder
+from cpn_fast.runs.folder import RunFolder
 
 MakeRun = Callable[..., RunFolder]
 
@@ -89,7 +90,7 @@ def test_config_that_is_no_regular_file(run: RunFolder) -> None:
 
 @pytest.mark.parametrize("scores", ['{"beta": "x"}', '{"beta": NaN}', '{"beta": 2}', '{"beta": true}', "[]", "{}", "{"])
 def test_background_score_that_is_none(run: RunFolder, scores: str) -> None:
-    assert run.beta == DEFAULT_BETA
+    assert run.beta == REFINED_BETA
     run.scores_path.write_text('{"beta": 0.4}')
     assert run.beta == 0.4
     run.scores_path.write_text(scores)

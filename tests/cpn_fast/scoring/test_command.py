@@ -19,6 +19,7 @@ from cpn_fast.data.sources.demo_scenes import CLASSES
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.sources.spread import spread_evenly
 from cpn_fast.data.types import Record
+from cpn_fast.files.background_score import REFINED_BETA
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.jobs import LOCAL
 from cpn_fast.files.masks import write_labelmap, write_mask
@@ -27,7 +28,7 @@ from cpn_fast.inference.reader import InferenceOptions
 from cpn_fast.metrics.confusion import confusion_of
 from cpn_fast.models.cam import CamNet
 from cpn_fast.models.labeller import Labeller
-from cpn_fast.runs.folder import DEFAULT_BETA, RunFolder
+from cpn_fast.runs.folder import RunFolder
 from cpn_fast.scoring.command import EvaluateConfig, run_evaluate
 from cpn_fast.scoring.compare import run_compare
 from cpn_fast.scoring.compare_options import CompareConfig
@@ -196,10 +197,13 @@ def test_classifier_map_equals_sklearn(run, data, scored):
 
 def test_a_run_keeps_its_beta_in_its_folder(make_run, data, tmp_path):
     run = make_run(tmp_path / "run", method="cam")
-    assert RunFolder(run.path).beta == DEFAULT_BETA
+    assert RunFolder(run.path).beta == REFINED_BETA
     metrics = run_evaluate(config(run.path, data, scales=(1.0,), flip=False, refine="none"))
     assert set(metrics["results"]) == {"cam"} and metrics["map"] == "cam"
-    assert RunFolder(run.path).beta == metrics["beta"]
+    assert RunFolder(run.path).background_score(None, "none") == metrics["beta"] != REFINED_BETA
+    assert RunFolder(run.path).beta == REFINED_BETA  # of the run's own maps, which were not scored
+    refined = run_evaluate(config(run.path, data, scales=(1.0,), flip=False))
+    assert refined["map"] == "rcam" and RunFolder(run.path).beta == refined["beta"]
     assert (run.path / "beta_sweep.png").is_file()
 
 
@@ -412,7 +416,7 @@ def test_masks_of_0_and_255_give_no_score_and_no_beta(run, data, tmp_path, caplo
     assert (
         "no pixel of any class in the ground truth" in caplog.text and f"Write 1..{len(CLASSES)} there" in caplog.text
     )
-    assert RunFolder(copy).beta == DEFAULT_BETA
+    assert RunFolder(copy).beta == REFINED_BETA
     caplog.clear()
     for record in open_source(f"folder:{blind}").records("all"):
         write_mask(
