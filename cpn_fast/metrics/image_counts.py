@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,11 @@ class ImageCounts:
         offsets = np.cumsum([0, *lengths])
         entries = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][chosen] - offsets[:-1], lengths)
         return ImageCounts(offsets, *(getattr(self, part)[entries] for part in PARTS[1:]))
+
+    def at(self, beta: float) -> ImageCounts:
+        """Those of the masks at a background score 0, 0.01, ..., 1."""
+        above = self.bins > round(100 * beta)
+        return dataclasses.replace(self, bins=np.where(above, len(BETAS), 0).astype(np.uint8))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -33,11 +33,13 @@ class Target:
         name: the argument.
         scored: the counts of each of its runs.
         runs: of each, those of its chosen map.
+        betas: of each the background score that the argument names; None = the best one.
     """
 
     name: str
     scored: tuple[ScoredImages, ...]
     runs: tuple[ImageCounts, ...]
+    betas: tuple[float | None, ...]
 
 
 def run_compare(config: CompareConfig, progress: Progress = SILENT) -> dict[str, Any]:
@@ -87,14 +89,16 @@ def run_compare(config: CompareConfig, progress: Progress = SILENT) -> dict[str,
 
 
 def open_target(text: str) -> Target:
-    """The runs that an argument names, `FOLDER[:MAP][,FOLDER...]`.
+    """The runs that an argument names, `FOLDER[:MAP][@BETA][,FOLDER...]`.
 
     Raises:
-        DataError: for a folder without counts, a map that it does not have, or runs of other images or classes.
+        DataError: for a folder without counts, a map that it does not have, a background score that is not on the grid
+            or of masks that were read, or runs of other images or classes.
     """
-    scored, runs = [], []
+    scored, runs, betas = [], [], []
     for part in text.split(","):
-        folder, wanted = (part, None) if Path(part).exists() else _split_map(part)
+        named, beta = (part, None) if Path(part).exists() else _split_beta(part)
+        folder, wanted = (named, None) if Path(named).exists() else _split_map(named)
         path = Path(folder)
         if not path.exists():
             raise DataError(
@@ -105,8 +109,9 @@ def open_target(text: str) -> Target:
         if name not in counts.maps:
             raise DataError(f"{part}: {counts.path} has no map {name}, only {', '.join(counts.maps)}")
         scored.append(counts)
-        runs.append(counts.maps[name])
-    target = Target(text, tuple(scored), tuple(runs))
+        runs.append(counts.maps[name] if beta is None else _at(counts.maps[name], beta, part))
+        betas.append(beta)
+    target = Target(text, tuple(scored), tuple(runs), tuple(betas))
     _check_same(target, target)
     return target
 
@@ -114,6 +119,22 @@ def open_target(text: str) -> Target:
 def _split_map(part: str) -> tuple[str, str | None]:
     folder, colon, name = part.rpartition(":")
     return (folder, name) if colon and name in MAPS else (part, None)
+
+
+def _split_beta(part: str) -> tuple[str, float | None]:
+    named, at, text = part.rpartition("@")
+    try:
+        return (named, float(text)) if at else (part, None)
+    except ValueError:
+        return part, None
+
+
+def _at(counts: ImageCounts, beta: float, part: str) -> ImageCounts:
+    if not 0 <= beta <= 1 or abs(100 * beta - round(100 * beta)) > 1e-6:
+        raise DataError(f"{part}: the background score {beta:g} is not one of 0, 0.01, ..., 1")
+    if not counts.has_beta:
+        raise DataError(f"{part}: these are masks, which have no background score; leave @{beta:g} out")
+    return counts.at(beta)
 
 
 def _check_same(first: Target, second: Target) -> None:
@@ -141,7 +162,16 @@ def _compare(config: CompareConfig, first: Target, second: Target) -> dict[str, 
             "compare on images with masks of the classes"
         )
     arguments = (first.runs, second.runs, num_classes, config.resamples, config.seed)
-    return {"halves": compare_halves(*arguments), "best": compare_best(*arguments)}
+    found = {"halves": compare_halves(*arguments), "best": compare_best(*arguments)}
+    return {
+        protocol: dataclasses.replace(result, betas=(_named(first, result.betas[0]), _named(second, result.betas[1])))
+        for protocol, result in found.items()
+    }
+
+
+def _named(target: Target, chosen: Sequence[float]) -> tuple[float, ...]:
+    """The background scores: those that the argument names, where it does."""
+    return tuple(best if beta is None else beta for best, beta in zip(chosen, target.betas, strict=True))
 
 
 def _seeds_too(first: Target, comparisons: Sequence[tuple[Target, Any]]) -> str:

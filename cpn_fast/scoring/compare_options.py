@@ -14,7 +14,8 @@ class CompareConfig:
     """Compare scored runs or masks: differences of mIoU with a paired bootstrap over their images.
 
     Each target is a folder that `cpn evaluate` scored (it holds counts.npz), with `:cam` or `:rcam` behind it for a map
-    other than the run's own; several runs of one setting, one for each seed, are one target separated by commas. Every
+    other than the run's own, and `@0.45` behind that for its masks at a background score of 0, 0.01, ..., 1 instead of
+    the best one; several runs of one setting, one for each seed, are one target separated by commas. Every
     further target is compared with the first.
 
     Attributes:

@@ -69,6 +69,44 @@ def test_the_map_of_a_run_is_rcam_where_it_has_one(tmp_path) -> None:
         open_target(f"{plain}:rcam")
 
 
+def test_a_background_score_instead_of_the_best(tmp_path) -> None:
+    run = scored(tmp_path / "run", 1.2)
+    masks, rng = np.random.default_rng(4), np.random.default_rng(7)  # those of `scored`, masks drawn by hand
+    right = np.zeros((2, 3, 3), np.int64)  # [all or odd positions, truth, prediction]
+    for index in range(len(IDS)):
+        mask = masks.integers(0, 3, (5, 6))
+        maps = np.stack([(mask == c + 1) * 0.6 for c in range(2)]) + 0.6 * rng.random((2, 5, 6))
+        found = np.where(maps.clip(0, 1).max(0) > np.float32(0.37), maps.clip(0, 1).argmax(0) + 1, 0)
+        for part in (0, 1) if index % 2 else (0,):
+            np.add.at(right[part], (mask, found), 1)
+    expected = [np.mean([one[c, c] / (one[c].sum() + one[:, c].sum() - one[c, c]) for c in range(3)]) for one in right]
+    comparison = run_compare(CompareConfig(f"{run}:rcam", (f"{run}:rcam@0.37",), resamples=10))["comparisons"][0]
+    assert comparison["best"]["second"]["value"] == pytest.approx(expected[0], abs=1e-12)
+    assert comparison["halves"]["second"]["value"] == pytest.approx(expected[1], abs=1e-12)
+    assert comparison["best"]["first"]["value"] >= expected[0]
+    assert comparison["halves"]["betas"][1] == comparison["best"]["betas"][1] == (0.37,)
+    found = run_compare(CompareConfig(f"{run}:cam@0.37,{run}@0.5", (str(run),), resamples=10))
+    assert found["comparisons"][0]["best"]["betas"][0] == (0.37, 0.5)
+
+
+@pytest.mark.parametrize(("named", "message"), [("@0.375", "0.375 is not one of"), ("@1.2", "1.2 is not one of")])
+def test_background_scores_off_the_grid(tmp_path, named, message) -> None:
+    run = scored(tmp_path / "run", 1.0)
+    with pytest.raises(DataError, match=message):
+        open_target(f"{run}{named}")
+
+
+def test_masks_have_no_background_score(tmp_path) -> None:
+    run = scored(tmp_path / "run", 1.0)
+    counts = open_target(str(run)).scored[0]
+    (tmp_path / "masks").mkdir()
+    read = ScoredImages(counts.ids, counts.classes, {"masks": counts.maps["rcam"].at(0.4)})
+    write_counts(tmp_path / "masks" / "counts.npz", read)
+    with pytest.raises(DataError, match=r"leave @0\.4 out"):
+        open_target(f"{tmp_path / 'masks'}@0.4")
+    assert cpn(["compare", str(run), f"{run}@nonsense"]) == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
