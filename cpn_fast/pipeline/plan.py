@@ -179,9 +179,8 @@ def _cam_stages(config: PipelineConfig, truth: bool) -> list[Stage]:
         manifest=masks,
     )
     # Without ground truth it is the labelling that finds the background score of a pixel head.
-    export = Stage(
-        "export labeller", "export", ExportConfig(run, onnx, **maps), (onnx,), needs=chosen if truth else ("label",)
-    )
+    found = chosen if truth or pixels is None else ("label",)
+    export = Stage("export labeller", "export", ExportConfig(run, onnx, **maps), (onnx,), needs=found)
     if not truth:
         return [*earlier, train, label, export]
     return [*earlier, train, score, label, _score_masks("score masks", "label", config), export]

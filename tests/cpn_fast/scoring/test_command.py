@@ -202,7 +202,7 @@ def test_a_run_keeps_its_beta_in_its_folder(make_run, data, tmp_path):
     assert set(metrics["results"]) == {"cam"} and metrics["map"] == "cam"
     assert RunFolder(run.path).background_score(None, "none") == metrics["beta"] != REFINED_BETA
     assert RunFolder(run.path).beta == REFINED_BETA  # of the run's own maps, which were not scored
-    refined = run_evaluate(config(run.path, data, scales=(1.0,), flip=False))
+    refined = run_evaluate(config(run.path, data, scales=(1.0,), flip=False, refine="raw", refine_at="fused"))
     assert refined["map"] == "rcam" and RunFolder(run.path).beta == refined["beta"]
     assert (run.path / "beta_sweep.png").is_file()
 
