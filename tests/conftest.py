@@ -213,7 +213,7 @@ def cpn_without_torch() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `cpn ARGUMENTS` in a process in which what comes with [train] alone cannot be imported."""
     code = """
 import importlib.util, sys
-HIDDEN = {"torch", "triton", "lightning", "skimage", "cv2", "safetensors", "onnx", "tensorboard"}
+HIDDEN = {"torch", "triton", "lightning_fabric", "skimage", "cv2", "safetensors", "onnx", "tensorboard"}
 class Hidden:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in HIDDEN:

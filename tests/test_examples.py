@@ -13,7 +13,7 @@ from PIL import Image
 
 WITHOUT_TORCH = """
 import runpy, sys
-blocked = ("torch", "onnx", "onnxscript", "lightning", "triton", "skimage", "scipy", "cv2")
+blocked = ("torch", "onnx", "onnxscript", "lightning_fabric", "triton", "skimage", "scipy", "cv2")
 sys.modules.update(dict.fromkeys(blocked))
 sys.modules.pop("torch")
 class Block:

@@ -116,7 +116,9 @@ def test_wheel_holds_the_three_packages_and_the_licence(wheel: Path, repository:
 
 @pytest.mark.slow
 def test_base_has_no_torch(base_python: Path) -> None:
-    code = "import importlib.util as u; print([m for m in ('torch', 'onnx', 'cv2', 'lightning') if u.find_spec(m)])"
+    code = (
+        "import importlib.util as u; print([m for m in ('torch', 'onnx', 'cv2', 'lightning_fabric') if u.find_spec(m)])"
+    )
     assert run(base_python, "-c", code).strip() == "[]"
 
 
@@ -196,6 +198,6 @@ def test_every_dependency_is_pinned_within_its_range(repository: Path) -> None:
 def test_constraints_match_what_the_tests_run_with(repository: Path) -> None:
     lines = (repository / "constraints.txt").read_text(encoding="utf-8").splitlines()
     runtime = "onnxruntime-gpu" if runtime_extra() == "gpu" else "onnxruntime"
-    for name in ("numpy", "torch", runtime, "lightning"):
+    for name in ("numpy", "torch", runtime, "lightning-fabric"):
         (pin,) = (line.partition("==")[2] for line in lines if line.startswith(f"{name}=="))
         assert importlib.metadata.version(name).partition("+")[0] == pin

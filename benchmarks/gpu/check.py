@@ -46,7 +46,7 @@ def machine() -> dict[str, Any]:
 
     properties = torch.cuda.get_device_properties(0)
     versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in ("torch", "triton", "numpy", "lightning"):
+    for name in ("torch", "triton", "numpy", "lightning-fabric"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

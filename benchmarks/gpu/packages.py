@@ -10,7 +10,7 @@ BASE = {"torch": "torch", "triton": "triton", "numpy": "numpy", "PIL": "pillow",
 """Module: the distribution that brings it."""
 
 RUNS = {
-    "lightning": "lightning",
+    "lightning_fabric": "lightning-fabric",
     "safetensors": "safetensors",
     "cv2": "opencv-python-headless",
     "scipy": "scipy",

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from cpn_fast.affinity.batches import AffinityBatch, AffinityStream
@@ -17,6 +16,7 @@ from cpn_fast.affinity.validation import WalkValidator, create_walk_validator
 from cpn_fast.config.training import AffinityConfig
 from cpn_fast.data.loading.steps import Span
 from cpn_fast.data.sources.open import open_source
+from cpn_fast.fabric import Fabric
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.member import Member
 from cpn_fast.files.progress import SILENT, Progress

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable, Mapping
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from cpn_fast.cam.area_watch import AreaWatch
@@ -20,6 +19,7 @@ from cpn_fast.data.loading.steps import Span, steps_per_epoch
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.superpixels.backend import broadcast_backend, hides_patches, resolve_run_backend
 from cpn_fast.data.types import Batch
+from cpn_fast.fabric import Fabric
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.methods import create_method

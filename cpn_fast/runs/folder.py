@@ -378,5 +378,5 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             return "not installed"
 
-    packages = ("cpn-fast", "torch", "lightning", "numpy", "Pillow", "opencv-python-headless", "scikit-image")
+    packages = ("cpn-fast", "torch", "lightning-fabric", "numpy", "Pillow", "opencv-python-headless", "scikit-image")
     return {"python": platform.python_version(), **{package: of(package) for package in packages}}

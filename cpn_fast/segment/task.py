@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from cpn_fast.config.recipes import with_recipe
@@ -13,6 +12,7 @@ from cpn_fast.config.training import SegmentConfig
 from cpn_fast.data.loading.steps import Span, steps_per_epoch
 from cpn_fast.data.sources.open import open_source
 from cpn_fast.data.types import Record
+from cpn_fast.fabric import Fabric
 from cpn_fast.files.chosen import Chosen
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.progress import SILENT, Progress

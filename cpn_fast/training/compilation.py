@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from lightning.fabric import Fabric
 from torch import nn
 
 from cpn_fast.config.training import TrainingConfig
+from cpn_fast.fabric import Fabric
 from cpn_fast.files.errors import DataError
 from cpn_fast.training.task import passes_of_step
 

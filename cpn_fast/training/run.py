@@ -10,8 +10,6 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
 
 from cpn_fast.config.backbones import BACKBONE_NAMES, check_trusted, trust_backbone
 from cpn_fast.config.ranges import check_ranges
@@ -23,6 +21,7 @@ from cpn_fast.data.loading.steps import Span, steps_per_epoch
 from cpn_fast.data.sources.unlabelled import none_labelled
 from cpn_fast.data.types import Record, Source
 from cpn_fast.device import set_tf32, tune_allocator
+from cpn_fast.fabric import DDPStrategy, Fabric
 from cpn_fast.files.chosen import choose
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.lock import check_unlocked, locked

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from lightning.fabric import Fabric
 
 from cpn_fast.config.training import C, replace_dotted
+from cpn_fast.fabric import Fabric
 from cpn_fast.files.errors import DataError
 from cpn_fast.runs.folder import RunFolder
 

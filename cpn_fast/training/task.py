@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cpn_fast.config.training import TrainingConfig
 from cpn_fast.data.loading.steps import Span
+from cpn_fast.fabric import Fabric
 from cpn_fast.files.progress import SILENT, Progress
 from cpn_fast.training.tensorboard import MapStatistics
 

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
 from torch import nn
 
 from cpn_fast.device import peak_memory_mib
+from cpn_fast.fabric import Fabric
 from cpn_fast.files.errors import DataError
 from cpn_fast.training.compilation import ModeChoice, begin_pass, compile_tried
 

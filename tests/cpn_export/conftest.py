@@ -38,7 +38,7 @@ BLOCK_TORCH = """
 import sys
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "onnx", "onnxscript", "lightning", "triton", "skimage", "cv2"}:
+        if name.partition(".")[0] in {"torch", "onnx", "onnxscript", "lightning_fabric", "triton", "skimage", "cv2"}:
             raise ModuleNotFoundError(f"blocked: {name}", name=name)
 sys.meta_path.insert(0, Block())
 import importlib

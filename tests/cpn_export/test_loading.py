@@ -18,7 +18,7 @@ from cpn_fast.files.masks import read_labelmap, read_mask
 
 WITHOUT_TORCH = """
 import sys
-sys.modules.update(dict.fromkeys(("torch", "onnx", "lightning", "cv2", "skimage", "scipy")))
+sys.modules.update(dict.fromkeys(("torch", "onnx", "lightning_fabric", "cv2", "skimage", "scipy")))
 import cpn_fast
 model = cpn_fast.load(sys.argv[1])
 out = model.labeller()(sys.argv[2] + "/a.png", labels=["cat"])

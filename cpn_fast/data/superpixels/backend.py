@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from lightning.fabric import Fabric
-
 from cpn_fast.config.training import TrainConfig
+from cpn_fast.fabric import Fabric
 from cpn_fast.files.errors import DataError
 from cpn_fast.runs.folder import RunFolder
 from cpn_kernels.ops.superpixels import Backend, backend_version, resolve_backend

@@ -69,7 +69,7 @@ def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
 
 
 HEAVY = (
-    *("torch", "torchvision", "lightning", "triton", "cv2", "onnx", "onnxruntime", "onnxscript", "matplotlib"),
+    *("torch", "torchvision", "lightning_fabric", "triton", "cv2", "onnx", "onnxruntime", "onnxscript", "matplotlib"),
     *("skimage", "scipy", "pycocotools", "torchmetrics", "tensorboard", "jinja2", "safetensors"),
 )
 HELP = """
