@@ -1,8 +1,8 @@
 """The background score of a pixel head where no ground truth tells it: as much object as its teacher's maps show.
 
-The head learns the pixels that its teacher is sure of, and what lies between may go either way: after other settings of
-the teacher the best score was 0.69 instead of 0.49, and 0.5 cost 4 points of mIoU. The share of the images that is
-object does not change from one round to the next, and the teacher's maps tell it well (docs/results/study.md).
+The head learns the pixels that its teacher is sure of, and what lies between may go either way: at another learning
+rate the best score was 0.69 instead of 0.49, and 0.5 cost 4 points of mIoU. The share of the images that is object does
+not change from one round to the next, and the teacher's maps tell it well (docs/results/study.md).
 """
 
 from __future__ import annotations
@@ -76,28 +76,28 @@ def score_without_masks(
     known = read_found(run.path)
     if known is not None and {**known, **about} == known:
         return usual
-    shares = teacher_shares(run, spread(records, SAMPLE))
+    sample = spread(records, SAMPLE)
+    shares = teacher_shares(run, sample)
     if len(shares) < LEAST:
         return usual
-    looked_at = [record for record in spread(records, SAMPLE) if record.id in shares]
+    looked_at = [record for record in sample if record.id in shares]
     log.info("background score: looking at %d images, of which no ground truth is needed", len(looked_at))
-    pixels = np.zeros(len(BETAS) + 1)
-    above = total = 0.0
+    pixels, above = np.zeros(len(BETAS) + 1, np.int64), 0.0
     for found in predictions(labeller, source, looked_at, mapping, options, only="rcam"):
         if isinstance(found, Prediction) and len(found.classes):
             score = found.best("rcam")[1]
             pixels += pixels_by_score(score)
             above += shares[found.record.id] * score.size
-            total += score.size
-    if not total:
+    if not pixels.any():
         return usual
-    beta = score_at_share(pixels, above / total)
+    share = above / int(pixels.sum())
+    beta = score_at_share(pixels, share)
     log.info(
         "background score %g: above it lies as much of these images, %.1f%%, as in the maps that labelled the "
         "pixels of %s (with ground truth for some images `cpn evaluate` finds the best)",
-        beta, 100 * above / total, run.path,
+        beta, 100 * share, run.path,
     )  # fmt: skip
-    _keep(run, beta, {**about, "share": round(above / total, 4)})
+    _keep(run, beta, {**about, "share": round(share, 4)})
     return beta
 
 
@@ -129,11 +129,11 @@ def pixels_by_score(score: NDArray[np.float32]) -> NDArray[np.int64]:
     return np.bincount(np.searchsorted(BETAS, score.reshape(-1), side="left"), minlength=len(BETAS) + 1)
 
 
-def score_at_share(pixels: NDArray[np.floating], share: float) -> float:
+def score_at_share(pixels: NDArray[np.int64], share: float) -> float:
     """The background score 0, 0.01, ..., 1 above which nearest to a share of the pixels lies; the least such one.
 
     Args:
-        pixels: float [102], of `pixels_by_score`.
+        pixels: int64 [102], of `pixels_by_score`.
         share: 0..1.
     """
     above = 1 - np.cumsum(pixels)[:-1] / pixels.sum()
