@@ -68,8 +68,8 @@ def arguments(demo: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def torchrun() -> Iterator[Torchrun]:
-    """With what docs/guide/train.md says of --max-restarts, and 10 s instead of 30 for a process that hangs to end."""
-    with torchrun_in_forks({OWN_STORE: "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10"}) as run:
+    """With what docs/guide/train.md says of --max-restarts."""
+    with torchrun_in_forks({OWN_STORE: "1"}) as run:
         yield run
 
 
