@@ -218,7 +218,7 @@ def _jobs(config: LabelConfig, source: Source, every: Sequence[Record], split: s
     options = InferenceOptions(config.max_side, config.batch_size, config.workers, use_labels=config.use_labels)
     beta = guess
     if config.beta is None and name == "rcam":
-        beta = score_without_masks(run, how, labeller, source, every, mapping, options)
+        beta = score_without_masks(run, how, guess, labeller, source, every, mapping, options)
     band = _void_band(config, beta)
     output, settings = _output(config), _settings(config, run, how, beta, band, name)
     folder = mask_sink(output, config.sink, config.shard_size, settings, every)

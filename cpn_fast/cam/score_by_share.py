@@ -8,7 +8,7 @@ not change from one round to the next, and the teacher's maps tell it well (docs
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from cpn_fast.data.types import Record, Source
 from cpn_fast.files.errors import DataError
 from cpn_fast.files.find_masks import find_masks
 from cpn_fast.inference.class_mapping import ClassMapping
-from cpn_fast.inference.reader import InferenceOptions
+from cpn_fast.inference.reader import Failure, InferenceOptions
 from cpn_fast.metrics.beta_sweep import BETAS
 from cpn_fast.models.labeller import Labeller
 from cpn_fast.runs.background import read_found, scored_beta, write_found
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 def score_without_masks(
     run: RunFolder,
     how: ResolvedMaps,
+    usual: float,
     labeller: Labeller,
     source: Source,
     records: Sequence[Record],
@@ -54,6 +55,7 @@ def score_without_masks(
     Args:
         run: of the network.
         how: how its maps are made.
+        usual: the run's score of these maps, where none is found here.
         labeller: makes them.
         source: reads the records.
         records: the images.
@@ -63,7 +65,6 @@ def score_without_masks(
     Returns:
         0..1.
     """
-    usual = run.background_score(None, how.refine.refine)
     if how.refine.refine not in OF_PIXEL_HEAD or scored_beta(run.path, how.refine.refine) is not None:
         return usual
     about = {
@@ -82,16 +83,10 @@ def score_without_masks(
         return usual
     looked_at = [record for record in sample if record.id in shares]
     log.info("background score: looking at %d images, of which no ground truth is needed", len(looked_at))
-    pixels, above = np.zeros(len(BETAS) + 1, np.int64), 0.0
-    for found in predictions(labeller, source, looked_at, mapping, options, only="rcam"):
-        if isinstance(found, Prediction) and len(found.classes):
-            score = found.best("rcam")[1]
-            pixels += pixels_by_score(score)
-            above += shares[found.record.id] * score.size
-    if not pixels.any():
+    found = _score_of(predictions(labeller, source, looked_at, mapping, options, only="rcam"), shares)
+    if found is None:
         return usual
-    share = above / int(pixels.sum())
-    beta = score_at_share(pixels, share)
+    beta, share = found
     log.info(
         "background score %g: above it lies as much of these images, %.1f%%, as in the maps that labelled the "
         "pixels of %s (with ground truth for some images `cpn evaluate` finds the best)",
@@ -99,6 +94,20 @@ def score_without_masks(
     )  # fmt: skip
     _keep(run, beta, {**about, "share": round(share, 4)})
     return beta
+
+
+def _score_of(items: Iterable[Prediction | Failure[Record]], shares: Mapping[str, float]) -> tuple[float, float] | None:
+    """The score, and the share of all pixels that was above the teacher's; None where no image shows a class."""
+    pixels, above = np.zeros(len(BETAS) + 1, np.int64), 0.0
+    for item in items:
+        if isinstance(item, Prediction) and len(item.classes):
+            score = item.best("rcam")[1]
+            pixels += pixels_by_score(score)
+            above += shares[item.record.id] * score.size
+    if not pixels.any():
+        return None
+    share = above / int(pixels.sum())
+    return score_at_share(pixels, share), share
 
 
 def teacher_shares(run: RunFolder, records: Sequence[Record]) -> dict[str, float]:

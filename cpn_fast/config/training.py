@@ -21,9 +21,6 @@ CERTAIN = (0.3, 0.55)
 """Scores of refined maps: below the first a pixel is taken for background, above the second for its class; in between
 it teaches nothing."""
 
-CERTAIN_MARGIN = (0.15, 0.1)
-"""The same as distances below and above the background score, which is 0.45 for refined maps without ground truth."""
-
 
 @dataclass(frozen=True)
 class MethodOptions:

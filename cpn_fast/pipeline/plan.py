@@ -12,7 +12,7 @@ from cpn_fast.config.display import command_text
 from cpn_fast.config.export import ExportConfig
 from cpn_fast.config.refine import OF_PIXEL_HEAD
 from cpn_fast.config.serialise import config_to_dict, flat
-from cpn_fast.config.training import CERTAIN_MARGIN, AffinityConfig, SegmentConfig, TrainConfig, replace_dotted
+from cpn_fast.config.training import AffinityConfig, SegmentConfig, TrainConfig, replace_dotted
 from cpn_fast.refine.options import RefineConfig
 from cpn_fast.runs.folder import FREE_ON_RESUME
 from cpn_fast.scoring.options import EvaluateConfig
@@ -30,6 +30,10 @@ EARLIER = ("first", "second", "third")
 """The rounds before the last, as their stages and folders are called."""
 
 MOST_ROUNDS = len(EARLIER) + 1
+
+CERTAIN_MARGIN = (0.15, 0.1)
+"""How far below the background score a round takes a pixel for background, and above it for its class: below 0.3 and
+above 0.55 where the score is that of refined maps without ground truth."""
 
 NOWHERE = Path()
 """Stands for a folder or file in a stage's config that the pipeline puts in its place."""
