@@ -1,7 +1,7 @@
 """Lightning's Fabric: device, precision and several processes.
 
-Of torchmetrics its import asks the version alone, but imports all of it to be told, and scipy with it: two of seven
-processor seconds that a training takes to begin. So it is told the version and nothing else.
+Of torchmetrics its import asks the version alone, but imports all of it to be told, and scipy with it: 1.6 seconds of a
+processor whenever a training begins. So it is told the version and nothing else.
 """
 
 from __future__ import annotations
